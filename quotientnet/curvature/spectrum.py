@@ -1,0 +1,124 @@
+"""Eigenvalues of symmetric operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quotientnet.operator import Operator
+
+__all__ = ["Eigenpair", "power_method"]
+
+
+@dataclass(frozen=True)
+class Eigenpair:
+    """An approximate eigenvalue with its vector and residual.
+
+    Attributes:
+        value: The Rayleigh quotient ``λ = ⟨v, H v⟩``.
+        vector: ``v``, of norm 1.
+        residual: ``‖H v − λ v‖``. Certified: *some* eigenvalue lies within it of ``value``; that
+            it is the one asked for is only probable, from a random start.
+        iterations: Products with the operator.
+        converged: Whether the residual reached the tolerance.
+    """
+
+    value: float
+    vector: Tensor
+    residual: float
+    iterations: int
+    converged: bool
+
+
+def power_method(
+    operator: Operator,
+    *,
+    which: str = "magnitude",
+    tolerance: float = 1e-4,
+    max_iterations: int = 10_000,
+    start: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    check_every: int = 4,
+) -> Eigenpair:
+    """The dominant eigenvalue of a symmetric operator: Algorithm 1 of [Rangamani2019]_.
+
+    On a Riemannian Hessian in frame coordinates this is the Riemannian power method. The paper
+    stops on the change of the vector; here the residual decides.
+
+    Args:
+        operator: The symmetric operator.
+        which: ``"magnitude"`` for the eigenvalue largest in magnitude, with its sign, or
+            ``"algebraic"`` for the largest one, also where a negative one dominates (a second
+            phase then iterates on a shifted operator).
+        tolerance: Stop at ``residual ≤ tolerance · |value|``. The error of the value is of the
+            order of ``residual² / gap``.
+        max_iterations: Products at most, both phases together.
+        start: Starting vector, shape ``(size,)``; random if omitted.
+        generator: Source of the random start; a fresh one with seed 0 if omitted.
+        check_every: Products between looks at the residual, which synchronise with the device.
+
+    Returns:
+        The eigenpair. Eigenvalues ``±λ`` of equal magnitude do not separate under ``"magnitude"``:
+        the result then says that it has not converged.
+
+    Raises:
+        ValueError: Another ``which``, a start of another shape or zero, an empty operator, or a
+            product that is NaN or infinite.
+    """
+    if which not in ("magnitude", "algebraic"):
+        raise ValueError(f"power_method: which must be 'magnitude' or 'algebraic', got {which!r}")
+    if not tolerance > 0 or max_iterations < 1 or check_every < 1:
+        raise ValueError("power_method: tolerance, max_iterations and check_every must be positive")
+    v = _start(operator, start, generator)
+    pair, radius = _iterate(operator, v, 0.0, tolerance, max_iterations, check_every)
+    if which == "magnitude" or (pair.converged and pair.value >= 0):
+        return pair
+    # A negative eigenvalue dominates, or nothing does: H + radius has the largest one on top.
+    left = max(max_iterations - pair.iterations, 1)
+    second, _ = _iterate(operator, v, radius, tolerance, left, check_every)
+    return Eigenpair(
+        second.value, second.vector, second.residual, pair.iterations + second.iterations,
+        second.converged,
+    )  # fmt: skip
+
+
+def _start(operator: Operator, start, generator) -> Tensor:
+    if operator.size == 0:
+        raise ValueError("power_method: the operator has size 0")
+    if start is None:
+        if generator is None:
+            generator = torch.Generator(operator.device).manual_seed(0)
+        start = torch.randn(
+            operator.size, dtype=operator.dtype, device=operator.device, generator=generator
+        )
+    if start.shape != (operator.size,) or not start.norm() > 0:
+        raise ValueError(
+            f"power_method: start must be a nonzero vector of shape ({operator.size},), got shape "
+            f"{tuple(start.shape)} and norm {float(start.norm())}"
+        )
+    return start / start.norm()
+
+
+def _iterate(operator, v, shift, tolerance, max_iterations, check_every):
+    """Power iteration on ``H + shift``; the pair belongs to ``H``. Also the largest ``‖H v‖``."""
+    radius = 0.0
+    for iteration in range(1, max_iterations + 1):
+        product = operator @ v
+        last = iteration == max_iterations
+        if last or iteration == 1 or iteration % check_every == 0:
+            value = torch.dot(v, product)
+            residual = float((product - value * v).norm())
+            value, radius = float(value), max(radius, float(product.norm()))
+            if not (residual < float("inf")):
+                raise ValueError(
+                    f"power_method: product {iteration} is NaN or infinite; is the point valid, or "
+                    "does a value overflow in this dtype?"
+                )
+            converged = residual <= tolerance * abs(value)
+            if converged or last:
+                return Eigenpair(value, v, residual, iteration, converged), radius
+        product = product + shift * v if shift else product
+        v = product / product.norm()
+    raise AssertionError("unreachable: the last iteration returns")

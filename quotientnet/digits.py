@@ -1,0 +1,105 @@
+"""The embedded data: scikit-learn's handwritten digits, and a small network trained on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Digits", "load_digits", "make_network", "train"]
+
+
+@dataclass(frozen=True)
+class Digits:
+    """1,797 images of 8×8 pixels in [0, 1], split at random into four fifths and one fifth."""
+
+    train_inputs: Tensor
+    train_targets: Tensor
+    test_inputs: Tensor
+    test_targets: Tensor
+
+
+def load_digits(seed: int = 0, dtype=torch.float64, device="cpu") -> Digits:
+    """The digits, from scikit-learn's own copy; nothing is downloaded.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits as load
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "load_digits needs scikit-learn: pip install quotientnet[examples]"
+        ) from error
+    bunch = load()
+    order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(seed))
+    inputs = torch.tensor(bunch.data / 16, dtype=dtype)[order].to(device)
+    targets = torch.tensor(bunch.target)[order].to(device)
+    cut = len(order) * 4 // 5
+    return Digits(inputs[:cut], targets[:cut], inputs[cut:], targets[cut:])
+
+
+def make_network(seed: int = 0, dtype=torch.float64, device="cpu") -> nn.Sequential:
+    """A ReLU network 64-32-32-10 with biases; its random start depends on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)
+        )
+    return network.to(device, dtype)
+
+
+def train(
+    network: nn.Module,
+    digits: Digits,
+    *,
+    batch_size: int,
+    epochs: int,
+    learning_rate: float = 1e-2,
+    seed: int = 0,
+    progress: bool = False,
+) -> None:
+    """Train in place with Adam and a cosine schedule on shuffled batches.
+
+    Args:
+        network: The network.
+        digits: The data.
+        batch_size: Images a step; the last step of an epoch may have fewer.
+        epochs: Passes over the training images.
+        learning_rate: At the start; it falls to 0.
+        seed: Of the shuffling.
+        progress: Whether to draw a progress bar, on a terminal only.
+
+    Raises:
+        ValueError: ``batch_size`` or ``epochs`` below 1.
+        RuntimeError: The loss is no longer finite; names the step.
+    """
+    if batch_size < 1 or epochs < 1:
+        raise ValueError(f"train: batch_size={batch_size} and epochs={epochs} must be at least 1")
+    generator = torch.Generator().manual_seed(seed)
+    count = len(digits.train_targets)
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    steps = epochs * ceil(count / batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in _bar(range(epochs), f"training, batch {batch_size}", progress):
+        for rows in torch.randperm(count, generator=generator).split(batch_size):
+            rows = rows.to(digits.train_inputs.device)
+            loss = nn.functional.cross_entropy(
+                network(digits.train_inputs[rows]), digits.train_targets[rows]
+            )
+            if not torch.isfinite(loss):
+                raise RuntimeError(f"train: the loss is {float(loss)}; lower the learning rate")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+
+def _bar(items, label: str, show: bool):
+    if not show:
+        return items
+    from tqdm import tqdm
+
+    return tqdm(items, desc=label, disable=None, leave=False)

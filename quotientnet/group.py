@@ -1,0 +1,401 @@
+"""Scaling groups: a symmetry is a matrix of integer exponents, stored compactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from quotientnet.gram import Gram
+from quotientnet.layout import ParameterLayout
+
+__all__ = ["Term", "Scale", "Unit", "ScalingGroup"]
+
+
+class Term:
+    """How one index array of a parameter scales it: entry ``i`` by ``coefficient * s[index[i]]``.
+
+    ``index`` has as many axes as the parameter and broadcasts to its shape; an axis along
+    which it does not vary has length 1. Immutable, compared by value.
+    """
+
+    def __init__(self, index: np.ndarray, coefficient: int):
+        index = np.asarray(index)
+        for axis in range(index.ndim):
+            first = index.take([0], axis) if index.shape[axis] else index
+            if index.shape[axis] > 1 and (index == first).all():
+                index = first
+        self.index = np.ascontiguousarray(index, dtype=np.int64)
+        self.index.setflags(write=False)
+        self.coefficient = int(coefficient)
+
+    @cached_property
+    def axes(self) -> tuple[int, ...]:
+        """The axes of the parameter along which the scale varies."""
+        return tuple(axis for axis, length in enumerate(self.index.shape) if length > 1)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Term)
+            and self.coefficient == other.coefficient
+            and self.index.shape == other.index.shape
+            and bool((self.index == other.index).all())
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.coefficient, self.index.shape, self.index.tobytes()))
+
+    def __repr__(self) -> str:
+        return f"Term(index of shape {self.index.shape}, coefficient={self.coefficient})"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A unit's effect on one tensor: along ``axis`` its channels scale it by ``e^{exponent t}``.
+
+    The axis is as long as the unit has channels, or a multiple (after a flatten each channel
+    owns a run of consecutive columns). ``axis=None`` scales the whole tensor.
+    """
+
+    name: str
+    axis: int | None
+    exponent: int = 1
+
+
+@dataclass(frozen=True)
+class Unit:
+    """``channels`` generators of the same shape, one a channel, and the tensors they scale."""
+
+    name: str
+    channels: int
+    scales: tuple[Scale, ...]
+
+
+class ScalingGroup:
+    r"""The group :math:`(t \cdot w)_i = e^{(A t)_i} w_i`, with integer exponents ``A = G C``.
+
+    The incidence ``G`` says which *classes* scale an entry; it is stored as broadcastable index
+    arrays, never as a matrix. ``C``, classes × generators, is a sparse integer matrix. The group
+    is written additively in the coordinates ``t``, shape ``(..., dimension)``; it knows no metric.
+
+    Args:
+        layout: The coordinates the group acts on.
+        incidence: The terms of each scaled entry, by name.
+        classes: ``C``, integer, one row a class; the identity if omitted.
+        names: A name for each generator.
+
+    Raises:
+        ValueError: An index array that does not fit its parameter or refers to no class, a name
+            that is not in the layout, or a generator that scales nothing.
+
+    Example:
+        >>> layout = ParameterLayout({"first": (3, 2), "second": (1, 3)})
+        >>> group = node_wise_group(layout)
+        >>> group.dimension, group.names[0]
+        (3, 'unit 0 of first')
+    """
+
+    def __init__(
+        self,
+        layout: ParameterLayout,
+        incidence: Mapping[str, Sequence[Term]],
+        classes: sparse.sparray | np.ndarray | None = None,
+        names: Sequence[str] | None = None,
+    ):
+        self.layout = layout
+        self.incidence = _validated(layout, incidence)
+        used = [int(t.index.max()) for ts in self.incidence.values() for t in ts if t.index.size]
+        if classes is None:
+            classes = sparse.eye_array(max(used, default=-1) + 1, dtype=np.int64)
+        self.classes = sparse.csr_array(classes).astype(np.int64)
+        self.classes.sum_duplicates()
+        self.classes.eliminate_zeros()
+        if max(used, default=-1) >= self.classes.shape[0]:
+            raise ValueError(
+                f"ScalingGroup: the incidence refers to class {max(used)}, but classes has "
+                f"{self.classes.shape[0]} rows"
+            )
+        count = self.classes.shape[1]
+        self.names = tuple(names) if names is not None else tuple(f"t{j}" for j in range(count))
+        if len(self.names) != count:
+            raise ValueError(f"ScalingGroup: {len(self.names)} names for {count} generators")
+        self._refuse_idle_generators()
+
+    @classmethod
+    def from_units(cls, layout: ParameterLayout, units: Sequence[Unit]) -> ScalingGroup:
+        """A group from the hidden units of a network, one generator a channel.
+
+        Args:
+            layout: The coordinates.
+            units: What each unit scales. Names that are not in the layout are an error.
+
+        Raises:
+            ValueError: An axis that is no multiple of the unit's channels.
+
+        Example:
+            >>> layout = ParameterLayout({"W1": (4, 2), "b1": (4,), "W2": (3, 4)})
+            >>> hidden = Unit("hidden", 4, (Scale("W1", 0), Scale("b1", 0), Scale("W2", 1, -1)))
+            >>> ScalingGroup.from_units(layout, [hidden]).dimension
+            4
+        """
+        incidence: dict[str, list[Term]] = {}
+        names: list[str] = []
+        for unit in units:
+            for scale in unit.scales:
+                if scale.name not in layout:
+                    raise ValueError(
+                        f"ScalingGroup.from_units: unit {unit.name!r} scales {scale.name!r}, which "
+                        f"is not in the layout; it has {', '.join(layout.names)}"
+                    )
+                entry = layout[scale.name]
+                term = Term(_unit_index(unit, scale, entry.shape) + len(names), scale.exponent)
+                incidence.setdefault(entry.name, []).append(term)
+            alone = unit.channels == 1
+            names += [unit.name if alone else f"unit {i} of {unit.name}" for i in range(unit.channels)]
+        return cls(layout, incidence, sparse.eye_array(len(names), dtype=np.int64), names)
+
+    @property
+    def dimension(self) -> int:
+        """The number of generators ``k``, which is the length of ``t``."""
+        return self.classes.shape[1]
+
+    # -- the group law, in additive coordinates -------------------------------------------------
+
+    def identity(self, *batch: int, dtype=torch.float64, device=None) -> Tensor:
+        """The coordinates of the neutral element, shape ``(*batch, dimension)``."""
+        return torch.zeros(*batch, self.dimension, dtype=dtype, device=device)
+
+    def compose(self, s: Tensor, t: Tensor) -> Tensor:
+        """The coordinates of "first ``t``, then ``s``"."""
+        return s + t
+
+    def inverse(self, t: Tensor) -> Tensor:
+        """The coordinates of the inverse element."""
+        return -t
+
+    def random(
+        self,
+        *batch: int,
+        spread: float = 1.0,
+        generator: torch.Generator | None = None,
+        dtype=torch.float64,
+        device=None,
+    ) -> Tensor:
+        """Coordinates drawn from a normal distribution of standard deviation ``spread``.
+
+        Args:
+            batch: Leading dimensions.
+            spread: Standard deviation of each ``t_j``: scales vary by about ``e^{±spread}``.
+            generator: Source of randomness; torch's global one if omitted.
+        """
+        shape = (*batch, self.dimension)
+        return spread * torch.randn(shape, generator=generator, dtype=dtype, device=device)
+
+    # -- the action -----------------------------------------------------------------------------
+
+    def exponents(self, t: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """``A t``, shape ``(..., size)``, from ``t``, shape ``(..., dimension)``.
+
+        Args:
+            t: Group coordinates.
+            out: Where to write the result, shape ``(size,)``, for ``t`` without batch dimensions.
+        """
+        batch = self._check_coordinates(t, "exponents").shape[:-1]
+        compact = self.compact_exponents(t)
+        if t.requires_grad:
+            pieces = [_broadcast_sum(compact.get(e.name), t, batch, e.shape) for e in self.layout.entries]
+            return torch.cat([piece.reshape(*batch, -1) for piece in pieces], dim=-1)
+        out = t.new_empty(*batch, self.layout.size) if out is None else out
+        for entry in self.layout.entries:
+            view = out[..., entry.slice].view(*batch, *entry.shape)
+            terms = compact.get(entry.name, ())
+            if len(terms) == 2 and torch.broadcast_shapes(*(t.shape for t in terms)) == view.shape:
+                torch.add(*terms, out=view)
+            else:
+                view.copy_(_broadcast_sum(terms, t, batch, entry.shape))
+        return out
+
+    def adjoint(self, rho: Tensor) -> Tensor:
+        """``Aᵀ rho``, shape ``(..., dimension)``, from ``rho``, shape ``(..., size)``."""
+        views = self.layout.unflatten(rho)
+        batch = rho.shape[:-1]
+        sums = rho.new_zeros(*batch, self.classes.shape[0])
+        for name, terms in self.incidence.items():
+            for term in terms:
+                reduced = _sum_to(views[name], term.index.shape, len(batch)).reshape(*batch, -1)
+                index = self._index(term, rho.device)
+                sums = sums.index_add(-1, index, reduced, alpha=term.coefficient)
+        return self.to_generators(sums)
+
+    def act(self, w: Tensor, t: Tensor) -> Tensor:
+        """The equivalent point ``t·w``; batch dimensions of ``w`` and ``t`` broadcast.
+
+        Args:
+            w: Points, shape ``(..., size)``.
+            t: Group coordinates, shape ``(..., dimension)``, converted to ``w``'s dtype and device.
+        """
+        self.layout.check(w, "ScalingGroup.act")
+        return w * self.exponents(t.to(w)).exp_()
+
+    def generate(self, w: Tensor, t: Tensor) -> Tensor:
+        """The velocity ``(A t) ⊙ w`` of the orbit through ``w``: the vertical vector of ``t``."""
+        self.layout.check(w, "ScalingGroup.generate")
+        return self.exponents(t.to(w)) * w
+
+    def gram(self, weight: Tensor | None = None) -> Gram:
+        """A solver for ``Aᵀ diag(weight) A`` with ``weight ≥ 0``, shape ``(size,)``, or 1."""
+        return Gram(self, weight)
+
+    # -- the compact form, for those who loop over parameters -------------------------------------
+
+    def compact_exponents(self, t: Tensor) -> dict[str, list[Tensor]]:
+        """The terms whose broadcast sum is ``A t``, by name: shape ``(..., *index.shape)`` each."""
+        scales, batch = self.to_classes(t), t.shape[:-1]
+        return {
+            name: [
+                scales.index_select(-1, self._index(term, t.device)).reshape(
+                    *batch, *term.index.shape
+                )
+                * term.coefficient
+                for term in terms
+            ]
+            for name, terms in self.incidence.items()
+        }
+
+    def to_classes(self, t: Tensor) -> Tensor:
+        """``C t``: the log-scale of each class."""
+        rows, columns, values = self._coordinates(t)
+        result = t.new_zeros(*t.shape[:-1], self.classes.shape[0])
+        return result.index_add(-1, rows, t.index_select(-1, columns) * values)
+
+    def to_generators(self, sums: Tensor) -> Tensor:
+        """``Cᵀ s``: sums over classes gathered into generators."""
+        rows, columns, values = self._coordinates(sums)
+        result = sums.new_zeros(*sums.shape[:-1], self.dimension)
+        return result.index_add(-1, columns, sums.index_select(-1, rows) * values)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _index(self, term: Term, device) -> Tensor:
+        cache = self.__dict__.setdefault("_indices", {})
+        key = (id(term), device)
+        if key not in cache:
+            cache[key] = torch.from_numpy(term.index.reshape(-1).copy()).to(device)
+        return cache[key]
+
+    def _coordinates(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cache = self.__dict__.setdefault("_class_coordinates", {})
+        key = (like.device, like.dtype)
+        if key not in cache:
+            coo = self.classes.tocoo()
+            cache[key] = (
+                torch.from_numpy(coo.row.astype(np.int64)).to(like.device),
+                torch.from_numpy(coo.col.astype(np.int64)).to(like.device),
+                torch.from_numpy(coo.data).to(like),
+            )
+        return cache[key]
+
+    def _check_coordinates(self, t: Tensor, method: str) -> Tensor:
+        if not isinstance(t, Tensor) or t.ndim < 1 or t.shape[-1] != self.dimension:
+            got = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
+            raise ValueError(
+                f"ScalingGroup.{method}: t must be a tensor with a last dimension of "
+                f"{self.dimension}, one coordinate a generator; got {got}"
+            )
+        return t
+
+    def _refuse_idle_generators(self) -> None:
+        touched = np.zeros(self.classes.shape[0], dtype=bool)
+        for terms in self.incidence.values():
+            for term in terms:
+                touched[term.index.reshape(-1)] = True
+        reach = (abs(self.classes).T @ touched.astype(np.int64)) > 0
+        if not reach.all():
+            name = self.names[int(np.flatnonzero(~reach)[0])]
+            raise ValueError(f"ScalingGroup: generator {name!r} scales no parameter; leave it out")
+
+    def _key(self):
+        terms = tuple((name, tuple(terms)) for name, terms in sorted(self.incidence.items()))
+        c = self.classes
+        matrix = (c.shape, c.indptr.tobytes(), c.indices.tobytes(), c.data.tobytes())
+        return (self.layout, self.names, terms, matrix)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ScalingGroup) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash((self.layout, self.names))
+
+    def __deepcopy__(self, memo) -> ScalingGroup:
+        return self
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_indices", "_class_coordinates")}
+
+    def __repr__(self) -> str:
+        return f"ScalingGroup(dimension={self.dimension}, size={self.layout.size})"
+
+
+def _validated(layout: ParameterLayout, incidence) -> dict[str, tuple[Term, ...]]:
+    result = {}
+    for name, terms in incidence.items():
+        if name not in layout:
+            raise ValueError(f"ScalingGroup: {name!r} is not in the layout")
+        entry = layout[name]
+        for term in terms:
+            ok = term.index.ndim == len(entry.shape) and all(
+                i in (1, s) for i, s in zip(term.index.shape, entry.shape)
+            )
+            if not ok or (term.index.size and term.index.min() < 0):
+                raise ValueError(
+                    f"ScalingGroup: an index array of shape {term.index.shape} does not fit "
+                    f"{name!r}, which has shape {entry.shape}; it needs as many axes, each of "
+                    "full length or 1, and classes from 0"
+                )
+        if terms:
+            result[entry.name] = tuple(terms)
+    order = {entry.name: i for i, entry in enumerate(layout.entries)}
+    return dict(sorted(result.items(), key=lambda item: order[item[0]]))
+
+
+def _unit_index(unit: Unit, scale: Scale, shape: tuple[int, ...]) -> np.ndarray:
+    """The channel of each entry, as an array that broadcasts to ``shape``."""
+    index_shape = [1] * len(shape)
+    if scale.axis is None:
+        if unit.channels != 1:
+            raise ValueError(
+                f"ScalingGroup.from_units: unit {unit.name!r} has {unit.channels} channels, so "
+                f"its scale of {scale.name!r} needs an axis"
+            )
+        return np.zeros(index_shape, dtype=np.int64)
+    if not -len(shape) <= scale.axis < len(shape):
+        raise ValueError(f"ScalingGroup.from_units: {scale.name!r} has no axis {scale.axis}")
+    length = shape[scale.axis]
+    if length % unit.channels:
+        raise ValueError(
+            f"ScalingGroup.from_units: axis {scale.axis} of {scale.name!r} has length {length}, "
+            f"no multiple of the {unit.channels} channels of unit {unit.name!r}"
+        )
+    index_shape[scale.axis] = length
+    return (np.arange(length) // (length // unit.channels)).reshape(index_shape)
+
+
+def _broadcast_sum(terms, like: Tensor, batch, shape: tuple[int, ...]) -> Tensor:
+    """The sum of ``terms``, each of shape ``(*batch, *compact)``, on ``(*batch, *shape)``."""
+    if not terms:
+        return like.new_zeros(()).expand(*batch, *shape)
+    total = terms[0]
+    for other in terms[1:]:
+        total = total + other
+    return total.expand(*batch, *shape)
+
+
+def _sum_to(x: Tensor, shape: tuple[int, ...], lead: int) -> Tensor:
+    """``x``, shape ``(*batch, *full)``, summed to ``(*batch, *shape)``; ``lead`` batch axes."""
+    axes = [lead + a for a, n in enumerate(shape) if n == 1 and x.shape[lead + a] != 1]
+    return x.sum(axes, keepdim=True) if axes else x

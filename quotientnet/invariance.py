@@ -1,0 +1,160 @@
+"""Measures of one network at equivalent points: which numbers move, and which do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+
+import torch
+from torch import Tensor
+
+from quotientnet import sharpness
+from quotientnet.chains import layer_scale_group, node_wise_group
+from quotientnet.group import ScalingGroup
+from quotientnet.manifolds import LayerScaleQuotient, NodeWiseQuotient
+from quotientnet.objective import Objective
+
+__all__ = ["Row", "equivalent_points", "measure_points", "format_table"]
+
+PAPER_SCALES = {"λ = (5, 4, 1/20)": (5, 4, 1 / 20), "λ = (100, 30, 1/3000)": (100, 30, 1 / 3000)}
+"""The layer scales of rangamani2019 Table 2."""
+
+COLUMNS = {
+    "loss": "loss",
+    "spectral_norm": "Euclidean λ",
+    "trace": "Euclidean trace",
+    "layer_scale_norm": "layer-scale λ",
+    "node_wise_norm": "node-wise λ",
+    "layer_scale_distance": "layer-scale distance",
+    "node_wise_distance": "node-wise distance",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """All numbers at one point.
+
+    Attributes:
+        point: What was done to ``w``.
+        values: Each measured number, by column.
+        errors: Its uncertainty: a residual, a standard error, or 0 for exact formulas.
+        converged: Whether every iteration reached its tolerance.
+    """
+
+    point: str
+    values: Mapping[str, float]
+    errors: Mapping[str, float]
+    converged: bool
+
+
+def equivalent_points(
+    w: Tensor, layers: ScalingGroup, units: ScalingGroup, seed: int
+) -> Iterator[tuple[str, Tensor]]:
+    """``w``, its images under the paper's layer scales, and under random elements of each group.
+
+    Args:
+        w: A point of a three-layer network, shape ``(n,)``.
+        layers: Its layer-scale group.
+        units: Its node-wise group.
+        seed: Of the random elements.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    yield "w", w
+    for name, scales in PAPER_SCALES.items():
+        yield name, layers.act(w, layer_coordinates(scales))
+    yield "random layer scales", layers.act(w, layers.random(spread=2.0, generator=generator))
+    yield "random unit scales", units.act(w, units.random(spread=1.0, generator=generator))
+
+
+def layer_coordinates(scales: Sequence[float]) -> Tensor:
+    """Coordinates in :func:`layer_scale_group` of the weights' scales ``λ``, whose product is 1.
+
+    Raises:
+        ValueError: A scale that is not positive, or a product that is not 1.
+    """
+    logs = torch.tensor([log(scale) if scale > 0 else float("nan") for scale in scales]).double()
+    if not abs(float(logs.sum())) < 1e-6:
+        raise ValueError(f"layer_coordinates: scales must be positive with product 1, got {scales}")
+    return logs.cumsum(0)[:-1]
+
+
+def measure_points(
+    objective: Objective,
+    w: Tensor,
+    *,
+    seed: int = 0,
+    tolerance: float = 1e-6,
+    trace_samples: int = 500,
+    wrap: Callable = iter,
+) -> list[Row]:
+    """Measure a chain network of three layers at ``w`` and at equivalent points.
+
+    Every power iteration starts from its own random vector, so that agreement is no artefact.
+
+    Args:
+        objective: The loss; its model a chain in order of registration.
+        w: The point, shape ``(n,)``.
+        seed: Of the group elements and starting vectors.
+        tolerance: Relative residual of the eigenvalues.
+        trace_samples: Sign vectors of each trace.
+        wrap: Wraps the iteration over points, as a progress bar does.
+    """
+    layers, units = layer_scale_group(objective.layout), node_wise_group(objective.layout)
+    coarse, fine = LayerScaleQuotient(layers), NodeWiseQuotient(units)
+    generator = torch.Generator(w.device).manual_seed(seed + 1)
+    rows = []
+    for name, y in wrap(list(equivalent_points(w, layers, units, seed))):
+        point = objective.at(y)
+        options = {"tolerance": tolerance, "generator": generator}
+        estimates = {
+            "spectral_norm": sharpness.spectral_norm(point, which="algebraic", **options),
+            "trace": sharpness.trace(point, samples=trace_samples, generator=generator),
+            "layer_scale_norm": sharpness.riemannian_spectral_norm(point, coarse, **options),
+            "node_wise_norm": sharpness.riemannian_spectral_norm(point, fine, **options),
+        }
+        exact = {
+            "loss": float(point.value),
+            "layer_scale_distance": float(coarse.dist(w, y)),
+            "node_wise_distance": float(fine.dist(w, y)),
+        }
+        values = exact | {key: estimate.value for key, estimate in estimates.items()}
+        errors = dict.fromkeys(exact, 0.0) | {k: e.error for k, e in estimates.items()}
+        converged = all(estimate.converged for estimate in estimates.values())
+        rows.append(Row(name, {key: values[key] for key in COLUMNS}, errors, converged))
+    return rows
+
+
+def change(row: Row, first: Row, column: str) -> float:
+    """How far a number moved from the first row: relative; absolute for distances."""
+    value, reference = row.values[column], first.values[column]
+    return abs(value - reference) / (1.0 if column.endswith("distance") else abs(reference))
+
+
+def format_table(rows: Sequence[Row], tolerance: float = 1e-6) -> str:
+    """The rows as text, numbers that stayed marked ``=`` and numbers that moved ``≠``.
+
+    Args:
+        rows: The first is the reference.
+        tolerance: The largest relative change that counts as none.
+    """
+    heads = ["", *COLUMNS.values()]
+    lines = [[row.point, *(_cell(row, rows[0], c, tolerance) for c in COLUMNS)] for row in rows]
+    widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
+    text = ["  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths)))
+            for line in [heads, *lines]]  # fmt: skip
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def _cell(row: Row, first: Row, column: str, tolerance: float) -> str:
+    value = row.values[column]
+    if column.endswith("distance"):
+        text = "0" if value < tolerance else f"{value:.3g}"
+    else:
+        text = f"{value:.6g}"
+    if row is first:
+        return f"{text}  "
+    # A trace is an estimate: it has moved if it left the reach of both standard errors.
+    slack = 4 * (row.errors[column] + first.errors[column]) if column == "trace" else 0.0
+    stayed = change(row, first, column) <= tolerance or abs(value - first.values[column]) <= slack
+    return f"{text} {'=' if stayed else '≠'}"

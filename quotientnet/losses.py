@@ -1,0 +1,55 @@
+"""What a loss divides its sum by, so that the batches of a loader add up exactly."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["normaliser"]
+
+_BY_ELEMENT = (
+    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss,
+    nn.SoftMarginLoss, nn.PoissonNLLLoss, nn.GaussianNLLLoss,
+)  # fmt: skip
+_FUNCTIONS = {
+    F.cross_entropy: nn.CrossEntropyLoss(), F.nll_loss: nn.NLLLoss(), F.mse_loss: nn.MSELoss(),
+    F.l1_loss: nn.L1Loss(), F.smooth_l1_loss: nn.SmoothL1Loss(), F.huber_loss: nn.HuberLoss(),
+    F.binary_cross_entropy: nn.BCELoss(),
+    F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss(),
+}  # fmt: skip
+
+
+def normaliser(loss, outputs: Tensor, targets: Tensor) -> Tensor | float | None:
+    """The number by which ``loss(outputs, targets)`` has been divided; None for a plain sum.
+
+    The loss of a whole loader is then ``Σ loss·normaliser / Σ normaliser`` over batches, or
+    ``Σ loss``, whatever their sizes. A loss with a method ``normaliser(outputs, targets)`` speaks for itself;
+    torch's own losses are known, with class weights, ``ignore_index`` and ``reduction``; any other
+    callable is taken as a mean over the samples of the batch.
+
+    Args:
+        loss: The loss function or module.
+        outputs: What the model returned for the batch.
+        targets: The batch's targets.
+
+    Returns:
+        The number of samples or of elements, or the sum of class weights; None for a sum.
+    """
+    if hasattr(loss, "normaliser"):
+        return loss.normaliser(outputs, targets)
+    known = _FUNCTIONS.get(loss, loss) if callable(loss) else loss
+    if isinstance(known, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        return None if known.reduction == "sum" else _class_weight(known, outputs, targets)
+    if isinstance(known, _BY_ELEMENT):
+        return None if known.reduction == "sum" else float(outputs.numel())
+    return float(len(targets) if hasattr(targets, "__len__") else len(outputs))
+
+
+def _class_weight(loss, outputs: Tensor, targets: Tensor) -> Tensor | float:
+    """The total weight of the targets that count."""
+    if targets.is_floating_point():  # class probabilities: a mean over positions
+        return float(outputs.numel() / outputs.shape[1 if outputs.ndim > 1 else 0])
+    counted = targets != loss.ignore_index
+    if loss.weight is None:
+        return counted.sum().to(outputs.dtype)
+    return (loss.weight[targets.clamp(min=0)] * counted).sum()

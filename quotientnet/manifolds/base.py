@@ -1,0 +1,347 @@
+"""Quotients of parameter space by a scaling group, with everything derived from a frame."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import geoopt
+import torch
+from geoopt.manifolds.base import ScalingInfo
+from torch import Tensor
+
+from quotientnet.errors import NotOnManifoldError
+from quotientnet.group import ScalingGroup
+from quotientnet.operator import Operator
+
+__all__ = ["QuotientManifold"]
+
+
+class QuotientManifold(geoopt.Manifold):
+    r"""Parameters modulo a scaling group, with the metric of an equivariant diagonal frame.
+
+    A member writes one method, :meth:`frame`, which returns ``d > 0`` with
+    :math:`d(t \cdot w) = e^{-At} \odot d(w)`. In the coordinates :math:`z = d(w) \odot \xi` the
+    metric is the identity, the vertical space is the range of :math:`V = \mathrm{diag}(d w) A`
+    and the horizontal projection is :math:`P = I - V (V^\top V)^+ V^\top`. Inner products,
+    gradients, projections, the connection and the Riemannian Hessian follow. Members override
+    what they know in closed form; the laws in :mod:`quotientnet.testing` hold them to what is
+    derived here.
+
+    Points have shape ``(..., n)``, with ``n`` the layout's size and leading dimensions a batch.
+    The contract is :class:`geoopt.Manifold`'s, with its argument names: ``x`` and ``y`` are
+    points, ``u`` and ``v`` tangent vectors.
+
+    Args:
+        group: The scaling group; its layout names the coordinates.
+        frozen: Boolean mask, shape ``(n,)``, of coordinates that do not move: tangent vectors
+            vanish there and rows of ``A`` are dropped. Passive coordinates always are.
+    """
+
+    ndim = 1
+    reversible = False
+    __scaling__ = geoopt.Manifold.__scaling__.copy()
+
+    def __init__(self, group: ScalingGroup, frozen: Tensor | None = None):
+        super().__init__()
+        if not isinstance(group, ScalingGroup):
+            raise TypeError(f"{self.name}: group must be a ScalingGroup, got {type(group).__name__}")
+        self.group = group
+        mask = torch.zeros(self.layout.size, dtype=torch.bool)
+        mask[self.layout.parameter_size :] = True
+        if frozen is not None:
+            mask |= frozen.detach().cpu()
+        self.register_buffer("_frozen", mask, persistent=False)
+        self._has_frozen = bool(mask.any())
+
+    name = property(lambda self: type(self).__name__)
+
+    @property
+    def layout(self):
+        """The coordinates of a point."""
+        return self.group.layout
+
+    # -- the frame, and what follows from it ------------------------------------------------------
+
+    @abstractmethod
+    @__scaling__(ScalingInfo.NotCompatible)
+    def frame(self, x: Tensor) -> Tensor:
+        """``d(x) > 0``, shape ``(..., n)``: the square root of the diagonal metric; 1 where frozen."""
+
+    def inner(self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim=False) -> Tensor:
+        """The metric ``Σ d² u v``, shape ``(...)``; ``v`` defaults to ``u``. A class invariant.
+
+        Raises:
+            NotOnManifoldError: ``x`` is not a point.
+        """
+        return self.component_inner(x, u, v).sum(-1, keepdim=keepdim)
+
+    def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
+        """The metric of each block, repeated on its entries, shape ``(..., n)``."""
+        d = self._checked_frame(x, "component_inner", u, u if v is None else v)
+        return self._keep((d * u) * (d * (u if v is None else v)))
+
+    def norm(self, x: Tensor, u: Tensor, *, keepdim=False) -> Tensor:
+        """The length of ``u``, shape ``(...)``; its gradient at ``u = 0`` is 0."""
+        return safe_sqrt(self.inner(x, u, keepdim=keepdim))
+
+    @__scaling__(ScalingInfo())
+    def vertical_coordinates(self, x: Tensor, u: Tensor) -> Tensor:
+        """The ``t``, shape ``(..., k)``, for which ``(A t) ⊙ x`` is the vertical part of ``u``."""
+        d = self._checked_frame(x, "vertical_coordinates", u)
+        rates = self._keep((d * d) * (x * u)).to(torch.float64)
+        weight = self._keep((d * x) ** 2)
+        rhs = self.group.adjoint(rates)
+        if weight.ndim == 1:
+            return self.group.gram(weight).solve(rhs).to(u)
+        weights, rhs = weight.broadcast_to(u.shape), rhs.broadcast_to(*u.shape[:-1], rhs.shape[-1])
+        pairs = zip(weights.reshape(-1, weights.shape[-1]), rhs.reshape(-1, rhs.shape[-1]))
+        solutions = [self.group.gram(row).solve(b) for row, b in pairs]
+        return torch.stack(solutions).reshape(rhs.shape).to(u)
+
+    def proju(self, x: Tensor, u: Tensor) -> Tensor:
+        """The horizontal part of ``u``: the projection to the quotient's tangent space."""
+        t = self.vertical_coordinates(x, u)
+        return self._keep(u - self.group.generate(x, t))
+
+    @__scaling__(ScalingInfo())
+    def horizontal(self, x: Tensor, u: Tensor) -> Tensor:
+        """The horizontal part of ``u``; the same as :meth:`proju`."""
+        return self.proju(x, u)
+
+    @__scaling__(ScalingInfo())
+    def vertical(self, x: Tensor, u: Tensor) -> Tensor:
+        """The part of ``u`` along the orbit of ``x``, where an invariant function is constant."""
+        return self._keep(self.group.generate(x, self.vertical_coordinates(x, u)))
+
+    def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
+        """The Riemannian gradient: the horizontal part of ``u / d²``, ``u`` the Euclidean one."""
+        d = self._checked_frame(x, "egrad2rgrad", u)
+        return self.proju(x, self._keep(u / (d * d)))
+
+    def retr(self, x: Tensor, u: Tensor) -> Tensor:
+        """The first-order retraction ``x + u``; valid for small ``u``."""
+        self._check_tangents("retr", x, u)
+        return x + u
+
+    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
+        """The exponential map, where the member has one in closed form."""
+        raise NotImplementedError(f"{self.name} has no exponential map in closed form; use retr")
+
+    def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """A vector transport: keep ``z = d ⊙ v`` and project at ``y``; for any ``y`` of an orbit."""
+        z = self._checked_frame(x, "transp", v) * v
+        return self.proju(y, self._keep(z / self._checked_frame(y, "transp")))
+
+    def projx(self, x: Tensor) -> Tensor:
+        """``x`` itself if it is a point; frozen zeros are put back. Never moves along an orbit.
+
+        Raises:
+            NotOnManifoldError: ``x`` is singular elsewhere; no nearest point exists.
+        """
+        self.layout.check(x, f"{self.name}.projx", "x")
+        restored = torch.where(self._held_at_zero.to(x.device), torch.zeros_like(x), x)
+        result = restored if (restored != x).any() else x
+        self._raise_unless_point(result, "projx")
+        return result
+
+    @__scaling__(ScalingInfo.NotCompatible)
+    def riemannian_hessian(self, point, connection: str = "levi-civita") -> Operator:
+        r"""The Riemannian Hessian :math:`P D^{-1} (H + \Gamma) D^{-1} P` in frame coordinates.
+
+        Symmetric in the ordinary inner product; its eigenvalues are those of the Riemannian
+        Hessian, invariant on the orbit. Frame coordinates are ``z = frame(w) * xi``; vertical
+        directions are null vectors. MATH of rangamani2019 Def. 2 with the connection term.
+
+        Args:
+            point: A :class:`~quotientnet.Point`: has ``w``, ``gradient`` and ``hessian``.
+            connection: ``"levi-civita"``, or ``"flat"`` for rangamani2019's operator
+                :math:`G^{-1} H` compressed to the horizontal space, which agrees at critical
+                points only.
+
+        Raises:
+            ValueError: Another connection, or a point of another layout.
+            NotOnManifoldError: The point is not on the manifold.
+        """
+        return _RiemannianHessian(self, point, connection)
+
+    @__scaling__(ScalingInfo.NotCompatible)
+    def connection_term(self, x: Tensor, gradient: Tensor, u: Tensor) -> Tensor:
+        r"""The covector :math:`\Gamma u` by which the Hessian of the metric's Levi-Civita
+        connection exceeds the Euclidean one: :math:`-\Gamma^k_{ij} u^i \partial_k f`.
+
+        Derived from the frame by automatic differentiation.
+        """
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            metric = self.frame(x) ** 2
+            raised = self._keep(gradient / metric.detach())
+            pairing = torch.zeros_like(x, requires_grad=True)
+            (pulled,) = torch.autograd.grad(metric, x, pairing, create_graph=True)
+            along = [torch.autograd.grad(pulled, pairing, s, retain_graph=True)[0] for s in (u, raised)]
+            (lowered,) = torch.autograd.grad(metric, x, u * raised)
+        return -0.5 * self._keep(along[0] * raised + lowered - along[1] * u)
+
+    # -- the intrinsic numbers --------------------------------------------------------------------
+
+    @property
+    def dimension(self) -> int:
+        """The dimension of the quotient: free coordinates less the rank of the group on them."""
+        return int((~self._frozen).sum()) - self._orbit_rank()
+
+    def _orbit_rank(self) -> int:
+        return self.group.gram(~self._frozen).rank
+
+    # -- points and checks ------------------------------------------------------------------------
+
+    def random(
+        self, *size, dtype=None, device=None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """A random point, shape ``size`` (by default ``(n,)``): standard normal entries."""
+        shape = self._point_shape(size)
+        x = torch.randn(shape, dtype=dtype, device=device, generator=generator)
+        return self._settle(torch.where(x == 0, torch.ones_like(x), x))
+
+    def origin(self, *size, dtype=None, device=None, seed: int | None = 42) -> Tensor:
+        """The point with every free entry 1, shape ``size`` (by default ``(n,)``)."""
+        return self._settle(torch.ones(self._point_shape(size), dtype=dtype, device=device))
+
+    def _settle(self, x: Tensor) -> Tensor:
+        """``x`` with zeros held and passive coordinates (variances among them) positive."""
+        x = torch.where(self._held_at_zero.to(x.device), torch.zeros_like(x), x)
+        return torch.where(self._frozen.to(x.device), x.abs(), x)
+
+    def _point_shape(self, size) -> tuple[int, ...]:
+        shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)
+        shape = shape or (self.layout.size,)
+        ok, reason = self._check_shape(shape, "size")
+        if not ok:
+            raise ValueError(f"{self.name}: {reason}")
+        return shape
+
+    @property
+    def _held_at_zero(self) -> Tensor:
+        mask = self._frozen.clone()
+        mask[self.layout.parameter_size :] = False
+        return mask
+
+    def _check_shape(self, shape, name: str):
+        if len(shape) < 1 or shape[-1] != self.layout.size:
+            return False, (
+                f"{name} has shape {tuple(shape)}, the manifold's points have a last dimension of "
+                f"{self.layout.size}"
+            )
+        return True, None
+
+    def _check_point_on_manifold(self, x: Tensor, *, atol=1e-5, rtol=1e-5):
+        reason = self._point_defect(x)
+        return reason is None, reason
+
+    def _check_vector_on_tangent(self, x: Tensor, u: Tensor, *, atol=1e-5, rtol=1e-5):
+        if not torch.isfinite(u).all():
+            return False, f"the vector has {listed(self.layout.count(~torch.isfinite(u)))} not finite"
+        moved = (u != 0) & self._frozen.to(u.device)
+        if moved.any():
+            return False, f"the vector moves frozen coordinates of {listed(self.layout.count(moved))}"
+        vertical = self.norm(x, u - self.proju(x, u))
+        length = self.norm(x, u)
+        if (vertical > atol + rtol * length).any():
+            return False, (
+                f"the vector has a vertical part of length {float(vertical.max()):.2e}, more than "
+                f"{atol:g} + {rtol:g} times its own; use proju"
+            )
+        return True, None
+
+    def _point_defect(self, x: Tensor) -> str | None:
+        """Why ``x`` is not a point, or None."""
+        finite = torch.isfinite(x)
+        if not finite.all():
+            return f"{listed(self.layout.count(~finite))} entries are NaN or infinite"
+        moved = (x != 0) & self._held_at_zero.to(x.device)
+        if moved.any():
+            return f"frozen zeros have moved in {listed(self.layout.count(moved))}; use projx"
+        return self._singular(x)
+
+    def _singular(self, x: Tensor) -> str | None:
+        """Where the metric is singular at the finite point ``x``, or None."""
+        d = self.frame(x)
+        bad = ~(torch.isfinite(d) & (d > 0))
+        return f"the frame is singular in {listed(self.layout.count(bad))}" if bad.any() else None
+
+    def _raise_unless_point(self, x: Tensor, method: str) -> None:
+        reason = self._point_defect(x)
+        if reason is not None:
+            raise NotOnManifoldError(f"{self.name}.{method}: {reason}")
+
+    def _check_tangents(self, method: str, x: Tensor, *vectors: Tensor) -> None:
+        caller = f"{self.name}.{method}"
+        self.layout.check(x, caller, "the point")
+        for u in vectors:
+            self.layout.check(u, caller, "the vector")
+            if (u.dtype, u.device) != (x.dtype, x.device):
+                raise ValueError(
+                    f"{caller}: the vector is {u.dtype} on {u.device}, the point is {x.dtype} on "
+                    f"{x.device}; use u.to(x)"
+                )
+
+    def _checked_frame(self, x: Tensor, method: str, *vectors: Tensor) -> Tensor:
+        self._check_tangents(method, x, *vectors)
+        d = self.frame(x)
+        if not torch.isfinite(d.sum()):
+            self._raise_unless_point(x, method)
+        return d
+
+    def _keep(self, u: Tensor, out: Tensor | None = None) -> Tensor:
+        """``u`` with frozen coordinates set to zero; in place if it is the caller's ``out``."""
+        if not self._has_frozen:
+            return u
+        frozen = self._frozen.to(u.device)
+        return u.masked_fill(frozen, 0.0) if out is None else out.masked_fill_(frozen, 0.0)
+
+    def extra_repr(self) -> str:
+        return f"{self.layout.size} coordinates, {self.group.dimension} generators"
+
+
+class _RiemannianHessian(Operator):
+    """``P D⁻¹ (H + Γ) D⁻¹ P`` at a point."""
+
+    def __init__(self, manifold: QuotientManifold, point, connection: str):
+        if connection not in ("levi-civita", "flat"):
+            raise ValueError(
+                f"{manifold.name}.riemannian_hessian: connection must be 'levi-civita' or 'flat', "
+                f"got {connection!r}"
+            )
+        w = point.w
+        manifold._check_tangents("riemannian_hessian", w)
+        if getattr(point, "layout", manifold.layout) != manifold.layout:
+            raise ValueError(
+                f"{manifold.name}.riemannian_hessian: the point has another layout than the group; "
+                "build both from the same module"
+            )
+        manifold._raise_unless_point(w, "riemannian_hessian")
+        super().__init__(manifold.layout.size, w.dtype, w.device)
+        self._manifold, self._point, self._flat = manifold, point, connection == "flat"
+        self._inverse_frame = 1 / manifold.frame(w)
+
+    def _project(self, z: Tensor) -> Tensor:
+        return self._manifold.proju(self._point.w, z * self._inverse_frame)
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        xi = self._project(v)
+        covector = self._point.hessian @ xi
+        if not self._flat:
+            point = self._point
+            covector = covector + self._manifold.connection_term(point.w, point.gradient, xi)
+        raised = self._manifold._keep(covector * self._inverse_frame)
+        return self._project(raised) / self._inverse_frame
+
+
+def safe_sqrt(x: Tensor) -> Tensor:
+    """The square root of ``max(x, 0)``, with gradient 0 where ``x ≤ 0``."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, torch.ones_like(x)).sqrt(), torch.zeros_like(x))
+
+
+def listed(counts: dict[str, int]) -> str:
+    """``'W': 3, 'b': 1`` and so on, cut after four."""
+    shown = [f"{name!r} ({count})" for name, count in list(counts.items())[:4]]
+    return ", ".join(shown) + (", ..." if len(counts) > 4 else "")

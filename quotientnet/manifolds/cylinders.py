@@ -1,0 +1,217 @@
+r"""Products of cylinders: the total space of the log-polar metric, in closed form.
+
+With :math:`w_b = e^{s_b} u_b`, :math:`\|u_b\| = 1`, the metric
+:math:`\sum_b \langle\xi_b, \eta_b\rangle / \|w_b\|^2` is :math:`\sum_b ds_b^2 + |du_b|^2`: each
+block lives on a cylinder :math:`R \times S^{d_b - 1}`. A block's *rate* is
+:math:`\rho_b(\xi) = \langle w_b, \xi_b\rangle / \|w_b\|^2`. Two geometries share one interface:
+blocks with a norm, and single entries, where the sphere is two points and everything is a product.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import log, pi
+
+import torch
+from torch import Tensor
+
+from quotientnet.manifolds.blocks import Blocks
+from quotientnet.manifolds.entire import cos_sqrt, sinc_sqrt, versine_sqrt
+
+__all__ = ["Separation", "Cylinders", "make_cylinders"]
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How ``y`` lies from ``x``, block by block.
+
+    Attributes:
+        rates: Difference of log-norms, shape ``(..., count)``.
+        squared_angles: Squared angle between the directions; infinite where a block of one
+            entry has the other sign.
+        antipodal: Where the directions are opposite, so that no shortest geodesic is singled out.
+        logarithm: From rates to the tangent vector at ``x`` with those rates and these angles.
+    """
+
+    rates: Tensor
+    squared_angles: Tensor
+    antipodal: Tensor
+    logarithm: Callable[[Tensor], Tensor]
+
+
+class Cylinders(ABC):
+    """The total space, before any quotient.
+
+    Args:
+        blocks: The partition.
+        frozen: Boolean, shape ``(count,)``: blocks that do not move; None if all do.
+    """
+
+    def __init__(self, blocks: Blocks, frozen: Tensor | None):
+        self.blocks, self._frozen = blocks, frozen
+
+    def fill(self, values: Tensor, value: float) -> Tensor:
+        """``values``, shape ``(..., count)``, with ``value`` at frozen blocks."""
+        if self._frozen is None:
+            return values
+        self._frozen = self._frozen.to(values.device)
+        return values.masked_fill(self._frozen, value)
+
+    @abstractmethod
+    def radii(self, x: Tensor) -> Tensor:
+        """``‖x_b‖``, 1 where frozen, shape ``(..., count)``."""
+
+    @abstractmethod
+    def rates(self, x: Tensor, u: Tensor, out: Tensor | None = None) -> Tensor:
+        """``ρ_b(u)``, 0 where frozen; not finite where ``x`` is singular."""
+
+    @abstractmethod
+    def products(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """``⟨u_b, v_b⟩/‖x_b‖²``, 0 where frozen."""
+
+    @abstractmethod
+    def exp(self, x: Tensor, u: Tensor, out: Tensor | None = None) -> Tensor:
+        """The end of the geodesic from ``x`` with velocity ``u``."""
+
+    @abstractmethod
+    def separation(self, x: Tensor, y: Tensor) -> Separation:
+        """Rates and angles between two points."""
+
+    @abstractmethod
+    def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """``v`` carried parallel along the shortest geodesic from ``x`` to ``y``."""
+
+    @abstractmethod
+    def transport_along(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """``v`` carried parallel along the geodesic from ``x`` with velocity ``u``."""
+
+
+def make_cylinders(blocks: Blocks, frozen: Tensor | None) -> Cylinders:
+    """The geometry that fits the blocks."""
+    return (_Lines if blocks.entrywise else _Spheres)(blocks, frozen)
+
+
+class _Lines(Cylinders):
+    """Every block is one entry: the group of nonzero numbers, ``s = ln|w|``."""
+
+    def radii(self, x):
+        return self.fill(x.abs(), 1.0)
+
+    def rates(self, x, u, out=None):
+        rates = torch.div(u, x, out=out)
+        return rates if self._frozen is None else self.fill(rates, 0.0)
+
+    def products(self, x, u, v):
+        return self.fill((u / x) * (v / x), 0.0)
+
+    def exp(self, x, u, out=None):
+        return torch.mul(x, torch.exp(self.rates(x, u), out=out), out=out)
+
+    def separation(self, x, y):
+        x, y, dtype = x.double(), y.double(), x.dtype
+        relative = (y - x) / x
+        near = relative.abs() < 0.5
+        small = torch.log1p(torch.where(near, relative, torch.zeros_like(relative)))
+        rates = self.fill(torch.where(near, small, torch.log((y / x).abs())), 0.0)
+        opposite = self.fill((torch.sign(x) != torch.sign(y)).double(), 0.0)
+        angles = torch.zeros_like(rates).masked_fill(opposite > 0, torch.inf)
+        return Separation(rates, angles, torch.zeros_like(near), lambda r: (x * r).to(dtype))
+
+    def transport(self, x, y, v):
+        return self.fill(v * (y / x), 0.0)
+
+    def transport_along(self, x, u, v):
+        return self.fill(v * torch.exp(self.rates(x, u)), 0.0)
+
+
+class _Spheres(Cylinders):
+    """Blocks with a norm; numbers per block are float64."""
+
+    def _squared_norms(self, x: Tensor) -> Tensor:
+        return self.fill(self.blocks.dot(x, x), 1.0)
+
+    def radii(self, x):
+        return self._squared_norms(x).sqrt()
+
+    def rates(self, x, u, out=None):
+        return self.fill(self.blocks.dot(x, u), 0.0) / self._squared_norms(x)
+
+    def products(self, x, u, v):
+        return self.fill(self.blocks.dot(u, v), 0.0) / self._squared_norms(x)
+
+    def _velocity(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared norms, rates and squared angular speeds."""
+        n2 = self._squared_norms(x)
+        rate = self.fill(self.blocks.dot(x, u), 0.0) / n2
+        return n2, rate, self.fill(self.blocks.dot(u, u), 0.0) / n2 - rate**2
+
+    def exp(self, x, u, out=None):
+        _, rate, speed2 = self._velocity(x, u)
+        c, s, growth = cos_sqrt(speed2), sinc_sqrt(speed2), rate.exp()
+        return self.blocks.combine(growth * (c - rate * s), x, growth * s, u, out=out)
+
+    def separation(self, x, y):
+        blocks = self.blocks
+        n2, m2 = self._squared_norms(x), self._squared_norms(y)
+        sign = torch.where(blocks.dot(x, y) < 0, -1.0, 1.0).to(n2)
+        octaves = torch.round(torch.log2(m2 / n2) / 2).detach()
+        # Scaling by a power of two is exact, so the difference of nearby blocks is, too.
+        scale = sign * torch.exp2(-octaves)
+        difference = blocks.combine(scale, y, -torch.ones_like(scale), x)
+        along = self.fill(blocks.dot(x, difference), 0.0) / n2
+        rest = blocks.combine(None, difference, -along, x)
+        single = blocks.lengths.to(n2.device) == 1
+        across2 = self.fill(blocks.dot(rest, rest), 0.0).masked_fill(single, 0.0) / n2
+        growth = torch.log1p(2 * along + blocks.dot(difference, difference) / n2) / 2
+        rates = self.fill(growth + octaves * log(2), 0.0)
+        angle, ratio = _angle(across2, 1 + along, sign)
+        opposite = self.fill((sign < 0).double(), 0.0) > 0
+        angle = angle.masked_fill(opposite & single, torch.inf)
+        tiny = 4 * torch.finfo(x.dtype).eps
+        antipodal = opposite & ~single & (across2 <= tiny**2)
+
+        def logarithm(r: Tensor) -> Tensor:
+            turn = ratio * sign
+            return blocks.combine(r - turn * along, x, self.fill(turn, 0.0), difference)
+
+        return Separation(rates, self.fill(angle, 0.0) ** 2, antipodal, logarithm)
+
+    def transport(self, x, y, v):
+        blocks, n, m = self.blocks, self.radii(x), self.radii(y)
+        rate = self.fill(blocks.dot(x, v), 0.0) / n**2
+        # The sphere's transport from u to u' is the reflection in u + u' on vectors tangent at u.
+        bisector = blocks.combine(1 / n, x, 1 / m, y)
+        tangent = blocks.combine(1 / n, v, -rate / n, x)
+        length2 = blocks.dot(bisector, bisector)
+        turn = -2 * blocks.dot(tangent, bisector) / torch.where(length2 > 0, length2, torch.ones_like(length2))
+        turned = blocks.combine(None, tangent, self.fill(turn, 0.0), bisector)
+        return blocks.combine(self.fill(m, 0.0), turned, rate, y)
+
+    def transport_along(self, x, u, v):
+        n2, rate, speed2 = self._velocity(x, u)
+        carried = self.fill(self.blocks.dot(x, v), 0.0) / n2
+        turn = self.fill(self.blocks.dot(u, v), 0.0) / n2 - rate * carried
+        c, s, versine = cos_sqrt(speed2), sinc_sqrt(speed2), versine_sqrt(speed2)
+        growth = rate.exp()
+        on_u = carried * s + turn * versine
+        on_x = carried * (c - 1) - rate * on_u - turn * s
+        moved = self.blocks.combine(growth * on_x, x, growth * on_u, u)
+        return self.blocks.combine(None, moved, self.fill(growth, 0.0), v)
+
+
+def _angle(across2: Tensor, along: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
+    """The angle with tangent ``√across2/along`` (its supplement where ``sign < 0``), and its
+    ratio to ``√across2``; smooth where both directions coincide."""
+    near = across2 < 1e-6 * along**2
+    across = torch.where(near, torch.ones_like(across2), across2).sqrt()
+    wide = torch.atan2(across, along)
+    slope2 = torch.where(near, across2, torch.zeros_like(across2)) / along.masked_fill(~near, 1.0) ** 2
+    series = (1 - slope2 / 3 + slope2**2 / 5) / along.masked_fill(~near, 1.0)
+    short = torch.where(near, series, wide / across)
+    length = torch.where(across2 > 0, across2, torch.ones_like(across2)).sqrt()
+    angle = torch.where(across2 > 0, short * length, torch.zeros_like(short))
+    supplement = pi - angle
+    back = sign < 0
+    return torch.where(back, supplement, angle), torch.where(back, supplement / length, short)

@@ -1,0 +1,6 @@
+"""Measures of sharpness, each of which says what it is invariant to."""
+
+from quotientnet.sharpness.euclidean import spectral_norm, trace
+from quotientnet.sharpness.riemannian import riemannian_spectral_norm
+
+__all__ = ["spectral_norm", "trace", "riemannian_spectral_norm"]

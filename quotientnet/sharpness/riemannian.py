@@ -1,0 +1,38 @@
+"""Curvature on a quotient: the same for every network that computes the same function."""
+
+from __future__ import annotations
+
+from quotientnet.curvature.spectrum import power_method
+from quotientnet.estimate import Estimate
+from quotientnet.sharpness.euclidean import as_estimate
+
+__all__ = ["riemannian_spectral_norm"]
+
+
+def riemannian_spectral_norm(
+    point,
+    manifold,
+    *,
+    which: str = "algebraic",
+    connection: str = "levi-civita",
+    **options,
+) -> Estimate:
+    """The largest eigenvalue of the Riemannian Hessian (Def. 3 of [Rangamani2019]_).
+
+    Invariant to the manifold's group: equal at all equivalent points.
+
+    Args:
+        point: A :class:`~quotientnet.Point`.
+        manifold: The quotient.
+        which: ``"algebraic"``, as in the definition, or ``"magnitude"``, which is what the paper's
+            power method converges to.
+        connection: ``"levi-civita"`` or ``"flat"``; see
+            :meth:`~quotientnet.QuotientManifold.riemannian_hessian`.
+        options: Passed to :func:`~quotientnet.curvature.power_method`.
+
+    Returns:
+        The estimate in units of loss; ``error`` bounds the distance to some eigenvalue.
+    """
+    operator = manifold.riemannian_hessian(point, connection)
+    pair = power_method(operator, which=which, **options)
+    return as_estimate(pair, invariant_to=(f"{manifold.name}'s group",))
