@@ -100,27 +100,32 @@ class _Lines(Cylinders):
         return self.fill(x.abs(), 1.0)
 
     def rates(self, x, u, out=None):
-        rates = torch.div(u, x, out=out)
-        return rates if self._frozen is None else self.fill(rates, 0.0)
+        return self.fill(torch.div(u, self.fill(x, 1.0), out=out), 0.0)
 
     def products(self, x, u, v):
-        return self.fill((u / x) * (v / x), 0.0)
+        filled = self.fill(x, 1.0)
+        return self.fill((u / filled) * (v / filled), 0.0)
 
     def exp(self, x, u, out=None):
         return torch.mul(x, torch.exp(self.rates(x, u), out=out), out=out)
 
     def separation(self, x, y):
-        x, y, dtype = x.double(), y.double(), x.dtype
+        dtype = x.dtype
+        x, y = self.fill(x.double(), 1.0), self.fill(y.double(), 1.0)
         relative = (y - x) / x
         near = relative.abs() < 0.5
         small = torch.log1p(torch.where(near, relative, torch.zeros_like(relative)))
-        rates = self.fill(torch.where(near, small, torch.log((y / x).abs())), 0.0)
-        opposite = self.fill((torch.sign(x) != torch.sign(y)).double(), 0.0)
-        angles = torch.zeros_like(rates).masked_fill(opposite > 0, torch.inf)
-        return Separation(rates, angles, torch.zeros_like(near), lambda r: (x * r).to(dtype))
+        rates = torch.where(near, small, torch.log((y / x).abs()))
+        opposite = torch.sign(x) != torch.sign(y)
+        angles = torch.zeros_like(rates).masked_fill(opposite, torch.inf)
+
+        def logarithm(r: Tensor) -> Tensor:
+            return self.fill(x * r, 0.0).to(dtype)
+
+        return Separation(rates, angles, torch.zeros_like(near), logarithm)
 
     def transport(self, x, y, v):
-        return self.fill(v * (y / x), 0.0)
+        return self.fill(v * (y / self.fill(x, 1.0)), 0.0)
 
     def transport_along(self, x, u, v):
         return self.fill(v * torch.exp(self.rates(x, u)), 0.0)

@@ -1,0 +1,16 @@
+"""Property-based tests for your own groups, manifolds and models.
+
+Laws are functions that return a :class:`Verdict`; strategies draw networks, groups and points with
+hypothesis. ``check_manifold(manifold)`` runs every law that applies.
+"""
+
+from quotientnet.testing.laws import Law, Verdict
+from quotientnet.testing.group_laws import GROUP_LAWS, check_group
+from quotientnet.testing.hessian_laws import HESSIAN_LAWS, check_hessian
+from quotientnet.testing.manifold_laws import MANIFOLD_LAWS, check_manifold
+from quotientnet.testing.samples import Sample
+
+__all__ = [
+    "Law", "Verdict", "Sample", "GROUP_LAWS", "MANIFOLD_LAWS", "HESSIAN_LAWS", "check_group",
+    "check_manifold", "check_hessian",
+]  # fmt: skip

@@ -1,0 +1,73 @@
+"""Laws of scaling groups."""
+
+from __future__ import annotations
+
+import torch
+
+from quotientnet.testing.laws import Verdict, registry
+from quotientnet.testing.samples import Sample
+
+__all__ = ["GROUP_LAWS", "check_group"]
+
+GROUP_LAWS = {}
+law = registry(GROUP_LAWS)
+
+
+def check_group(manifold, *, seed: int = 0, dtype=torch.float64, **options) -> list[Verdict]:
+    """Every group law on one random sample of a manifold's points.
+
+    Args:
+        manifold: A manifold whose group is under test.
+        seed: Of the sample.
+        dtype: float32 or float64.
+        options: Passed to :class:`~quotientnet.testing.Sample`.
+    """
+    sample = Sample(manifold, seed, dtype=dtype, **options)
+    return [each.check(sample) for each in GROUP_LAWS.values() if dtype in each.tolerances]
+
+
+@law(double=0.0, single=0.0)
+def identity_moves_nothing(s):
+    """The identity leaves every point as it is."""
+    e = s.group.identity(dtype=s.dtype, device=s.device)
+    return float((s.group.act(s.x, e) - s.x).abs().max())
+
+
+@law()
+def composition_is_successive_action(s):
+    """Acting by a composition is acting twice."""
+    a, b = s.element(4), s.element(5)
+    once = s.group.act(s.x, s.group.compose(a, b))
+    return s.gap(once, s.group.act(s.group.act(s.x, b), a))
+
+
+@law()
+def inverse_undoes(s):
+    """The inverse element brings every point back."""
+    return s.gap(s.group.act(s.moved, s.group.inverse(s.t)), s.x)
+
+
+@law(double=1e-7, single=None)
+def generator_is_velocity_of_action(s):
+    """``generate`` is the derivative of ``act`` along the orbit."""
+    a, h = s.normal(4, s.group.dimension), 1e-5
+    velocity = (s.group.act(s.x, h * a) - s.group.act(s.x, -h * a)) / (2 * h)
+    return s.difference(s.x, s.manifold._keep(velocity), s.manifold._keep(s.group.generate(s.x, a)))
+
+
+@law()
+def adjoint_is_the_transpose(s):
+    """``⟨A t, ρ⟩ = ⟨t, Aᵀ ρ⟩``."""
+    t, rho = s.normal(4, s.group.dimension), s.normal(5, s.group.layout.size)
+    left, right = (s.group.exponents(t) * rho).sum(-1), (t * s.group.adjoint(rho)).sum(-1)
+    scale = s.group.exponents(t).norm(dim=-1) * rho.norm(dim=-1)
+    return float(((left - right).abs() / scale.clamp(min=torch.finfo(s.dtype).tiny)).max())
+
+
+@law()
+def gram_solve_recovers_exponents(s):
+    """Solving with ``AᵀA`` recovers exponents from their gathered values."""
+    exponents = s.group.exponents(s.normal(4, s.group.dimension))
+    solved = s.group.gram().solve(s.group.adjoint(exponents)).to(s.dtype)
+    size = exponents.abs().max().clamp(min=torch.finfo(s.dtype).tiny)
+    return float((s.group.exponents(solved) - exponents).abs().max() / size)

@@ -1,0 +1,93 @@
+"""Random points, tangent vectors and group elements to measure laws on."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+__all__ = ["Sample"]
+
+
+class Sample:
+    """Everything a law needs, drawn lazily and reproducibly from a seed.
+
+    Args:
+        manifold: The manifold under test; a :class:`~quotientnet.QuotientManifold`.
+        seed: Determines every draw, whatever the order they are asked for in.
+        batch: Leading dimensions of points and vectors.
+        spread: Standard deviation of the group coordinates: points are badly scaled by about
+            ``e^{±spread}``.
+        length: Length of the tangent vectors in the metric, below the injectivity radius.
+        dtype: Of everything drawn.
+        device: Likewise.
+    """
+
+    def __init__(
+        self, manifold, seed: int = 0, batch=(), spread=1.0, length=1.0,
+        dtype=torch.float64, device="cpu",
+    ):  # fmt: skip
+        self.manifold, self.group, self.seed = manifold, manifold.group, seed
+        self.batch, self.spread, self.length = tuple(batch), spread, length
+        self.dtype, self.device = dtype, torch.device(device)
+
+    def _generator(self, key: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(1_000_003 * self.seed + key)
+
+    def normal(self, key: int, size: int) -> Tensor:
+        """Standard normal numbers, shape ``(*batch, size)``; each key its own."""
+        options = {"dtype": self.dtype, "device": self.device, "generator": self._generator(key)}
+        return torch.randn(*self.batch, size, **options)
+
+    @cached_property
+    def x(self) -> Tensor:
+        """A point, badly scaled within its orbit."""
+        shape = (*self.batch, self.manifold.layout.size)
+        options = {"dtype": self.dtype, "device": self.device, "generator": self._generator(1)}
+        return self.group.act(self.manifold.random(*shape, **options), self.element(2))
+
+    def element(self, key: int) -> Tensor:
+        """Group coordinates, shape ``(*batch, k)``."""
+        return self.spread * self.normal(key, self.group.dimension)
+
+    def vector(self, key: int) -> Tensor:
+        """Any vector at ``x``, of metric size about 1 in each coordinate; 0 where frozen."""
+        return self.manifold._keep(
+            self.normal(key, self.manifold.layout.size) / self.manifold.frame(self.x)
+        )
+
+    def covector(self, key: int) -> Tensor:
+        """A Euclidean gradient at ``x``, of metric size about 1 in each coordinate."""
+        return self.manifold._keep(
+            self.normal(key, self.manifold.layout.size) * self.manifold.frame(self.x)
+        )
+
+    def tangent(self, key: int) -> Tensor:
+        """A horizontal vector at ``x`` of length ``length``."""
+        u = self.manifold.proju(self.x, self.vector(key))
+        return u * (self.length / self.manifold.norm(self.x, u, keepdim=True))
+
+    @cached_property
+    def t(self) -> Tensor:
+        """A group element to compare equivalent points by."""
+        return self.element(3)
+
+    @cached_property
+    def moved(self) -> Tensor:
+        """The point equivalent to ``x`` by ``t``."""
+        return self.group.act(self.x, self.t)
+
+    def push(self, u: Tensor) -> Tensor:
+        """The vector at the moved point that corresponds to ``u`` at ``x``."""
+        return self.group.act(u, self.t)
+
+    def difference(self, x: Tensor, a: Tensor, b: Tensor) -> float:
+        """The largest ``‖a − b‖_x / ‖b‖_x`` over the batch, for vectors at ``x``."""
+        manifold = self.manifold
+        gap, size = manifold.norm(x, a - b), manifold.norm(x, b)
+        return float((gap / size.clamp(min=torch.finfo(size.dtype).tiny)).max())
+
+    def gap(self, a: Tensor, b: Tensor) -> float:
+        """The largest coordinate-wise ``|a − b| / |b|``, for points and positive numbers."""
+        return float(((a - b).abs() / b.abs().clamp(min=torch.finfo(b.dtype).tiny)).max())

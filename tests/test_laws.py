@@ -1,0 +1,176 @@
+"""Every law on every case, and each law shown to fail on a manifold broken on purpose."""
+
+import pytest
+import torch
+from cases import CASES, NETWORKS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import quotientnet as qn
+from quotientnet.testing import GROUP_LAWS, HESSIAN_LAWS, MANIFOLD_LAWS, Sample
+from quotientnet.testing.hessian_laws import HessianSample
+from quotientnet.testing.manifold_laws import supports
+
+DTYPES = [torch.float64, torch.float32]
+seeds = st.integers(0, 2**20)
+built = {}
+
+
+def manifold(case):
+    if case not in built:
+        built[case] = CASES[case].build()
+    return built[case]
+
+
+def require(law, case, dtype, **draw):
+    subject = manifold(case)
+    if dtype not in law.tolerances:
+        pytest.skip("stated in float64 only")
+    if not supports(subject, law.requires):
+        pytest.skip(f"{case} has no {' or '.join(law.requires)}")
+    law.check(Sample(subject, dtype=dtype, **draw)).require()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("law", {**GROUP_LAWS, **MANIFOLD_LAWS}.values(), ids=lambda law: law.name)
+def test_law(law, case, dtype):
+    require(law, case, dtype)
+
+
+@pytest.mark.parametrize("case", ["layer-scale-conv", "node-wise-mlp", "coarsest-batch-norm"])
+@pytest.mark.parametrize("law", {**GROUP_LAWS, **MANIFOLD_LAWS}.values(), ids=lambda law: law.name)
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(seed=seeds, spread=st.floats(0.0, 6.0), length=st.floats(0.01, 3.0))
+def test_law_on_drawn_samples(law, case, seed, spread, length):
+    require(law, case, torch.float64, seed=seed, spread=spread, length=length)
+
+
+@pytest.mark.parametrize("case", ["layer-scale-mlp", "node-wise-mlp", "filters-conv"])
+@pytest.mark.parametrize("law", MANIFOLD_LAWS.values(), ids=lambda law: law.name)
+def test_law_on_batches(law, case):
+    if law.name == "projection_has_rank_dimension":
+        pytest.skip("stated for one point")
+    require(law, case, torch.float64, batch=(2, 3), seed=5)
+
+
+@pytest.mark.parametrize("law", HESSIAN_LAWS.values(), ids=lambda law: law.name)
+@pytest.mark.parametrize("case", [c for c in CASES if CASES[c].network != "one-layer"])
+def test_hessian_law(law, case):
+    subject = manifold(case)
+    if not supports(subject, law.requires):
+        pytest.skip(f"{case} has no {' or '.join(law.requires)}")
+    objective = NETWORKS[CASES[case].network].objective()
+    w = subject.projx(torch.where(subject._held_at_zero, 0.0, objective.layout.flatten(objective.model)))
+    law.check(HessianSample(subject, objective, w)).require()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("law", MANIFOLD_LAWS.values(), ids=lambda law: law.name)
+def test_law_on_gpu(law, case):
+    subject = CASES[case].build().to("cuda")
+    if supports(subject, law.requires):
+        law.check(Sample(subject, device="cuda")).require()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.startswith(("frame-only", "node-wise-one-layer"))])
+def test_the_levi_civita_hessian_annihilates_orbits_without_projection(case):
+    if CASES[case].network == "one-layer":
+        pytest.skip("its group is trivial")
+    objective = NETWORKS[CASES[case].network].objective()
+    subject, w = manifold(case), objective.layout.flatten(objective.model)
+    point = objective.at(subject.projx(torch.where(subject._held_at_zero, 0.0, w)))
+    w = point.w
+    velocity = subject._keep(subject.group.generate(w, torch.ones(subject.group.dimension)))
+    flat = point.hessian @ velocity
+    exact = subject._keep(flat + subject.connection_term(w, point.gradient, velocity))
+    assert (exact / subject.frame(w)).norm() < 1e-10 * (flat / subject.frame(w)).norm()
+    assert flat.norm() > 1e-3 * point.gradient.norm()
+
+
+# -- broken on purpose --------------------------------------------------------------------------------
+
+Base = qn.LogPolarQuotient
+
+
+def broken(**methods):
+    return type("Broken", (Base,), methods)(qn.node_wise_group(NETWORKS["mlp"].layout()))
+
+
+def plain(name):
+    return getattr(Base, name)
+
+
+def unaligned_transport(m, x, y, v):
+    return v * (y.norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True))
+
+
+def acos_distance(m, x, y, keepdim=False):
+    cosine = m.blocks.dot(x, y) / (m.blocks.dot(x, x) * m.blocks.dot(y, y)).sqrt()
+    return torch.acos(cosine.clamp(-1 + 1e-6, 1 - 1e-6)).square().sum(-1).sqrt()
+
+
+BROKEN = {
+    "metric_is_the_frame": {"inner": lambda m, x, u, v=None, keepdim=False: 1.01 * plain("inner")(m, x, u, v)},
+    "components_add_up": {"component_inner": lambda m, x, u, v=None: u * (u if v is None else v)},
+    "gradient_represents_the_differential": {
+        "egrad2rgrad": lambda m, x, u: m.proju(x, u / m.frame(x)),
+    },
+    "gradient_is_horizontal": {"egrad2rgrad": lambda m, x, u: u / m.frame(x) ** 2},
+    "projection_is_idempotent": {"proju": lambda m, x, u, out=None: 2 * plain("proju")(m, x, u) - u / 2},
+    "projection_is_self_adjoint": {
+        "proju": lambda m, x, u, out=None: u - m.group.generate(x, m.group.gram().solve(m.group.adjoint(u))),
+    },
+    "projection_annihilates_orbits": {"proju": lambda m, x, u, out=None: u},
+    "vertical_and_horizontal_add_up": {"vertical": lambda m, x, u: 0.9 * plain("vertical")(m, x, u)},
+    "projection_has_rank_dimension": {"dimension": property(lambda m: m.layout.size)},
+    "metric_is_equivariant": {"frame": lambda m, x: torch.ones_like(x),
+                              "inner": lambda m, x, u, v=None, keepdim=False: (u * (u if v is None else v)).sum(-1, keepdim=keepdim)},
+    "projection_is_equivariant": {"proju": lambda m, x, u, out=None: plain("proju")(m, x, u) * x.abs().mean()},
+    "gradient_is_equivariant": {"egrad2rgrad": lambda m, x, u: m.proju(x, u)},
+    "retraction_is_equivariant": {"retr": lambda m, x, u: x + u / (1 + u.norm())},
+    "exponential_is_equivariant": {"expmap": lambda m, x, u: plain("expmap")(m, x, u) + 1e-3},
+    "distance_is_equivariant": {"dist": lambda m, x, y, keepdim=False: (x - y).norm(dim=-1)},
+    "transport_is_equivariant": {"transp": unaligned_transport},
+    "logarithm_inverts_exponential": {"expmap": lambda m, x, u: plain("retr")(m, x, u)},
+    "logarithm_is_horizontal": {"logmap": lambda m, x, y: y - x},
+    "exponential_of_logarithm_is_on_the_orbit": {"logmap": lambda m, x, y: 0.9 * plain("logmap")(m, x, y)},
+    "distance_is_length_of_logarithm": {"dist": lambda m, x, y, keepdim=False: m.dist2(x, y)},
+    "distance_is_zero_on_the_orbit": {"dist": acos_distance},
+    "distance_is_length_off_the_orbit": {"dist": acos_distance},
+    "geodesics_stay_horizontal": {"transp_follow_expmap": lambda m, x, u, v: v},
+    "velocity_is_the_derivative_of_the_exponential": {
+        "transp_follow_expmap": lambda m, x, u, v: m.proju(m.expmap(x, u), v),
+    },
+    "geodesics_obey_the_levi_civita_connection": {"expmap": lambda m, x, u: x + u},
+    "transport_obeys_the_levi_civita_connection": {"transp_follow_expmap": lambda m, x, u, v: v},
+    "connection_is_the_frames": {"connection_term": lambda m, x, g, u: torch.zeros_like(u) + 1e-3 * g},
+    "transport_is_an_isometry_along_geodesics": {
+        "transp": lambda m, x, y, v: m.proju(y, v),
+    },
+    "retraction_is_first_order": {"retr": lambda m, x, u: x + 1.01 * u},
+    "batch_is_loop": {"component_inner": lambda m, x, u, v=None: plain("component_inner")(m, x, u, v) / x.ndim},
+    "projection_to_the_manifold_moves_no_point": {"projx": lambda m, x: x / x.norm()},
+    "derivatives_are_finite_at_zero": {"norm": lambda m, x, u, keepdim=False: m.inner(x, u).sqrt()},
+    "copies_are_equal": {"__deepcopy__": lambda m, memo: qn.LogPolarQuotient(qn.layer_scale_group(m.layout))},
+}
+
+
+def test_every_manifold_law_has_a_broken_manifold():
+    assert set(BROKEN) == set(MANIFOLD_LAWS)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_law_catches_a_broken_manifold(name, monkeypatch):
+    subject = broken(**BROKEN[name])
+    monkeypatch.setattr("pickle.dumps", lambda m: m)
+    monkeypatch.setattr("pickle.loads", lambda m: m)
+    law = MANIFOLD_LAWS[name]
+    intact = law.check(Sample(broken()))
+    assert intact.holds
+    length = {"distance_is_length_off_the_orbit": 1e-3, "distance_is_length_of_logarithm": 2.0}.get(name, 1.0)
+    verdict = law.check(Sample(subject, length=length))
+    assert not verdict.holds
+    with pytest.raises(AssertionError, match=name):
+        verdict.require()
