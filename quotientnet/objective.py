@@ -132,8 +132,8 @@ class Objective:
         args, kwargs, targets = self._read(batch, w)
         tensors = self.layout.unflatten(w)
         for name, buffer in self.model.named_buffers():
-            # Clones, because a forward in train mode writes to them.
-            tensors[name] = tensors[name].clone() if name in tensors else buffer.clone()
+            # Clones, because a forward in train mode writes to them; never differentiated.
+            tensors[name] = tensors.get(name, buffer).detach().clone()
         outputs = torch.func.functional_call(self.model, tensors, args, kwargs)
         value = self.loss(outputs, targets)
         if not isinstance(value, Tensor) or value.ndim != 0:
