@@ -1,7 +1,8 @@
 """Property-based tests for your own groups, manifolds and models.
 
 Laws are functions that return a :class:`Verdict`; strategies draw networks, groups and points with
-hypothesis. ``check_manifold(manifold)`` runs every law that applies.
+hypothesis and are in :mod:`quotientnet.testing.strategies`. ``check_manifold(manifold)`` runs every
+law that applies.
 """
 
 from quotientnet.testing.laws import Law, Verdict

@@ -32,6 +32,12 @@ class Sample:
         self.batch, self.spread, self.length = tuple(batch), spread, length
         self.dtype, self.device = dtype, torch.device(device)
 
+    def __repr__(self) -> str:
+        return (
+            f"Sample({self.manifold}, seed={self.seed}, batch={self.batch}, spread={self.spread}, "
+            f"length={self.length}, dtype={self.dtype})"
+        )
+
     def _generator(self, key: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(1_000_003 * self.seed + key)
 
@@ -65,8 +71,12 @@ class Sample:
 
     def tangent(self, key: int) -> Tensor:
         """A horizontal vector at ``x`` of length ``length``."""
+        return self.length * self.direction(key)
+
+    def direction(self, key: int) -> Tensor:
+        """A horizontal vector at ``x`` of length 1."""
         u = self.manifold.proju(self.x, self.vector(key))
-        return u * (self.length / self.manifold.norm(self.x, u, keepdim=True))
+        return u / self.manifold.norm(self.x, u, keepdim=True)
 
     @cached_property
     def t(self) -> Tensor:

@@ -1,0 +1,102 @@
+"""Hypothesis strategies for networks, groups, manifolds and samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from quotientnet.chains import layer_scale_group, node_wise_group
+from quotientnet.layout import ParameterLayout
+from quotientnet.manifolds import LayerScaleQuotient, LogPolarQuotient, NodeWiseQuotient
+from quotientnet.testing.samples import Sample
+
+try:
+    from hypothesis import assume
+    from hypothesis import strategies as st
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "quotientnet.testing.strategies needs hypothesis: pip install quotientnet[test]"
+    ) from error
+
+__all__ = ["chains", "groups", "manifolds", "samples"]
+
+_QUOTIENTS = [
+    (LayerScaleQuotient, layer_scale_group),
+    (NodeWiseQuotient, node_wise_group),
+    (LogPolarQuotient, node_wise_group),
+]
+_ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.Identity]
+
+
+@st.composite
+def chains(draw, max_layers: int = 4, max_width: int = 5, dtype=torch.float64) -> nn.Sequential:
+    """A chain of dense or of convolutional and dense layers that ends in three outputs.
+
+    Some layers have biases, some are followed by batch normalisation (with ``eps`` so small that
+    its symmetry is exact), and no parameter is zero. Dense chains take inputs of shape ``(N, 3)``,
+    convolutional ones ``(N, 2, 6, 6)``.
+    """
+    widths = st.integers(1, max_width)
+    layers, width = [], 3
+    if draw(st.booleans()):
+        width = draw(widths)
+        layers += [nn.Conv2d(2, width, 3, bias=draw(st.booleans()))]
+        layers += _between(draw, nn.BatchNorm2d, width)
+        layers += [nn.Flatten()]
+        width *= 16
+    for _ in range(draw(st.integers(0, max_layers - 2))):
+        following = draw(widths)
+        layers += [nn.Linear(width, following, bias=draw(st.booleans()))]
+        layers += _between(draw, nn.BatchNorm1d, following)
+        width = following
+    model = nn.Sequential(*layers, nn.Linear(width, 3, bias=draw(st.booleans()))).to(dtype)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=dtype)
+            parameter.copy_(torch.where(noise == 0, 1.0, noise) / max(parameter.shape[-1], 1) ** 0.5)
+    return model
+
+
+def _between(draw, normalisation, width: int) -> list[nn.Module]:
+    layers = [normalisation(width, eps=1e-30)] if draw(st.booleans()) else []
+    return layers + [draw(st.sampled_from(_ACTIVATIONS))()]
+
+
+@st.composite
+def groups(draw):
+    """The layer-scale or node-wise group of a drawn chain."""
+    layout = ParameterLayout.from_module(draw(chains()))
+    return draw(st.sampled_from([layer_scale_group, node_wise_group]))(layout)
+
+
+@st.composite
+def manifolds(draw):
+    """A log-polar quotient of a drawn chain, some with parameters frozen at zero; never a point."""
+    layout = ParameterLayout.from_module(draw(chains()))
+    zeros = None
+    if draw(st.booleans()):
+        density = draw(st.sampled_from([0.1, 0.5, 0.9]))
+        generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+        zeros = (torch.rand(layout.size, generator=generator, dtype=torch.float64) > density).double()
+    kind, group = draw(st.sampled_from(_QUOTIENTS))
+    manifold = kind(group(layout), frozen_zeros=zeros)
+    assume(manifold.dimension > 0)
+    return manifold
+
+
+@st.composite
+def samples(draw, manifold=None, max_spread: float = 6.0, dtype=torch.float64) -> Sample:
+    """Points, tangent vectors and group elements on a manifold, by default a drawn one.
+
+    Points are scaled by up to about ``e^{±3 max_spread}`` along their orbits; tangent vectors are
+    between nearly zero and nearly the injectivity radius π.
+    """
+    return Sample(
+        draw(manifolds()) if manifold is None else manifold,
+        seed=draw(st.integers(0, 2**20)),
+        batch=draw(st.sampled_from([(), (2,), (2, 1)])),
+        spread=draw(st.floats(0.0, max_spread)),
+        length=draw(st.floats(1e-3, 3.0)),
+        dtype=dtype,
+    )
