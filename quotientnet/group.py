@@ -16,6 +16,9 @@ from quotientnet.layout import ParameterLayout
 
 __all__ = ["Term", "Scale", "Unit", "ScalingGroup"]
 
+_LISTED = 1 << 17
+"""Up to this many coordinates the incidence is also listed entry by entry: fewer, longer calls."""
+
 
 class Term:
     """How one index array of a parameter scales it: entry ``i`` by ``coefficient * s[index[i]]``.
@@ -206,6 +209,10 @@ class ScalingGroup:
             out: Where to write the result, shape ``(size,)``, for ``t`` without batch dimensions.
         """
         batch = self._check_coordinates(t, "exponents").shape[:-1]
+        if self.layout.size <= _LISTED:
+            rows, classes, coefficients = self._listed(t)
+            out = t.new_zeros(*batch, self.layout.size) if out is None else out.zero_()
+            return out.index_add_(-1, rows, self.to_classes(t).index_select(-1, classes) * coefficients)
         compact = self.compact_exponents(t)
         if t.requires_grad:
             pieces = [_broadcast_sum(compact.get(e.name), t, batch, e.shape) for e in self.layout.entries]
@@ -222,9 +229,13 @@ class ScalingGroup:
 
     def adjoint(self, rho: Tensor) -> Tensor:
         """``Aᵀ rho``, shape ``(..., dimension)``, from ``rho``, shape ``(..., size)``."""
-        views = self.layout.unflatten(rho)
-        batch = rho.shape[:-1]
-        sums = rho.new_zeros(*batch, self.classes.shape[0])
+        self.layout.check(rho, "ScalingGroup.adjoint", "rho")
+        sums = rho.new_zeros(*rho.shape[:-1], self.classes.shape[0])
+        if self.layout.size <= _LISTED:
+            rows, classes, coefficients = self._listed(rho)
+            sums.index_add_(-1, classes, rho.index_select(-1, rows) * coefficients)
+            return self.to_generators(sums)
+        views, batch = self.layout.unflatten(rho), rho.shape[:-1]
         for name, terms in self.incidence.items():
             for term in terms:
                 reduced = _sum_to(views[name], term.index.shape, len(batch)).reshape(*batch, -1)
@@ -289,14 +300,40 @@ class ScalingGroup:
         return cache[key]
 
     def _coordinates(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        cache = self.__dict__.setdefault("_class_coordinates", {})
-        key = (like.device, like.dtype)
-        if key not in cache:
+        """The nonzero entries of ``C``: rows, columns, values."""
+
+        def make():
             coo = self.classes.tocoo()
+            return coo.row, coo.col, coo.data
+
+        return self._on_device("classes", like, make)
+
+    def _listed(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The nonzero entries of ``G`` one by one: coordinates, classes, coefficients."""
+
+        def make():
+            rows, classes, coefficients = [], [], []
+            for name, terms in self.incidence.items():
+                entry = self.layout[name]
+                for term in terms:
+                    rows.append(np.arange(entry.start, entry.start + entry.numel))
+                    classes.append(np.broadcast_to(term.index, entry.shape).reshape(-1))
+                    coefficients.append(np.full(entry.numel, term.coefficient))
+            empty = [np.empty(0, dtype=np.int64)]
+            return tuple(np.concatenate(parts + empty) for parts in (rows, classes, coefficients))
+
+        return self._on_device("incidence", like, make)
+
+    def _on_device(self, key: str, like: Tensor, make) -> tuple[Tensor, Tensor, Tensor]:
+        """Cached triplets of a sparse matrix: two int64 index vectors and values like ``like``."""
+        cache = self.__dict__.setdefault("_triplets", {})
+        key = (key, like.device, like.dtype)
+        if key not in cache:
+            rows, columns, values = make()
             cache[key] = (
-                torch.from_numpy(coo.row.astype(np.int64)).to(like.device),
-                torch.from_numpy(coo.col.astype(np.int64)).to(like.device),
-                torch.from_numpy(coo.data).to(like),
+                torch.from_numpy(rows.astype(np.int64)).to(like.device),
+                torch.from_numpy(columns.astype(np.int64)).to(like.device),
+                torch.from_numpy(values.astype(np.int64)).to(like),
             )
         return cache[key]
 
@@ -335,7 +372,7 @@ class ScalingGroup:
         return self
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_indices", "_class_coordinates")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_indices", "_triplets")}
 
     def __repr__(self) -> str:
         return f"ScalingGroup(dimension={self.dimension}, size={self.layout.size})"

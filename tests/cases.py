@@ -93,7 +93,7 @@ class FourNormQuotient(qn.QuotientManifold):
     def frame(self, x):
         pieces = [p.pow(4).sum(-1, keepdim=True).pow(-0.25).expand_as(p) for p in self.layout.split(x)]
         d = torch.cat(pieces, -1)
-        return torch.where(self._frozen.to(x.device), torch.ones_like(d), d)
+        return self._frozen.fill(d, 1.0)
 
 
 def _zeros(layout):

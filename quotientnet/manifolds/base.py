@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quotientnet.errors import NotOnManifoldError
 from quotientnet.group import ScalingGroup
+from quotientnet.manifolds.frozen import Frozen
 from quotientnet.operator import Operator
 
 __all__ = ["QuotientManifold"]
@@ -50,8 +51,7 @@ class QuotientManifold(geoopt.Manifold):
         mask[self.layout.parameter_size :] = True
         if frozen is not None:
             mask |= frozen.detach().cpu()
-        self.register_buffer("_frozen", mask, persistent=False)
-        self._has_frozen = bool(mask.any())
+        self._frozen = Frozen(mask)
 
     name = property(lambda self: type(self).__name__)
 
@@ -186,10 +186,10 @@ class QuotientManifold(geoopt.Manifold):
     @property
     def dimension(self) -> int:
         """The dimension of the quotient: free coordinates less the rank of the group on them."""
-        return int((~self._frozen).sum()) - self._orbit_rank()
+        return int((~self._frozen.mask).sum()) - self._orbit_rank()
 
     def _orbit_rank(self) -> int:
-        return self.group.gram(~self._frozen).rank
+        return self.group.gram(~self._frozen.mask).rank
 
     # -- points and checks ------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class QuotientManifold(geoopt.Manifold):
     def _settle(self, x: Tensor) -> Tensor:
         """``x`` with zeros held and passive coordinates (variances among them) positive."""
         x = torch.where(self._held_at_zero.to(x.device), torch.zeros_like(x), x)
-        return torch.where(self._frozen.to(x.device), x.abs(), x)
+        return torch.where(self._frozen.mask.to(x.device), x.abs(), x)
 
     def _point_shape(self, size) -> tuple[int, ...]:
         shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)
@@ -220,7 +220,7 @@ class QuotientManifold(geoopt.Manifold):
 
     @property
     def _held_at_zero(self) -> Tensor:
-        mask = self._frozen.clone()
+        mask = self._frozen.mask.clone()
         mask[self.layout.parameter_size :] = False
         return mask
 
@@ -239,7 +239,7 @@ class QuotientManifold(geoopt.Manifold):
     def _check_vector_on_tangent(self, x: Tensor, u: Tensor, *, atol=1e-5, rtol=1e-5):
         if not torch.isfinite(u).all():
             return False, f"the vector has {listed(self.layout.count(~torch.isfinite(u)))} not finite"
-        moved = (u != 0) & self._frozen.to(u.device)
+        moved = (u != 0) & self._frozen.mask.to(u.device)
         if moved.any():
             return False, f"the vector moves frozen coordinates of {listed(self.layout.count(moved))}"
         vertical = self.norm(x, u - self.proju(x, u))
@@ -292,10 +292,7 @@ class QuotientManifold(geoopt.Manifold):
 
     def _keep(self, u: Tensor, out: Tensor | None = None) -> Tensor:
         """``u`` with frozen coordinates set to zero; in place if it is the caller's ``out``."""
-        if not self._has_frozen:
-            return u
-        frozen = self._frozen.to(u.device)
-        return u.masked_fill(frozen, 0.0) if out is None else out.masked_fill_(frozen, 0.0)
+        return self._frozen.fill(u, 0.0, in_place=out is not None)
 
     def extra_repr(self) -> str:
         return f"{self.layout.size} coordinates, {self.group.dimension} generators"

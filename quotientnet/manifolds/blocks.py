@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor
@@ -40,6 +41,9 @@ class Blocks:
         self.count = self.layout.size
         self.entrywise = all(shapes[e.name] == e.shape for e in layout.entries)
         self._parts = list(zip(layout.entries, self.layout.entries))
+        self._sizes = [entry.numel for entry in layout.entries]
+        self._counts = [block.numel for block in self.layout.entries]
+        self._kinds = [_kind(entry.shape, block.shape) for entry, block in self._parts]
 
     @property
     def lengths(self) -> Tensor:
@@ -49,11 +53,35 @@ class Blocks:
 
     def dot(self, x: Tensor, y: Tensor) -> Tensor:
         """The inner product of each block, shape ``(..., count)``."""
+        return self.dots((x, y))[0]
+
+    def dots(self, *pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """Several inner products of each block, in one pass through the vectors."""
         if self.entrywise:
-            return x * y
-        fast = x.ndim == y.ndim == 1 and not (torch.is_grad_enabled() and _needs_grad(x, y))
-        reduce = _dot_fast if fast else _dot
-        return torch.cat([reduce(x[..., e.slice], y[..., e.slice], e, b) for e, b in self._parts], -1)
+            return [x * y for x, y in pairs]
+        plain = all(t.ndim == 1 and t.is_cpu for pair in pairs for t in pair)
+        if plain and not (torch.is_grad_enabled() and any(t.requires_grad for p in pairs for t in p)):
+            return self._dots_fast(pairs)
+        return [
+            torch.cat([_dot(x[..., e.slice], y[..., e.slice], e, b) for e, b in self._parts], -1)
+            for x, y in pairs
+        ]
+
+    def _dots_fast(self, pairs) -> list[Tensor]:
+        """Without gradients or batches on the CPU: in pieces that stay in the cache."""
+        split = [t.split(self._sizes) for pair in pairs for t in pair]
+        lefts, rights = list(zip(*split[0::2])), list(zip(*split[1::2]))
+        sums = []
+        for (e, b), kind, xs, ys in zip(self._parts, self._kinds, lefts, rights):
+            if kind == "small":
+                sums.append([torch.dot(x, y) for x, y in zip(xs, ys)])
+            elif kind == "whole":
+                sums.append(_whole_dots(xs, ys))
+            elif kind == "rows":
+                sums.append(_row_dots(xs, ys, e.numel // b.numel))
+            else:
+                sums.append([_dot(x, y, e, b) for x, y in zip(xs, ys)])
+        return [torch.hstack(values).to(torch.float64) for values in zip(*sums)]
 
     def combine(self, a: Tensor | None, x: Tensor, b: Tensor, y: Tensor, out=None) -> Tensor:
         """``a ⊙ x + b ⊙ y`` with one number a block; ``a=None`` stands for 1.
@@ -66,20 +94,32 @@ class Blocks:
             out: Where to write the result, shape ``(n,)``; not ``x`` or ``y``, without batch
                 dimensions and gradients.
         """
-        b = b.to(x.dtype)
-        a = None if a is None else a.to(x.dtype)
+        a, b = (None if c is None else c.to(x.dtype) for c in (a, b))
         if self.entrywise:
             return torch.addcmul(x if a is None else a * x, b, y, out=out)
-        if out is None:
-            batch = torch.broadcast_shapes(*(t.shape[:-1] for t in (a, x, b, y) if t is not None))
-            pieces = []
-            for e, k in self._parts:
-                piece = _combine(*(self._views(t, e, k) for t in (a, x, b, y)), None)
-                pieces.append(piece.reshape(*batch, e.numel))
-            return torch.cat(pieces, -1)
-        for e, k in self._parts:
-            _combine(*(self._views(t, e, k) for t in (a, x, b, y)), out[e.slice].view(e.shape))
-        return out
+        columns = [self._split(a, True), self._split(x), self._split(b, True), self._split(y)]
+        if out is not None:
+            for views in zip(*columns, self._split(out)):
+                _combine(*views)
+            return out
+        batch = torch.broadcast_shapes(*(t.shape[:-1] for t in (a, x, b, y) if t is not None))
+        pieces = [_combine(*views, None).reshape(*batch, -1) for views in zip(*columns)]
+        return torch.cat(pieces, -1)
+
+    def _split(self, t: Tensor | None, of_blocks: bool = False) -> list:
+        """Per tensor, its part of a vector, or of numbers per block, in matching shapes."""
+        if t is None:
+            return [None] * len(self._parts)
+        batch = t.shape[:-1]
+        views = []
+        for i, piece in enumerate(t.split(self._counts if of_blocks else self._sizes, dim=-1)):
+            entry, block = self._parts[i]
+            if block.numel == 1:  # one number scales a flat vector
+                views.append(piece)
+            else:
+                shape = block.shape if of_blocks else entry.shape
+                views.append(piece.view(shape) if not batch else piece.reshape(*batch, *shape))
+        return views
 
     def expand(self, c: Tensor) -> Tensor:
         """Each block's number on its coordinates, shape ``(..., n)``."""
@@ -92,21 +132,13 @@ class Blocks:
             pieces.append(view.expand(*batch, *e.shape).reshape(*batch, e.numel))
         return torch.cat(pieces, -1)
 
-    def _views(self, t: Tensor | None, entry, block):
-        """The entry's part of a vector, or of numbers per block, in the tensor's own shape."""
-        if t is None:
-            return None
-        part = entry if t.shape[-1] == self.full.size else block
-        return t[..., part.slice].reshape(*t.shape[:-1], *part.shape)
-
 
 def _combine(a, x, b, y, out):
     if a is None:
         return torch.addcmul(x, b, y, out=out)
     if out is None:
         return a * x + b * y
-    torch.mul(a, x, out=out)
-    return torch.addcmul(out, b, y, out=out)
+    return torch.addcmul(torch.mul(a, x, out=out), b, y, out=out)
 
 
 def _dot(x: Tensor, y: Tensor, entry, block) -> Tensor:
@@ -117,17 +149,29 @@ def _dot(x: Tensor, y: Tensor, entry, block) -> Tensor:
     return total.reshape(*batch, block.numel)
 
 
-def _dot_fast(x: Tensor, y: Tensor, entry, block) -> Tensor:
-    """The inner products of one tensor without gradient, in pieces that stay in the cache."""
-    if not x.is_cpu or entry.numel <= _CHUNK or not _blocks_are_rows(entry.shape, block.shape):
-        return _dot(x, y, entry, block)
-    if block.numel == 1:
-        partial = [torch.dot(a, b) for a, b in zip(x.split(_CHUNK), y.split(_CHUNK))]
-        return torch.stack(partial).sum(0, keepdim=True, dtype=torch.float64)
-    length = entry.numel // block.numel
+def _whole_dots(xs, ys) -> list[Tensor]:
+    """The inner products of whole tensors, one block each."""
+    chunks = zip(*(x.split(_CHUNK) for x in xs), *(y.split(_CHUNK) for y in ys))
+    partial = [[torch.dot(c[k], c[k + len(xs)]) for k in range(len(xs))] for c in chunks]
+    return [torch.stack(values).sum(dtype=torch.float64) for values in zip(*partial)]
+
+
+def _row_dots(xs, ys, length: int) -> list[Tensor]:
+    """The inner products of rows of the given length."""
+    if length == 1:
+        return [x * y for x, y in zip(xs, ys)]
     rows = max(_CHUNK // length, 1)
-    pairs = zip(x.view(-1, length).split(rows), y.view(-1, length).split(rows))
-    return torch.cat([(a * b).sum(1) for a, b in pairs]).to(torch.float64)
+    chunks = zip(*(t.view(-1, length).split(rows) for t in (*xs, *ys)))
+    partial = [[(c[k] * c[k + len(xs)]).sum(1) for k in range(len(xs))] for c in chunks]
+    return [torch.cat(values) for values in zip(*partial)]
+
+
+def _kind(shape: tuple[int, ...], block_shape: tuple[int, ...]) -> str:
+    """How the inner products of one tensor are best computed."""
+    size, count = prod(shape), prod(block_shape)
+    if size and count == 1:
+        return "small" if size <= _CHUNK else "whole"
+    return "rows" if size and _blocks_are_rows(shape, block_shape) else "general"
 
 
 def _blocks_are_rows(shape: tuple[int, ...], block_shape: tuple[int, ...]) -> bool:
@@ -136,7 +180,3 @@ def _blocks_are_rows(shape: tuple[int, ...], block_shape: tuple[int, ...]) -> bo
     while kept < len(shape) and block_shape[kept] == shape[kept]:
         kept += 1
     return all(length == 1 for length in block_shape[kept:])
-
-
-def _needs_grad(*tensors: Tensor) -> bool:
-    return any(t.requires_grad for t in tensors)

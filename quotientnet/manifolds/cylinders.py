@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from quotientnet.manifolds.blocks import Blocks
+from quotientnet.manifolds.frozen import Frozen
 from quotientnet.manifolds.entire import cos_sqrt, sinc_sqrt, versine_sqrt
 
 __all__ = ["Separation", "Cylinders", "make_cylinders"]
@@ -46,18 +47,11 @@ class Cylinders(ABC):
 
     Args:
         blocks: The partition.
-        frozen: Boolean, shape ``(count,)``: blocks that do not move; None if all do.
+        frozen: The blocks that do not move.
     """
 
-    def __init__(self, blocks: Blocks, frozen: Tensor | None):
-        self.blocks, self._frozen = blocks, frozen
-
-    def fill(self, values: Tensor, value: float) -> Tensor:
-        """``values``, shape ``(..., count)``, with ``value`` at frozen blocks."""
-        if self._frozen is None:
-            return values
-        self._frozen = self._frozen.to(values.device)
-        return values.masked_fill(self._frozen, value)
+    def __init__(self, blocks: Blocks, frozen: Frozen):
+        self.blocks, self.frozen, self.fill = blocks, frozen, frozen.fill
 
     @abstractmethod
     def radii(self, x: Tensor) -> Tensor:
@@ -70,6 +64,11 @@ class Cylinders(ABC):
     @abstractmethod
     def products(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """``⟨u_b, v_b⟩/‖x_b‖²``, 0 where frozen."""
+
+    @abstractmethod
+    def slopes(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``⟨x_b, g_b⟩``, the rates of the gradient ``‖x_b‖² g_b``, and ``‖x_b‖²`` where a block is
+        more than an entry."""
 
     @abstractmethod
     def exp(self, x: Tensor, u: Tensor, out: Tensor | None = None) -> Tensor:
@@ -88,7 +87,7 @@ class Cylinders(ABC):
         """``v`` carried parallel along the geodesic from ``x`` with velocity ``u``."""
 
 
-def make_cylinders(blocks: Blocks, frozen: Tensor | None) -> Cylinders:
+def make_cylinders(blocks: Blocks, frozen: Frozen) -> Cylinders:
     """The geometry that fits the blocks."""
     return (_Lines if blocks.entrywise else _Spheres)(blocks, frozen)
 
@@ -100,11 +99,16 @@ class _Lines(Cylinders):
         return self.fill(x.abs(), 1.0)
 
     def rates(self, x, u, out=None):
-        return self.fill(torch.div(u, self.fill(x, 1.0), out=out), 0.0)
+        if out is not None:
+            return self.fill(torch.div(u, x, out=out), 0.0, in_place=True)
+        return self.fill(u / self.fill(x, 1.0), 0.0)
 
     def products(self, x, u, v):
         filled = self.fill(x, 1.0)
         return self.fill((u / filled) * (v / filled), 0.0)
+
+    def slopes(self, x, g):
+        return self.fill(x * g, 0.0), None
 
     def exp(self, x, u, out=None):
         return torch.mul(x, torch.exp(self.rates(x, u), out=out), out=out)
@@ -141,16 +145,24 @@ class _Spheres(Cylinders):
         return self._squared_norms(x).sqrt()
 
     def rates(self, x, u, out=None):
-        return self.fill(self.blocks.dot(x, u), 0.0) / self._squared_norms(x)
+        n2, along = self.blocks.dots((x, x), (x, u))
+        return self.fill(along, 0.0) / self.fill(n2, 1.0)
 
     def products(self, x, u, v):
-        return self.fill(self.blocks.dot(u, v), 0.0) / self._squared_norms(x)
+        n2, product = self.blocks.dots((x, x), (u, v))
+        return self.fill(product, 0.0) / self.fill(n2, 1.0)
+
+    def slopes(self, x, g):
+        n2, along = self.blocks.dots((x, x), (x, g))
+        n2 = self.fill(n2, 1.0)
+        return self.fill(along, 0.0).masked_fill(n2 == 0, torch.nan), n2
 
     def _velocity(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Squared norms, rates and squared angular speeds."""
-        n2 = self._squared_norms(x)
-        rate = self.fill(self.blocks.dot(x, u), 0.0) / n2
-        return n2, rate, self.fill(self.blocks.dot(u, u), 0.0) / n2 - rate**2
+        n2, along, length2 = self.blocks.dots((x, x), (x, u), (u, u))
+        n2 = self.fill(n2, 1.0)
+        rate = self.fill(along, 0.0) / n2
+        return n2, rate, self.fill(length2, 0.0) / n2 - rate**2
 
     def exp(self, x, u, out=None):
         _, rate, speed2 = self._velocity(x, u)

@@ -15,6 +15,7 @@ from quotientnet.group import ScalingGroup
 from quotientnet.manifolds.base import QuotientManifold, listed, safe_sqrt
 from quotientnet.manifolds.blocks import Blocks
 from quotientnet.manifolds.cylinders import Separation, make_cylinders
+from quotientnet.manifolds.frozen import Frozen
 
 __all__ = ["LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient"]
 
@@ -57,12 +58,12 @@ class LogPolarQuotient(QuotientManifold):
         super().__init__(group, self.blocks.expand(held))
         passive = torch.zeros(self.blocks.count, dtype=torch.bool)
         passive[self.blocks.layout.parameter_size :] = True
-        frozen = held | passive
-        self._cylinders = make_cylinders(self.blocks, frozen if frozen.any() else None)
+        frozen = Frozen(held | passive)
+        self._cylinders = make_cylinders(self.blocks, frozen)
         self._block_group = ScalingGroup(
             self.blocks.layout, group.incidence, group.classes, group.names
         )
-        self._gram = Gram(self._block_group, ~frozen if frozen.any() else None)
+        self._gram = Gram(self._block_group, ~frozen.mask if frozen.any else None)
         self._idle = [e for e in self.blocks.layout.entries if e.name not in group.incidence]
 
     # -- the metric -------------------------------------------------------------------------------
@@ -124,14 +125,13 @@ class LogPolarQuotient(QuotientManifold):
             out: Where to write the result, shape ``(n,)``; not ``x`` or ``u``.
         """
         self._check_tangents("egrad2rgrad", x, u)
-        rates = self._cylinders.fill(self.blocks.dot(x, u), 0.0)
+        rates, norms2 = self._cylinders.slopes(x, u)
         rates = self._checked(rates, "egrad2rgrad", x, u)
         along = self._project_rates(rates)
-        if self.blocks.entrywise:
+        if norms2 is None:
             # x² u − (Π x u) x = (x u − Π x u) x
             return self._keep(torch.mul(torch.sub(rates, along, out=out), x, out=out), out)
-        raised = self._cylinders.radii(x) ** 2
-        return self._keep(self.blocks.combine(raised, u, -along, x, out=out), out)
+        return self._keep(self.blocks.combine(norms2, u, -along, x, out=out), out)
 
     def _checked_coordinates(self, rates: Tensor, method: str, x: Tensor, u: Tensor) -> Tensor:
         """``(AᵀA)⁺ Aᵀ ρ`` in float64; the sums in ``Aᵀ ρ`` also tell whether all is finite."""
@@ -244,11 +244,8 @@ class LogPolarQuotient(QuotientManifold):
     @__scaling__(ScalingInfo(1))
     def injectivity_radius(self) -> float:
         """π, or infinity if every free block is a single entry."""
-        free = ~self._frozen_blocks()
+        free = ~self._cylinders.frozen.mask
         return pi if bool((self.blocks.lengths[free] > 1).any()) else inf
-
-    def _frozen_blocks(self) -> Tensor:
-        return self._cylinders.fill(torch.zeros(self.blocks.count), 1.0) > 0
 
     def _orbit_rank(self) -> int:
         return self._gram.rank

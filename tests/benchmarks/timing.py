@@ -1,0 +1,87 @@
+"""Ratios in one run: every operation timed in turn with its unit, medians compared."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of a benchmark's table.
+
+    Attributes:
+        task: What was done, on what.
+        unit: What its time is divided by.
+        ratio: The median time over the unit's.
+        target: The largest ratio the issue allows, if it names one.
+        milliseconds: The median time.
+    """
+
+    task: str
+    unit: str
+    ratio: float
+    target: float | None
+    milliseconds: float
+
+
+def ratios(unit, tasks: dict, *, name: str, rounds: int = 15) -> list[Measurement]:
+    """Time each task against the unit, interleaved so that drifts of the machine cancel.
+
+    Args:
+        unit: The function whose time is 1.
+        tasks: Functions and targets, by what they do.
+        name: The unit's name.
+        rounds: Repetitions; medians are reported.
+    """
+    seconds = {key: [] for key in tasks}
+    units = []
+    for function in (unit, *(function for function, _ in tasks.values())):
+        function()
+    for _ in range(rounds):
+        units.append(_seconds(unit))
+        for key, (function, _) in tasks.items():
+            seconds[key].append(_seconds(function))
+    base = median(units)
+    return [
+        Measurement(key, name, median(times) / base, tasks[key][1], 1e3 * median(times))
+        for key, times in seconds.items()
+    ]
+
+
+def _seconds(function) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return perf_counter() - start
+
+
+def report(name: str, measurements: list[Measurement], folder: Path) -> None:
+    """Print the table and write it as JSON beside the machine's description."""
+    width = max(len(m.task) for m in measurements)
+    print(f"{'task':{width}}  ratio  target   ms  (unit: {measurements[0].unit})")
+    for m in measurements:
+        target = f"{m.target:6.2f}" if m.target else "      "
+        verdict = "" if not m.target else "  met" if m.ratio <= m.target else "  MISSED"
+        print(f"{m.task:{width}}  {m.ratio:5.2f}  {target}  {m.milliseconds:6.1f}{verdict}")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    facts = {
+        "torch": torch.__version__, "threads": torch.get_num_threads(), "gpu": gpu,
+        "processor": platform.processor() or platform.machine(),
+        "peak_mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "measurements": [asdict(m) for m in measurements],
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(facts, indent=2) + "\n")
+    print(f"peak memory {facts['peak_mebibytes']} MiB; wrote {path}")
