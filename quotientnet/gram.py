@@ -80,9 +80,18 @@ class Gram:
         return cache[device]
 
     @cached_property
-    def _diagonal(self) -> np.ndarray:
-        low_rank = self._left.multiply(self._right).sum(axis=1)
-        return self._sparse.diagonal() + np.asarray(low_rank).reshape(-1)
+    def _precondition(self):
+        """An approximate inverse: exact where ``M`` is a diagonal plus thin products, else Jacobi."""
+        low_rank = np.asarray(self._left.multiply(self._right).sum(axis=1)).reshape(-1)
+        own = self._sparse.diagonal()
+        if self._sparse.nnz > np.count_nonzero(own):
+            inverse = _inverse_or_zero(own + low_rank)[:, None]
+            return lambda r: inverse * r
+        # Woodbury; the tiny ridge keeps a singular M invertible, the iteration removes its effect.
+        inverse = _inverse_or_zero(own * (1 + 1e-8))[:, None]
+        left, right = self._left.multiply(inverse).tocsr(), self._right.multiply(inverse).T.tocsr()
+        core = np.linalg.inv(np.eye(left.shape[1]) + (self._right.T @ left).toarray())
+        return lambda r: inverse * r - left @ (core @ (right @ r))
 
     def _apply(self, x: np.ndarray) -> np.ndarray:
         return self._sparse @ x + self._left @ (self._right.T @ x)
@@ -92,13 +101,11 @@ class Gram:
 
         Stops at ``tolerance``, or at rounding level when no column has improved for a while.
         """
-        diagonal = self._diagonal
-        inverse = np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0)[:, None]
-        size = np.maximum(np.sqrt((b * inverse * b).sum(0)), np.finfo(np.float64).tiny)
+        size = np.sqrt(np.maximum((b * self._precondition(b)).sum(0), np.finfo(np.float64).tiny))
         x, r, p, rho = np.zeros_like(b), b.copy(), np.zeros_like(b), np.ones(b.shape[1])
         best, best_x, stale = np.full(b.shape[1], np.inf), x, 0
         for _ in range(20 * self.dimension + 100):
-            z = inverse * r
+            z = self._precondition(r)
             rho_next = (r * z).sum(0)
             error = np.sqrt(np.maximum(rho_next, 0)) / size
             improved = error < best
@@ -118,6 +125,11 @@ class Gram:
                 "is the right-hand side in the range?"
             )
         return best_x
+
+
+def _inverse_or_zero(diagonal: np.ndarray) -> np.ndarray:
+    """``1/diagonal``, 0 where it is 0: generators that move nothing."""
+    return np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0)
 
 
 class _IterativeSolve(torch.autograd.Function):

@@ -16,6 +16,9 @@ from quotientnet.layout import ParameterLayout
 
 __all__ = ["Term", "Scale", "Unit", "ScalingGroup"]
 
+_PIECE = 1 << 18
+"""Coordinates summed at once, a part of the cache."""
+
 _LISTED = 1 << 17
 """Up to this many coordinates the incidence is also listed entry by entry: fewer, longer calls."""
 
@@ -237,10 +240,10 @@ class ScalingGroup:
             return self.to_generators(sums)
         views, batch = self.layout.unflatten(rho), rho.shape[:-1]
         for name, terms in self.incidence.items():
-            for term in terms:
-                reduced = _sum_to(views[name], term.index.shape, len(batch)).reshape(*batch, -1)
-                index = self._index(term, rho.device)
-                sums = sums.index_add(-1, index, reduced, alpha=term.coefficient)
+            reduced = _sums_to(views[name], [term.index.shape for term in terms], len(batch))
+            for term, total in zip(terms, reduced):
+                index, total = self._index(term, rho.device), total.reshape(*batch, -1)
+                sums = sums.index_add(-1, index, total, alpha=term.coefficient)
         return self.to_generators(sums)
 
     def act(self, w: Tensor, t: Tensor) -> Tensor:
@@ -430,6 +433,21 @@ def _broadcast_sum(terms, like: Tensor, batch, shape: tuple[int, ...]) -> Tensor
     for other in terms[1:]:
         total = total + other
     return total.expand(*batch, *shape)
+
+
+def _sums_to(x: Tensor, shapes, lead: int) -> list[Tensor]:
+    """``x``, shape ``(*batch, *full)``, summed to each ``(*batch, *shape)``; ``lead`` batch axes."""
+    if len(shapes) == 1 or lead or not x.is_cpu or x.numel() <= _PIECE or x.requires_grad:
+        return [_sum_to(x, shape, lead) for shape in shapes]
+    # Pieces of the first axis stay in the cache for all sums; those that keep it are joined.
+    totals = [[] for _ in shapes]
+    for piece in x.split(max(_PIECE // (x.numel() // len(x)), 1)):
+        for total, shape in zip(totals, shapes):
+            total.append(_sum_to(piece, (min(shape[0], len(piece)), *shape[1:]), 0))
+    return [
+        torch.cat(total) if shape[0] > 1 else torch.stack(total).sum(0)
+        for total, shape in zip(totals, shapes)
+    ]
 
 
 def _sum_to(x: Tensor, shape: tuple[int, ...], lead: int) -> Tensor:

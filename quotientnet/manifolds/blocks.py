@@ -71,17 +71,20 @@ class Blocks:
         """Without gradients or batches on the CPU: in pieces that stay in the cache."""
         split = [t.split(self._sizes) for pair in pairs for t in pair]
         lefts, rights = list(zip(*split[0::2])), list(zip(*split[1::2]))
-        sums = []
-        for (e, b), kind, xs, ys in zip(self._parts, self._kinds, lefts, rights):
-            if kind == "small":
-                sums.append([torch.dot(x, y) for x, y in zip(xs, ys)])
-            elif kind == "whole":
-                sums.append(_whole_dots(xs, ys))
-            elif kind == "rows":
-                sums.append(_row_dots(xs, ys, e.numel // b.numel))
-            else:
-                sums.append([_dot(x, y, e, b) for x, y in zip(xs, ys)])
-        return [torch.hstack(values).to(torch.float64) for values in zip(*sums)]
+
+        values = [self._part_dots(i, xs, ys) for i, (xs, ys) in enumerate(zip(lefts, rights))]
+        return [torch.hstack(each).to(torch.float64) for each in zip(*values)]
+
+    def _part_dots(self, i: int, xs, ys) -> list[Tensor]:
+        """The inner products of one tensor."""
+        entry, block = self._parts[i]
+        if self._kinds[i] == "small":
+            return [torch.dot(x, y) for x, y in zip(xs, ys)]
+        if self._kinds[i] == "whole":
+            return _whole_dots(xs, ys)
+        if self._kinds[i] == "rows":
+            return _row_dots(xs, ys, entry.numel // block.numel)
+        return [_dot(x, y, entry, block) for x, y in zip(xs, ys)]
 
     def combine(self, a: Tensor | None, x: Tensor, b: Tensor, y: Tensor, out=None) -> Tensor:
         """``a ⊙ x + b ⊙ y`` with one number a block; ``a=None`` stands for 1.
@@ -138,6 +141,10 @@ def _combine(a, x, b, y, out):
         return torch.addcmul(x, b, y, out=out)
     if out is None:
         return a * x + b * y
+    if out.is_cpu and out.ndim == a.numel() == b.numel() == 1:
+        # βx + α(1 ⊗ y), the one fused operation with two host scalars.
+        one, scalars = out.new_ones(1), {"beta": a.item(), "alpha": b.item()}
+        return torch.addr(x[None], one, y, **scalars, out=out[None])
     return torch.addcmul(torch.mul(a, x, out=out), b, y, out=out)
 
 

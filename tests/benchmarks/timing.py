@@ -57,6 +57,8 @@ def ratios(unit, tasks: dict, *, name: str, rounds: int = 15) -> list[Measuremen
 
 
 def _seconds(function) -> float:
+    """One call's seconds, after a call that warms caches up."""
+    function()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = perf_counter()
