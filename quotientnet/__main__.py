@@ -40,7 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     tables, networks = {}, {}
     for name in NETWORKS:
         networks[name], tables[name] = _run(name, digits, options.seed, dtype, device)
-        print(_summary(name, networks[name]), format_table(tables[name], TOLERANCES[dtype][1]), "", sep="\n")
+        print(
+            _summary(name, networks[name]),
+            format_table(tables[name], TOLERANCES[dtype][1]),
+            "",
+            sep="\n",
+        )
     print(_LEGEND)
     report = {
         "quotientnet": __version__, "torch": torch.__version__, "seed": options.seed,
@@ -119,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     output = Path("quotientnet-report")
     parser.add_argument("--output", type=Path, default=output, help="folder for the results")
     parser.add_argument("--seed", type=int, default=0, help="of data split, start and vectors")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="precision")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float64", help="precision"
+    )
     parser.add_argument("--device", default="cpu", help="torch device, such as cpu or cuda")
     return parser
 

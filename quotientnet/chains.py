@@ -53,7 +53,11 @@ def _chain(layout: ParameterLayout, layers: Sequence[str] | None, uniform: bool)
             )
     units = []
     for producer, consumer in zip(layers, layers[1:]):
-        rows = [name for name in (_weight(layout, producer), _member(producer, "bias")) if name in layout]
+        rows = [
+            name
+            for name in (_weight(layout, producer), _member(producer, "bias"))
+            if name in layout
+        ]
         if _is_norm(layout, consumer):
             statistics = (("running_mean", 1), ("running_var", 2))
             others = [Scale(_member(consumer, name), 0, power) for name, power in statistics]

@@ -90,7 +90,7 @@ def train(
                 network(digits.train_inputs[rows]), digits.train_targets[rows]
             )
             if not torch.isfinite(loss):
-                raise RuntimeError(f"train: the loss is {float(loss)}; lower the learning rate")
+                raise RuntimeError(f"train: the loss is {loss.item()}; lower the learning rate")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

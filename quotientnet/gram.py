@@ -58,7 +58,8 @@ class Gram:
             b: Right-hand sides in the range of ``M``, shape ``(..., dimension)``.
 
         Raises:
-            RuntimeError: Conjugate gradients did not reach a relative residual of 1e-9.
+            RuntimeError: Conjugate gradients, used for many generators, did not reach a relative
+                residual of 1e-9.
         """
         b = b.to(torch.float64)
         if self.dimension <= _DENSE:
@@ -122,7 +123,7 @@ class Gram:
         if best.max(initial=0.0) > 1e-9:
             raise RuntimeError(
                 f"Gram.solve: conjugate gradients stopped at a relative residual of {best.max():.1e}; "
-                "is the right-hand side in the range?"
+                "is the right-hand side finite and in the range?"
             )
         return best_x
 

@@ -100,8 +100,9 @@ class ScalingGroup:
             that is not in the layout, or a generator that scales nothing.
 
     Example:
-        >>> layout = ParameterLayout({"first": (3, 2), "second": (1, 3)})
-        >>> group = node_wise_group(layout)
+        >>> import quotientnet as qn
+        >>> layout = qn.ParameterLayout({"first": (3, 2), "second": (1, 3)})
+        >>> group = qn.node_wise_group(layout)
         >>> group.dimension, group.names[0]
         (3, 'unit 0 of first')
     """
@@ -144,6 +145,7 @@ class ScalingGroup:
             ValueError: An axis that is no multiple of the unit's channels.
 
         Example:
+            >>> from quotientnet import ParameterLayout, Scale, ScalingGroup, Unit
             >>> layout = ParameterLayout({"W1": (4, 2), "b1": (4,), "W2": (3, 4)})
             >>> hidden = Unit("hidden", 4, (Scale("W1", 0), Scale("b1", 0), Scale("W2", 1, -1)))
             >>> ScalingGroup.from_units(layout, [hidden]).dimension
@@ -162,7 +164,9 @@ class ScalingGroup:
                 term = Term(_unit_index(unit, scale, entry.shape) + len(names), scale.exponent)
                 incidence.setdefault(entry.name, []).append(term)
             alone = unit.channels == 1
-            names += [unit.name if alone else f"unit {i} of {unit.name}" for i in range(unit.channels)]
+            names += [
+                unit.name if alone else f"unit {i} of {unit.name}" for i in range(unit.channels)
+            ]
         return cls(layout, incidence, sparse.eye_array(len(names), dtype=np.int64), names)
 
     @property
@@ -215,10 +219,14 @@ class ScalingGroup:
         if self.layout.size <= _LISTED:
             rows, classes, coefficients = self._listed(t)
             out = t.new_zeros(*batch, self.layout.size) if out is None else out.zero_()
-            return out.index_add_(-1, rows, self.to_classes(t).index_select(-1, classes) * coefficients)
+            return out.index_add_(
+                -1, rows, self.to_classes(t).index_select(-1, classes) * coefficients
+            )
         compact = self.compact_exponents(t)
         if t.requires_grad:
-            pieces = [_broadcast_sum(compact.get(e.name), t, batch, e.shape) for e in self.layout.entries]
+            pieces = [
+                _broadcast_sum(compact.get(e.name), t, batch, e.shape) for e in self.layout.entries
+            ]
             return torch.cat([piece.reshape(*batch, -1) for piece in pieces], dim=-1)
         out = t.new_empty(*batch, self.layout.size) if out is None else out
         for entry in self.layout.entries:

@@ -52,6 +52,7 @@ class ParameterLayout:
         ValueError: No parameters, or a name given twice.
 
     Example:
+        >>> import torch
         >>> layout = ParameterLayout({"weight": (2, 3), "bias": (2,)})
         >>> layout.size, layout.names
         (8, ('weight', 'bias'))

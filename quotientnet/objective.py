@@ -43,6 +43,8 @@ class Objective:
         ValueError: No data, a batch of another form, or an iterator that can be read only once.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> model = nn.Linear(2, 1).double()
         >>> inputs, targets = torch.ones(4, 2), torch.zeros(4, 1)
         >>> objective = Objective(model, nn.MSELoss(), (inputs, targets))

@@ -39,7 +39,9 @@ def plot_invariance(tables: Mapping[str, Sequence[Row]]):
             axis.plot(places, moved, _MARKERS[column], label=label)
         axis.set_yscale("log")
         axis.set_title(name)
-        labels = [row.point.replace(" scales", "\nscales").replace("λ = ", "λ =\n") for row in rows[1:]]
+        labels = [
+            row.point.replace(" scales", "\nscales").replace("λ = ", "λ =\n") for row in rows[1:]
+        ]
         axis.set_xticks(range(len(labels)), labels)
         axis.set_xlabel("equivalent point")
         axis.grid(axis="y", alpha=0.3)

@@ -68,7 +68,9 @@ class Network:
 
     def objective(self, dtype=torch.float64, train=True) -> qn.Objective:
         """The cross-entropy of the network on its data."""
-        return qn.Objective(self.build(dtype).train(train), nn.CrossEntropyLoss(), self.data(dtype=dtype))
+        return qn.Objective(
+            self.build(dtype).train(train), nn.CrossEntropyLoss(), self.data(dtype=dtype)
+        )
 
     def layout(self) -> qn.ParameterLayout:
         """Its coordinates."""
@@ -91,7 +93,9 @@ class FourNormQuotient(qn.QuotientManifold):
     """A user's manifold from a frame alone: each tensor is measured by its 4-norm."""
 
     def frame(self, x):
-        pieces = [p.pow(4).sum(-1, keepdim=True).pow(-0.25).expand_as(p) for p in self.layout.split(x)]
+        pieces = [
+            p.pow(4).sum(-1, keepdim=True).pow(-0.25).expand_as(p) for p in self.layout.split(x)
+        ]
         d = torch.cat(pieces, -1)
         return self._frozen.fill(d, 1.0)
 

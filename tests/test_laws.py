@@ -59,7 +59,9 @@ def test_drawn_chains_are_unchanged_by_their_groups(model, seed):
         for mode in (True, False):
             model.train(mode)
             here, there = (
-                torch.func.functional_call(model, {k: t.clone() for k, t in layout.unflatten(v).items()}, x)
+                torch.func.functional_call(
+                    model, {k: t.clone() for k, t in layout.unflatten(v).items()}, x
+                )
                 for v in (w, moved)
             )
             assert (here - there).norm() <= 1e-9 * here.norm()
@@ -80,7 +82,9 @@ def test_hessian_law(law, case):
     if not supports(subject, law.requires):
         pytest.skip(f"{case} has no {' or '.join(law.requires)}")
     objective = NETWORKS[CASES[case].network].objective()
-    w = subject.projx(torch.where(subject._held_at_zero, 0.0, objective.layout.flatten(objective.model)))
+    w = subject.projx(
+        torch.where(subject._held_at_zero, 0.0, objective.layout.flatten(objective.model))
+    )
     law.check(HessianSample(subject, objective, w)).require()
 
 
@@ -93,7 +97,9 @@ def test_laws_on_gpu(case):
             law.check(Sample(subject, device="cuda")).require()
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.startswith(("frame-only", "node-wise-one-layer"))])
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if not c.startswith(("frame-only", "node-wise-one-layer"))]
+)
 def test_the_levi_civita_hessian_annihilates_orbits_without_projection(case):
     if CASES[case].network == "one-layer":
         pytest.skip("its group is trivial")
@@ -131,22 +137,35 @@ def acos_distance(m, x, y, keepdim=False):
 
 
 BROKEN = {
-    "metric_is_the_frame": {"inner": lambda m, x, u, v=None, keepdim=False: 1.01 * plain("inner")(m, x, u, v)},
+    "metric_is_the_frame": {
+        "inner": lambda m, x, u, v=None, keepdim=False: 1.01 * plain("inner")(m, x, u, v)
+    },
     "components_add_up": {"component_inner": lambda m, x, u, v=None: u * (u if v is None else v)},
     "gradient_represents_the_differential": {
         "egrad2rgrad": lambda m, x, u: m.proju(x, u / m.frame(x)),
     },
     "gradient_is_horizontal": {"egrad2rgrad": lambda m, x, u: u / m.frame(x) ** 2},
-    "projection_is_idempotent": {"proju": lambda m, x, u, out=None: 2 * plain("proju")(m, x, u) - u / 2},
+    "projection_is_idempotent": {
+        "proju": lambda m, x, u, out=None: 2 * plain("proju")(m, x, u) - u / 2
+    },
     "projection_is_self_adjoint": {
-        "proju": lambda m, x, u, out=None: u - m.group.generate(x, m.group.gram().solve(m.group.adjoint(u))),
+        "proju": lambda m, x, u, out=None: u
+        - m.group.generate(x, m.group.gram().solve(m.group.adjoint(u))),
     },
     "projection_annihilates_orbits": {"proju": lambda m, x, u, out=None: u},
-    "vertical_and_horizontal_add_up": {"vertical": lambda m, x, u: 0.9 * plain("vertical")(m, x, u)},
+    "vertical_and_horizontal_add_up": {
+        "vertical": lambda m, x, u: 0.9 * plain("vertical")(m, x, u)
+    },
     "projection_has_rank_dimension": {"dimension": property(lambda m: m.layout.size)},
-    "metric_is_equivariant": {"frame": lambda m, x: torch.ones_like(x),
-                              "inner": lambda m, x, u, v=None, keepdim=False: (u * (u if v is None else v)).sum(-1, keepdim=keepdim)},
-    "projection_is_equivariant": {"proju": lambda m, x, u, out=None: plain("proju")(m, x, u) * x.abs().mean()},
+    "metric_is_equivariant": {
+        "frame": lambda m, x: torch.ones_like(x),
+        "inner": lambda m, x, u, v=None, keepdim=False: (u * (u if v is None else v)).sum(
+            -1, keepdim=keepdim
+        ),
+    },
+    "projection_is_equivariant": {
+        "proju": lambda m, x, u, out=None: plain("proju")(m, x, u) * x.abs().mean()
+    },
     "gradient_is_equivariant": {"egrad2rgrad": lambda m, x, u: m.proju(x, u)},
     "retraction_is_equivariant": {"retr": lambda m, x, u: x + u / (1 + u.norm())},
     "exponential_is_equivariant": {"expmap": lambda m, x, u: plain("expmap")(m, x, u) + 1e-3},
@@ -154,7 +173,9 @@ BROKEN = {
     "transport_is_equivariant": {"transp": unaligned_transport},
     "logarithm_inverts_exponential": {"expmap": lambda m, x, u: plain("retr")(m, x, u)},
     "logarithm_is_horizontal": {"logmap": lambda m, x, y: y - x},
-    "exponential_of_logarithm_is_on_the_orbit": {"logmap": lambda m, x, y: 0.9 * plain("logmap")(m, x, y)},
+    "exponential_of_logarithm_is_on_the_orbit": {
+        "logmap": lambda m, x, y: 0.9 * plain("logmap")(m, x, y)
+    },
     "distance_is_length_of_logarithm": {"dist": lambda m, x, y, keepdim=False: m.dist2(x, y)},
     "distance_is_zero_on_the_orbit": {"dist": acos_distance},
     "distance_is_length_off_the_orbit": {"dist": acos_distance},
@@ -164,15 +185,21 @@ BROKEN = {
     },
     "geodesics_obey_the_levi_civita_connection": {"expmap": lambda m, x, u: x + u},
     "transport_obeys_the_levi_civita_connection": {"transp_follow_expmap": lambda m, x, u, v: v},
-    "connection_is_the_frames": {"connection_term": lambda m, x, g, u: torch.zeros_like(u) + 1e-3 * g},
+    "connection_is_the_frames": {
+        "connection_term": lambda m, x, g, u: torch.zeros_like(u) + 1e-3 * g
+    },
     "transport_is_an_isometry_along_geodesics": {
         "transp": lambda m, x, y, v: m.proju(y, v),
     },
     "retraction_is_first_order": {"retr": lambda m, x, u: x + 1.01 * u},
-    "batch_is_loop": {"component_inner": lambda m, x, u, v=None: plain("component_inner")(m, x, u, v) / x.ndim},
+    "batch_is_loop": {
+        "component_inner": lambda m, x, u, v=None: plain("component_inner")(m, x, u, v) / x.ndim
+    },
     "projection_to_the_manifold_moves_no_point": {"projx": lambda m, x: x / x.norm()},
     "derivatives_are_finite_at_zero": {"norm": lambda m, x, u, keepdim=False: m.inner(x, u).sqrt()},
-    "copies_are_equal": {"__deepcopy__": lambda m, memo: qn.LogPolarQuotient(qn.layer_scale_group(m.layout))},
+    "copies_are_equal": {
+        "__deepcopy__": lambda m, memo: qn.LogPolarQuotient(qn.layer_scale_group(m.layout))
+    },
 }
 
 
@@ -188,7 +215,9 @@ def test_law_catches_a_broken_manifold(name, monkeypatch):
     law = MANIFOLD_LAWS[name]
     intact = law.check(Sample(broken()))
     assert intact.holds
-    length = {"distance_is_length_off_the_orbit": 1e-3, "distance_is_length_of_logarithm": 2.0}.get(name, 1.0)
+    length = {"distance_is_length_off_the_orbit": 1e-3, "distance_is_length_of_logarithm": 2.0}.get(
+        name, 1.0
+    )
     verdict = law.check(Sample(subject, length=length))
     assert not verdict.holds
     with pytest.raises(AssertionError, match=name):

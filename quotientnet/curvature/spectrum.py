@@ -72,8 +72,11 @@ def power_method(
     if not tolerance > 0 or max_iterations < 1 or check_every < 1:
         raise ValueError("power_method: tolerance, max_iterations and check_every must be positive")
     v = _start(operator, start, generator)
-    pair, radius = _iterate(operator, v, 0.0, tolerance, max_iterations, check_every)
-    if which == "magnitude" or (pair.converged and pair.value >= 0):
+    if which == "magnitude":
+        return _iterate(operator, v, 0.0, tolerance, max_iterations, check_every)[0]
+    half = max(max_iterations // 2, 1)
+    pair, radius = _iterate(operator, v, 0.0, tolerance, half, check_every, give_up=0.1)
+    if pair.converged and pair.value >= 0:
         return pair
     # A negative eigenvalue dominates, or nothing does: H + radius has the largest one on top.
     left = max(max_iterations - pair.iterations, 1)
@@ -101,8 +104,11 @@ def _start(operator: Operator, start, generator) -> Tensor:
     return start / start.norm()
 
 
-def _iterate(operator, v, shift, tolerance, max_iterations, check_every):
-    """Power iteration on ``H + shift``; the pair belongs to ``H``. Also the largest ``‖H v‖``."""
+def _iterate(operator, v, shift, tolerance, max_iterations, check_every, give_up=0.0):
+    """Power iteration on ``H + shift``; the pair belongs to ``H``. Also the largest ``‖H v‖``.
+
+    Stops as soon as a negative value is known to the relative residual ``give_up``.
+    """
     radius = 0.0
     for iteration in range(1, max_iterations + 1):
         product = operator @ v
@@ -117,7 +123,7 @@ def _iterate(operator, v, shift, tolerance, max_iterations, check_every):
                     "does a value overflow in this dtype?"
                 )
             converged = residual <= tolerance * abs(value)
-            if converged or last:
+            if converged or last or residual <= -give_up * value:
                 return Eigenpair(value, v, residual, iteration, converged), radius
         product = product + shift * v if shift else product
         v = product / product.norm()

@@ -45,7 +45,9 @@ class QuotientManifold(geoopt.Manifold):
     def __init__(self, group: ScalingGroup, frozen: Tensor | None = None):
         super().__init__()
         if not isinstance(group, ScalingGroup):
-            raise TypeError(f"{self.name}: group must be a ScalingGroup, got {type(group).__name__}")
+            raise TypeError(
+                f"{self.name}: group must be a ScalingGroup, got {type(group).__name__}"
+            )
         self.group = group
         mask = torch.zeros(self.layout.size, dtype=torch.bool)
         mask[self.layout.parameter_size :] = True
@@ -177,7 +179,9 @@ class QuotientManifold(geoopt.Manifold):
             raised = self._keep(gradient / metric.detach())
             pairing = torch.zeros_like(x, requires_grad=True)
             (pulled,) = torch.autograd.grad(metric, x, pairing, create_graph=True)
-            along = [torch.autograd.grad(pulled, pairing, s, retain_graph=True)[0] for s in (u, raised)]
+            along = [
+                torch.autograd.grad(pulled, pairing, s, retain_graph=True)[0] for s in (u, raised)
+            ]
             (lowered,) = torch.autograd.grad(metric, x, u * raised)
         return -0.5 * self._keep(along[0] * raised + lowered - along[1] * u)
 
@@ -238,10 +242,16 @@ class QuotientManifold(geoopt.Manifold):
 
     def _check_vector_on_tangent(self, x: Tensor, u: Tensor, *, atol=1e-5, rtol=1e-5):
         if not torch.isfinite(u).all():
-            return False, f"the vector has {listed(self.layout.count(~torch.isfinite(u)))} not finite"
+            return (
+                False,
+                f"the vector has {listed(self.layout.count(~torch.isfinite(u)))} not finite",
+            )
         moved = (u != 0) & self._frozen.mask.to(u.device)
         if moved.any():
-            return False, f"the vector moves frozen coordinates of {listed(self.layout.count(moved))}"
+            return (
+                False,
+                f"the vector moves frozen coordinates of {listed(self.layout.count(moved))}",
+            )
         vertical = self.norm(x, u - self.proju(x, u))
         length = self.norm(x, u)
         if (vertical > atol + rtol * length).any():
@@ -335,7 +345,9 @@ class _RiemannianHessian(Operator):
 def safe_sqrt(x: Tensor) -> Tensor:
     """The square root of ``max(x, 0)``, with gradient 0 where ``x ≤ 0``."""
     positive = x > 0
-    return torch.where(positive, torch.where(positive, x, torch.ones_like(x)).sqrt(), torch.zeros_like(x))
+    return torch.where(
+        positive, torch.where(positive, x, torch.ones_like(x)).sqrt(), torch.zeros_like(x)
+    )
 
 
 def listed(counts: dict[str, int]) -> str:

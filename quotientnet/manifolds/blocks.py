@@ -60,7 +60,9 @@ class Blocks:
         if self.entrywise:
             return [x * y for x, y in pairs]
         plain = all(t.ndim == 1 and t.is_cpu for pair in pairs for t in pair)
-        if plain and not (torch.is_grad_enabled() and any(t.requires_grad for p in pairs for t in p)):
+        if plain and not (
+            torch.is_grad_enabled() and any(t.requires_grad for p in pairs for t in p)
+        ):
             return self._dots_fast(pairs)
         return [
             torch.cat([_dot(x[..., e.slice], y[..., e.slice], e, b) for e, b in self._parts], -1)

@@ -108,7 +108,7 @@ class _Lines(Cylinders):
         return self.fill((u / filled) * (v / filled), 0.0)
 
     def slopes(self, x, g):
-        return self.fill(x * g, 0.0), None
+        return self.fill((x * g).masked_fill(x == 0, torch.nan), 0.0), None
 
     def exp(self, x, u, out=None):
         return torch.mul(x, torch.exp(self.rates(x, u), out=out), out=out)
@@ -202,9 +202,11 @@ class _Spheres(Cylinders):
         bisector = blocks.combine(1 / n, x, 1 / m, y)
         tangent = blocks.combine(1 / n, v, -rate / n, x)
         length2 = blocks.dot(bisector, bisector)
-        turn = -2 * blocks.dot(tangent, bisector) / torch.where(length2 > 0, length2, torch.ones_like(length2))
+        turn = -2 * blocks.dot(tangent, bisector) / length2.masked_fill(length2 == 0, 1.0)
         turned = blocks.combine(None, tangent, self.fill(turn, 0.0), bisector)
-        return blocks.combine(self.fill(m, 0.0), turned, rate, y)
+        # Near the antipode the bisector is inaccurate: take out what it leaves along y.
+        leak = self.fill(blocks.dot(y, turned), 0.0) / m
+        return blocks.combine(self.fill(m, 0.0), turned, rate - leak, y)
 
     def transport_along(self, x, u, v):
         n2, rate, speed2 = self._velocity(x, u)
@@ -224,7 +226,9 @@ def _angle(across2: Tensor, along: Tensor, sign: Tensor) -> tuple[Tensor, Tensor
     near = across2 < 1e-6 * along**2
     across = torch.where(near, torch.ones_like(across2), across2).sqrt()
     wide = torch.atan2(across, along)
-    slope2 = torch.where(near, across2, torch.zeros_like(across2)) / along.masked_fill(~near, 1.0) ** 2
+    slope2 = (
+        torch.where(near, across2, torch.zeros_like(across2)) / along.masked_fill(~near, 1.0) ** 2
+    )
     series = (1 - slope2 / 3 + slope2**2 / 5) / along.masked_fill(~near, 1.0)
     short = torch.where(near, series, wide / across)
     length = torch.where(across2 > 0, across2, torch.ones_like(across2)).sqrt()

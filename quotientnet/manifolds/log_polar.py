@@ -285,8 +285,10 @@ class LayerScaleQuotient(LogPolarQuotient):
         frozen_zeros: A point, shape ``(n,)``: the tensors that are zero there are held at zero.
 
     Example:
-        >>> layout = ParameterLayout({"0.weight": (3, 2), "1.weight": (1, 3)})
-        >>> manifold = LayerScaleQuotient(layer_scale_group(layout))
+        >>> import torch
+        >>> import quotientnet as qn
+        >>> layout = qn.ParameterLayout({"0.weight": (3, 2), "1.weight": (1, 3)})
+        >>> manifold = qn.LayerScaleQuotient(qn.layer_scale_group(layout))
         >>> w = manifold.origin(dtype=torch.float64)
         >>> y = manifold.group.act(w, torch.tensor([2.0]))
         >>> bool(manifold.dist(w, y) < 1e-12)
@@ -307,8 +309,9 @@ class NodeWiseQuotient(LogPolarQuotient):
         frozen_zeros: A point, shape ``(n,)``: the entries that are zero there are held at zero.
 
     Example:
-        >>> layout = ParameterLayout({"0.weight": (3, 2), "1.weight": (1, 3)})
-        >>> NodeWiseQuotient(node_wise_group(layout)).dimension
+        >>> import quotientnet as qn
+        >>> layout = qn.ParameterLayout({"0.weight": (3, 2), "1.weight": (1, 3)})
+        >>> qn.NodeWiseQuotient(qn.node_wise_group(layout)).dimension
         6
     """
 

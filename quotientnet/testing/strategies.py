@@ -54,7 +54,9 @@ def chains(draw, max_layers: int = 4, max_width: int = 5, dtype=torch.float64) -
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=dtype)
-            parameter.copy_(torch.where(noise == 0, 1.0, noise) / max(parameter.shape[-1], 1) ** 0.5)
+            parameter.copy_(
+                torch.where(noise == 0, 1.0, noise) / max(parameter.shape[-1], 1) ** 0.5
+            )
     return model
 
 
@@ -78,7 +80,9 @@ def manifolds(draw):
     if draw(st.booleans()):
         density = draw(st.sampled_from([0.1, 0.5, 0.9]))
         generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-        zeros = (torch.rand(layout.size, generator=generator, dtype=torch.float64) > density).double()
+        zeros = (
+            torch.rand(layout.size, generator=generator, dtype=torch.float64) > density
+        ).double()
     kind, group = draw(st.sampled_from(_QUOTIENTS))
     manifold = kind(group(layout), frozen_zeros=zeros)
     assume(manifold.dimension > 0)

@@ -81,7 +81,11 @@ def main() -> None:
         filters = qn.LogPolarQuotient(filter_group(resnet))
         doubled = {name: 2 * m.ratio for name, m in zip(limits, results)}
         results += measure(filters, doubled, f"{filters.group.dimension} filters", options.device)
-        chain = {f"{i}.{m}": s for i in range(10) for m, s in (("weight", (2048,) * 2), ("bias", (2048,)))}
+        chain = {
+            f"{i}.{m}": s
+            for i in range(10)
+            for m, s in (("weight", (2048,) * 2), ("bias", (2048,)))
+        }
         layout = qn.ParameterLayout(chain)
         started = perf_counter()
         node_wise = qn.NodeWiseQuotient(qn.node_wise_group(layout))
