@@ -4,7 +4,7 @@ from quotientnet import curvature, sharpness
 from quotientnet.chains import layer_scale_group, node_wise_group
 from quotientnet.errors import NotOnManifoldError
 from quotientnet.estimate import Estimate
-from quotientnet.group import Scale, ScalingGroup, Term, Unit
+from quotientnet.group import ScalingGroup
 from quotientnet.layout import ParameterLayout
 from quotientnet.manifolds import (
     LayerScaleQuotient,
@@ -14,6 +14,7 @@ from quotientnet.manifolds import (
 )
 from quotientnet.objective import Objective, Point
 from quotientnet.operator import DenseOperator, Operator
+from quotientnet.units import Scale, Term, Unit
 from quotientnet.version import __version__
 
 __all__ = [

@@ -33,7 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
         device = torch.device(options.device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        print(f"--device {options.device}: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(
+            f"--device {options.device}: {str(error).splitlines()[0]}", file=sys.stderr
+        )
         return 2
     options.output.mkdir(parents=True, exist_ok=True)
     digits = load_digits(options.seed, dtype, device)
@@ -52,23 +54,29 @@ def main(arguments: list[str] | None = None) -> int:
         "dtype": options.dtype, "device": str(device), "seconds": perf_counter() - started,
         "networks": {n: networks[n] | {"points": [asdict(r) for r in tables[n]]} for n in tables},
     }  # fmt: skip
-    _write(options.output / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
+    _write(
+        options.output / "report.json", json.dumps(report, indent=2, ensure_ascii=False)
+    )
     _save_figure(options.output / "invariance.png", tables)
-    print(f"\n{report['seconds']:.0f} s; wrote {options.output}/report.json and invariance.png")
+    print(
+        f"\n{report['seconds']:.0f} s; wrote {options.output}/report.json and invariance.png"
+    )
     return 0
 
 
 _LEGEND = """\
 λ: largest eigenvalue of the Hessian, Euclidean or Riemannian on the named quotient.
 =  the same as at w; ≠ moved. All rows of a table compute the same function.
-Random unit scales are outside the layer-scale group, so its quotient sees a different point there."""
+Random unit scales are outside the layer-scale group: on its quotient they are another point."""
 
 
 def _run(name: str, digits: Digits, seed: int, dtype, device) -> tuple[dict, list[Row]]:
     """Train one network and measure it: its accuracies and the rows of its table."""
     batch_size, epochs = NETWORKS[name]
     network = make_network(seed, dtype, device)
-    train(network, digits, batch_size=batch_size, epochs=epochs, seed=seed, progress=True)
+    train(
+        network, digits, batch_size=batch_size, epochs=epochs, seed=seed, progress=True
+    )
     data = (digits.train_inputs, digits.train_targets)
     objective = Objective(network, nn.CrossEntropyLoss(), data)
     from tqdm import tqdm
@@ -122,12 +130,18 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     output = Path("quotientnet-report")
-    parser.add_argument("--output", type=Path, default=output, help="folder for the results")
-    parser.add_argument("--seed", type=int, default=0, help="of data split, start and vectors")
+    parser.add_argument(
+        "--output", type=Path, default=output, help="folder for the results"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of data split, start and vectors"
+    )
     parser.add_argument(
         "--dtype", choices=("float32", "float64"), default="float64", help="precision"
     )
-    parser.add_argument("--device", default="cpu", help="torch device, such as cpu or cuda")
+    parser.add_argument(
+        "--device", default="cpu", help="torch device, such as cpu or cuda"
+    )
     return parser
 
 

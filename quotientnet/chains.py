@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quotientnet.group import Scale, ScalingGroup, Unit
+from quotientnet.group import ScalingGroup
 from quotientnet.layout import ParameterLayout
+from quotientnet.units import Scale, Unit
 
 __all__ = ["layer_scale_group", "node_wise_group"]
 
 
-def layer_scale_group(layout: ParameterLayout, layers: Sequence[str] | None = None) -> ScalingGroup:
+def layer_scale_group(
+    layout: ParameterLayout, layers: Sequence[str] | None = None
+) -> ScalingGroup:
     """One scale a hidden layer: rangamani2019 Prop. 2.1, and §2.1 with biases.
 
     For a chain of dense and convolutional layers with positively homogeneous activations,
@@ -33,7 +36,9 @@ def layer_scale_group(layout: ParameterLayout, layers: Sequence[str] | None = No
     return ScalingGroup.from_units(layout, _chain(layout, layers, uniform=True))
 
 
-def node_wise_group(layout: ParameterLayout, layers: Sequence[str] | None = None) -> ScalingGroup:
+def node_wise_group(
+    layout: ParameterLayout, layers: Sequence[str] | None = None
+) -> ScalingGroup:
     """One scale a hidden unit or channel: rangamani2019 §6, tsuzuku2019 §5.1.
 
     As :func:`layer_scale_group`, with one generator a channel: it scales a row of the layer's
@@ -43,7 +48,9 @@ def node_wise_group(layout: ParameterLayout, layers: Sequence[str] | None = None
     return ScalingGroup.from_units(layout, _chain(layout, layers, uniform=False))
 
 
-def _chain(layout: ParameterLayout, layers: Sequence[str] | None, uniform: bool) -> list[Unit]:
+def _chain(
+    layout: ParameterLayout, layers: Sequence[str] | None, uniform: bool
+) -> list[Unit]:
     layers = _layers(layout) if layers is None else list(layers)
     for layer in layers:
         if not (_weight(layout, layer) in layout or _is_norm(layout, layer)):
@@ -60,7 +67,9 @@ def _chain(layout: ParameterLayout, layers: Sequence[str] | None, uniform: bool)
         ]
         if _is_norm(layout, consumer):
             statistics = (("running_mean", 1), ("running_var", 2))
-            others = [Scale(_member(consumer, name), 0, power) for name, power in statistics]
+            others = [
+                Scale(_member(consumer, name), 0, power) for name, power in statistics
+            ]
             others = [scale for scale in others if scale.name in layout]
         else:
             others = [Scale(_weight(layout, consumer), 1, -1)]
@@ -78,7 +87,9 @@ def _unit(name: str, channels: int, scales: tuple[Scale, ...], uniform: bool) ->
 
 def _layers(layout: ParameterLayout) -> list[str]:
     """The layers of a layout in order of registration."""
-    layers = list(dict.fromkeys(_layer(e.name) for e in layout.entries if not e.passive))
+    layers = list(
+        dict.fromkeys(_layer(e.name) for e in layout.entries if not e.passive)
+    )
     for entry in layout.entries:
         if entry.passive and _layer(entry.name) not in layers:
             raise ValueError(
@@ -90,7 +101,9 @@ def _layers(layout: ParameterLayout) -> list[str]:
 
 def _layer(name: str) -> str:
     prefix, _, member = name.rpartition(".")
-    return prefix if member in ("weight", "bias", "running_mean", "running_var") else name
+    return (
+        prefix if member in ("weight", "bias", "running_mean", "running_var") else name
+    )
 
 
 def _member(layer: str, name: str) -> str:

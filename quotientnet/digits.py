@@ -34,7 +34,9 @@ def load_digits(seed: int = 0, dtype=torch.float64, device="cpu") -> Digits:
             "load_digits needs scikit-learn: pip install quotientnet[examples]"
         ) from error
     bunch = load()
-    order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(
+        len(bunch.target), generator=torch.Generator().manual_seed(seed)
+    )
     inputs = torch.tensor(bunch.data / 16, dtype=dtype)[order].to(device)
     targets = torch.tensor(bunch.target)[order].to(device)
     cut = len(order) * 4 // 5
@@ -46,7 +48,11 @@ def make_network(seed: int = 0, dtype=torch.float64, device="cpu") -> nn.Sequent
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(
-            nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)
+            nn.Linear(64, 32),
+            nn.ReLU(),
+            nn.Linear(32, 32),
+            nn.ReLU(),
+            nn.Linear(32, 10),
         )
     return network.to(device, dtype)
 
@@ -77,7 +83,9 @@ def train(
         RuntimeError: The loss is no longer finite; names the step.
     """
     if batch_size < 1 or epochs < 1:
-        raise ValueError(f"train: batch_size={batch_size} and epochs={epochs} must be at least 1")
+        raise ValueError(
+            f"train: batch_size={batch_size} and epochs={epochs} must be at least 1"
+        )
     generator = torch.Generator().manual_seed(seed)
     count = len(digits.train_targets)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
@@ -90,7 +98,9 @@ def train(
                 network(digits.train_inputs[rows]), digits.train_targets[rows]
             )
             if not torch.isfinite(loss):
-                raise RuntimeError(f"train: the loss is {loss.item()}; lower the learning rate")
+                raise RuntimeError(
+                    f"train: the loss is {loss.item()}; lower the learning rate"
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

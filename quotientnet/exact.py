@@ -31,7 +31,9 @@ def rank(matrix: sparse.sparray) -> int:
     return len(pivots)
 
 
-def _eliminate(row: dict[int, int], pivot: dict[int, int], column: int) -> dict[int, int]:
+def _eliminate(
+    row: dict[int, int], pivot: dict[int, int], column: int
+) -> dict[int, int]:
     """``row`` without its entry in ``column``, divided by the content of what remains."""
     a, b = pivot[column], row[column]
     result = {c: a * v for c, v in row.items()}

@@ -43,8 +43,12 @@ class Gram:
         self._mask = None if weight is None else weight.detach() != 0
         parts = _class_parts(group, weight)
         classes = group.classes.astype(np.float64)
-        self._sparse = sparse.csr_array(classes.T @ parts.sparse(classes.shape[0]) @ classes)
-        self._left, self._right = (classes.T @ factor for factor in parts.factors(classes.shape[0]))
+        self._sparse = sparse.csr_array(
+            classes.T @ parts.sparse(classes.shape[0]) @ classes
+        )
+        self._left, self._right = (
+            classes.T @ factor for factor in parts.factors(classes.shape[0])
+        )
 
     @cached_property
     def rank(self) -> int:
@@ -75,14 +79,16 @@ class Gram:
         if device not in cache:
             values, vectors = np.linalg.eigh(self.to_dense())
             scale = values[-1] if values.size else 1.0
-            kept = values > scale * max(self.dimension, 1) * np.finfo(np.float64).eps * 8
+            kept = (
+                values > scale * max(self.dimension, 1) * np.finfo(np.float64).eps * 8
+            )
             inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
             cache[device] = torch.from_numpy(inverse).to(device)
         return cache[device]
 
     @cached_property
     def _precondition(self):
-        """An approximate inverse: exact where ``M`` is a diagonal plus thin products, else Jacobi."""
+        """An approximate inverse: exact for a diagonal plus thin products, else Jacobi."""
         low_rank = np.asarray(self._left.multiply(self._right).sum(axis=1)).reshape(-1)
         own = self._sparse.diagonal()
         if self._sparse.nnz > np.count_nonzero(own):
@@ -90,19 +96,26 @@ class Gram:
             return lambda r: inverse * r
         # Woodbury; the tiny ridge keeps a singular M invertible, the iteration removes its effect.
         inverse = _inverse_or_zero(own * (1 + 1e-8))[:, None]
-        left, right = self._left.multiply(inverse).tocsr(), self._right.multiply(inverse).T.tocsr()
+        left, right = (
+            self._left.multiply(inverse).tocsr(),
+            self._right.multiply(inverse).T.tocsr(),
+        )
         core = np.linalg.inv(np.eye(left.shape[1]) + (self._right.T @ left).toarray())
         return lambda r: inverse * r - left @ (core @ (right @ r))
 
     def _apply(self, x: np.ndarray) -> np.ndarray:
         return self._sparse @ x + self._left @ (self._right.T @ x)
 
-    def conjugate_gradients(self, b: np.ndarray, tolerance: float = 1e-15) -> np.ndarray:
+    def conjugate_gradients(
+        self, b: np.ndarray, tolerance: float = 1e-15
+    ) -> np.ndarray:
         """Solutions of ``M x = b`` for the columns of ``b``, each to a relative residual.
 
         Stops at ``tolerance``, or at rounding level when no column has improved for a while.
         """
-        size = np.sqrt(np.maximum((b * self._precondition(b)).sum(0), np.finfo(np.float64).tiny))
+        size = np.sqrt(
+            np.maximum((b * self._precondition(b)).sum(0), np.finfo(np.float64).tiny)
+        )
         x, r, p, rho = np.zeros_like(b), b.copy(), np.zeros_like(b), np.ones(b.shape[1])
         best, best_x, stale = np.full(b.shape[1], np.inf), x, 0
         for _ in range(20 * self.dimension + 100):
@@ -113,16 +126,21 @@ class Gram:
             stale = 0 if improved.any() else stale + 1
             best_x = np.where(improved, x, best_x)
             best = np.where(improved, error, best)
-            if best.max(initial=0.0) <= tolerance or (stale > 50 and best.max() < 1e-12):
+            if best.max(initial=0.0) <= tolerance or (
+                stale > 50 and best.max() < 1e-12
+            ):
                 break
             p = z + np.divide(rho_next, rho, out=np.zeros_like(rho), where=rho > 0) * p
             q = self._apply(p)
             curvature = (p * q).sum(0)
-            step = np.divide(rho_next, curvature, out=np.zeros_like(rho), where=curvature > 0)
+            step = np.divide(
+                rho_next, curvature, out=np.zeros_like(rho), where=curvature > 0
+            )
             x, r, rho = x + step * p, r - step * q, rho_next
         if best.max(initial=0.0) > 1e-9:
             raise RuntimeError(
-                f"Gram.solve: conjugate gradients stopped at a relative residual of {best.max():.1e}; "
+                "Gram.solve: conjugate gradients stopped at a relative residual of "
+                f"{best.max():.1e}; "
                 "is the right-hand side finite and in the range?"
             )
         return best_x
@@ -190,7 +208,9 @@ def _counts(columns, count: int) -> sparse.csr_array:
     if not columns:
         return sparse.csr_array(shape, dtype=np.float64)
     rows = np.concatenate([classes for classes, _ in columns])
-    data = np.concatenate([np.full(classes.shape, factor) for classes, factor in columns])
+    data = np.concatenate(
+        [np.full(classes.shape, factor) for classes, factor in columns]
+    )
     position = np.concatenate([np.full(c.shape, j) for j, (c, _) in enumerate(columns)])
     return sparse.csr_array(sparse.coo_array((data, (rows, position)), shape=shape))
 
@@ -199,7 +219,11 @@ def _class_parts(group, weight: Tensor | None) -> _Parts:
     parts = _Parts()
     for name, terms in group.incidence.items():
         entry = group.layout[name]
-        tensor = None if weight is None else weight[entry.slice].reshape(entry.shape).detach()
+        tensor = (
+            None
+            if weight is None
+            else weight[entry.slice].reshape(entry.shape).detach()
+        )
         for term in terms:
             total = _reduced(tensor, entry.shape, term.index.shape)
             parts.add(term.index, term.index, total * term.coefficient**2)
@@ -208,19 +232,25 @@ def _class_parts(group, weight: Tensor | None) -> _Parts:
     return parts
 
 
-def _add_pair(parts: _Parts, a, b, weight: Tensor | None, shape: tuple[int, ...]) -> None:
+def _add_pair(
+    parts: _Parts, a, b, weight: Tensor | None, shape: tuple[int, ...]
+) -> None:
     """The coupling of two terms of one parameter: every entry links its two classes."""
     factor = float(a.coefficient * b.coefficient)
     common = tuple(max(i, j) for i, j in zip(a.index.shape, b.index.shape))
     multiplicity = np.prod(shape) / np.prod(common)
     separable = not set(a.axes) & set(b.axes)
     if separable and weight is None:
-        parts.add_product(a.index.reshape(-1), b.index.reshape(-1), factor * multiplicity)
+        parts.add_product(
+            a.index.reshape(-1), b.index.reshape(-1), factor * multiplicity
+        )
         return
     if separable and weight.dtype == torch.bool:
         missing = multiplicity - _reduced(weight, shape, common)
         if 2 * np.count_nonzero(missing) < missing.size:
-            parts.add_product(a.index.reshape(-1), b.index.reshape(-1), factor * multiplicity)
+            parts.add_product(
+                a.index.reshape(-1), b.index.reshape(-1), factor * multiplicity
+            )
             where = np.nonzero(missing)
             rows, columns = (np.broadcast_to(t.index, common)[where] for t in (a, b))
             parts.add_symmetric(rows, columns, -factor * missing[where])
@@ -231,7 +261,9 @@ def _add_pair(parts: _Parts, a, b, weight: Tensor | None, shape: tuple[int, ...]
     parts.add_symmetric(rows, columns, factor * np.broadcast_to(values, common)[where])
 
 
-def _reduced(weight: Tensor | None, shape: tuple[int, ...], target: tuple[int, ...]) -> np.ndarray:
+def _reduced(
+    weight: Tensor | None, shape: tuple[int, ...], target: tuple[int, ...]
+) -> np.ndarray:
     """The weight summed to ``target``, which broadcasts to ``shape``; 1 where omitted."""
     if weight is None:
         return np.full(target, np.prod(shape) / max(np.prod(target), 1))
@@ -245,26 +277,38 @@ def _spanning_rows(group, mask: Tensor | None) -> sparse.csr_array:
     count, blocks = group.classes.shape[0], []
     for name, terms in group.incidence.items():
         entry = group.layout[name]
-        kept = None if mask is None else mask[entry.slice].reshape(entry.shape).cpu().numpy()
+        kept = (
+            None
+            if mask is None
+            else mask[entry.slice].reshape(entry.shape).cpu().numpy()
+        )
         blocks.append(_spanning_rows_of(terms, kept, entry.shape, count))
-    return sparse.csr_array(sparse.vstack([sparse.csr_array((0, count), dtype=np.int64), *blocks]))
+    return sparse.csr_array(
+        sparse.vstack([sparse.csr_array((0, count), dtype=np.int64), *blocks])
+    )
 
 
 def _spanning_rows_of(terms, kept, shape, count: int) -> sparse.csr_array:
     common = np.broadcast_shapes(*(term.index.shape for term in terms))
     classes = [np.broadcast_to(term.index, common) for term in terms]
     if kept is not None:
-        axes = tuple(axis for axis, length in enumerate(common) if length != shape[axis])
+        axes = tuple(
+            axis for axis, length in enumerate(common) if length != shape[axis]
+        )
         active = kept.any(axis=axes, keepdims=True)
         classes = [c[active] for c in classes]
     classes = [c.reshape(-1) for c in classes]
     coefficients = [term.coefficient for term in terms]
     if len(terms) == 2 and sum(coefficients) == 0:
         # Differences along the edges of a graph span the differences within its components.
-        graph = sparse.coo_array((np.ones(len(classes[0])), tuple(classes)), shape=(count, count))
+        graph = sparse.coo_array(
+            (np.ones(len(classes[0])), tuple(classes)), shape=(count, count)
+        )
         labels = connected_components(graph, directed=False)[1]
         vertices = np.flatnonzero(np.bincount(np.concatenate(classes), minlength=count))
-        _, first, inverse = np.unique(labels[vertices], return_index=True, return_inverse=True)
+        _, first, inverse = np.unique(
+            labels[vertices], return_index=True, return_inverse=True
+        )
         rows = np.stack([vertices, vertices[first][inverse]], axis=1)
     else:
         rows = np.unique(np.stack(classes, axis=1), axis=0)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,73 +11,15 @@ from torch import Tensor
 
 from quotientnet.gram import Gram
 from quotientnet.layout import ParameterLayout
+from quotientnet.units import Term, Unit, unit_index
 
-__all__ = ["Term", "Scale", "Unit", "ScalingGroup"]
+__all__ = ["ScalingGroup"]
 
 _PIECE = 1 << 18
 """Coordinates summed at once, a part of the cache."""
 
 _LISTED = 1 << 17
 """Up to this many coordinates the incidence is also listed entry by entry: fewer, longer calls."""
-
-
-class Term:
-    """How one index array of a parameter scales it: entry ``i`` by ``coefficient * s[index[i]]``.
-
-    ``index`` has as many axes as the parameter and broadcasts to its shape; an axis along
-    which it does not vary has length 1. Immutable, compared by value.
-    """
-
-    def __init__(self, index: np.ndarray, coefficient: int):
-        index = np.asarray(index)
-        for axis in range(index.ndim):
-            first = index.take([0], axis) if index.shape[axis] else index
-            if index.shape[axis] > 1 and (index == first).all():
-                index = first
-        self.index = np.ascontiguousarray(index, dtype=np.int64)
-        self.index.setflags(write=False)
-        self.coefficient = int(coefficient)
-
-    @cached_property
-    def axes(self) -> tuple[int, ...]:
-        """The axes of the parameter along which the scale varies."""
-        return tuple(axis for axis, length in enumerate(self.index.shape) if length > 1)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Term)
-            and self.coefficient == other.coefficient
-            and self.index.shape == other.index.shape
-            and bool((self.index == other.index).all())
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.coefficient, self.index.shape, self.index.tobytes()))
-
-    def __repr__(self) -> str:
-        return f"Term(index of shape {self.index.shape}, coefficient={self.coefficient})"
-
-
-@dataclass(frozen=True)
-class Scale:
-    """A unit's effect on one tensor: along ``axis`` its channels scale it by ``e^{exponent t}``.
-
-    The axis is as long as the unit has channels, or a multiple (after a flatten each channel
-    owns a run of consecutive columns). ``axis=None`` scales the whole tensor.
-    """
-
-    name: str
-    axis: int | None
-    exponent: int = 1
-
-
-@dataclass(frozen=True)
-class Unit:
-    """``channels`` generators of the same shape, one a channel, and the tensors they scale."""
-
-    name: str
-    channels: int
-    scales: tuple[Scale, ...]
 
 
 class ScalingGroup:
@@ -116,7 +56,12 @@ class ScalingGroup:
     ):
         self.layout = layout
         self.incidence = _validated(layout, incidence)
-        used = [int(t.index.max()) for ts in self.incidence.values() for t in ts if t.index.size]
+        used = [
+            int(t.index.max())
+            for ts in self.incidence.values()
+            for t in ts
+            if t.index.size
+        ]
         if classes is None:
             classes = sparse.eye_array(max(used, default=-1) + 1, dtype=np.int64)
         self.classes = sparse.csr_array(classes).astype(np.int64)
@@ -128,9 +73,13 @@ class ScalingGroup:
                 f"{self.classes.shape[0]} rows"
             )
         count = self.classes.shape[1]
-        self.names = tuple(names) if names is not None else tuple(f"t{j}" for j in range(count))
+        self.names = (
+            tuple(names) if names is not None else tuple(f"t{j}" for j in range(count))
+        )
         if len(self.names) != count:
-            raise ValueError(f"ScalingGroup: {len(self.names)} names for {count} generators")
+            raise ValueError(
+                f"ScalingGroup: {len(self.names)} names for {count} generators"
+            )
         self._refuse_idle_generators()
 
     @classmethod
@@ -161,20 +110,25 @@ class ScalingGroup:
                         f"is not in the layout; it has {', '.join(layout.names)}"
                     )
                 entry = layout[scale.name]
-                term = Term(_unit_index(unit, scale, entry.shape) + len(names), scale.exponent)
+                term = Term(
+                    unit_index(unit, scale, entry.shape) + len(names), scale.exponent
+                )
                 incidence.setdefault(entry.name, []).append(term)
             alone = unit.channels == 1
             names += [
-                unit.name if alone else f"unit {i} of {unit.name}" for i in range(unit.channels)
+                unit.name if alone else f"unit {i} of {unit.name}"
+                for i in range(unit.channels)
             ]
-        return cls(layout, incidence, sparse.eye_array(len(names), dtype=np.int64), names)
+        return cls(
+            layout, incidence, sparse.eye_array(len(names), dtype=np.int64), names
+        )
 
     @property
     def dimension(self) -> int:
         """The number of generators ``k``, which is the length of ``t``."""
         return self.classes.shape[1]
 
-    # -- the group law, in additive coordinates -------------------------------------------------
+    # -- the group law, in additive coordinates ---
 
     def identity(self, *batch: int, dtype=torch.float64, device=None) -> Tensor:
         """The coordinates of the neutral element, shape ``(*batch, dimension)``."""
@@ -204,9 +158,11 @@ class ScalingGroup:
             generator: Source of randomness; torch's global one if omitted.
         """
         shape = (*batch, self.dimension)
-        return spread * torch.randn(shape, generator=generator, dtype=dtype, device=device)
+        return spread * torch.randn(
+            shape, generator=generator, dtype=dtype, device=device
+        )
 
-    # -- the action -----------------------------------------------------------------------------
+    # -- the action ---
 
     def exponents(self, t: Tensor, *, out: Tensor | None = None) -> Tensor:
         """``A t``, shape ``(..., size)``, from ``t``, shape ``(..., dimension)``.
@@ -225,14 +181,18 @@ class ScalingGroup:
         compact = self.compact_exponents(t)
         if t.requires_grad:
             pieces = [
-                _broadcast_sum(compact.get(e.name), t, batch, e.shape) for e in self.layout.entries
+                _broadcast_sum(compact.get(e.name), t, batch, e.shape)
+                for e in self.layout.entries
             ]
             return torch.cat([piece.reshape(*batch, -1) for piece in pieces], dim=-1)
         out = t.new_empty(*batch, self.layout.size) if out is None else out
         for entry in self.layout.entries:
             view = out[..., entry.slice].view(*batch, *entry.shape)
             terms = compact.get(entry.name, ())
-            if len(terms) == 2 and torch.broadcast_shapes(*(t.shape for t in terms)) == view.shape:
+            if (
+                len(terms) == 2
+                and torch.broadcast_shapes(*(t.shape for t in terms)) == view.shape
+            ):
                 torch.add(*terms, out=view)
             else:
                 view.copy_(_broadcast_sum(terms, t, batch, entry.shape))
@@ -248,7 +208,9 @@ class ScalingGroup:
             return self.to_generators(sums)
         views, batch = self.layout.unflatten(rho), rho.shape[:-1]
         for name, terms in self.incidence.items():
-            reduced = _sums_to(views[name], [term.index.shape for term in terms], len(batch))
+            reduced = _sums_to(
+                views[name], [term.index.shape for term in terms], len(batch)
+            )
             for term, total in zip(terms, reduced):
                 index, total = self._index(term, rho.device), total.reshape(*batch, -1)
                 sums = sums.index_add(-1, index, total, alpha=term.coefficient)
@@ -273,7 +235,7 @@ class ScalingGroup:
         """A solver for ``Aᵀ diag(weight) A`` with ``weight ≥ 0``, shape ``(size,)``, or 1."""
         return Gram(self, weight)
 
-    # -- the compact form, for those who loop over parameters -------------------------------------
+    # -- the compact form, for those who loop over parameters ---
 
     def compact_exponents(self, t: Tensor) -> dict[str, list[Tensor]]:
         """The terms whose broadcast sum is ``A t``, by name: shape ``(..., *index.shape)`` each."""
@@ -301,7 +263,7 @@ class ScalingGroup:
         result = sums.new_zeros(*sums.shape[:-1], self.dimension)
         return result.index_add(-1, columns, sums.index_select(-1, rows) * values)
 
-    # -- inside -----------------------------------------------------------------------------------
+    # -- inside ---
 
     def _index(self, term: Term, device) -> Tensor:
         cache = self.__dict__.setdefault("_indices", {})
@@ -331,7 +293,9 @@ class ScalingGroup:
                     classes.append(np.broadcast_to(term.index, entry.shape).reshape(-1))
                     coefficients.append(np.full(entry.numel, term.coefficient))
             empty = [np.empty(0, dtype=np.int64)]
-            return tuple(np.concatenate(parts + empty) for parts in (rows, classes, coefficients))
+            return tuple(
+                np.concatenate(parts + empty) for parts in (rows, classes, coefficients)
+            )
 
         return self._on_device("incidence", like, make)
 
@@ -350,7 +314,9 @@ class ScalingGroup:
 
     def _check_coordinates(self, t: Tensor, method: str) -> Tensor:
         if not isinstance(t, Tensor) or t.ndim < 1 or t.shape[-1] != self.dimension:
-            got = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
+            got = (
+                f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
+            )
             raise ValueError(
                 f"ScalingGroup.{method}: t must be a tensor with a last dimension of "
                 f"{self.dimension}, one coordinate a generator; got {got}"
@@ -365,10 +331,14 @@ class ScalingGroup:
         reach = (abs(self.classes).T @ touched.astype(np.int64)) > 0
         if not reach.all():
             name = self.names[int(np.flatnonzero(~reach)[0])]
-            raise ValueError(f"ScalingGroup: generator {name!r} scales no parameter; leave it out")
+            raise ValueError(
+                f"ScalingGroup: generator {name!r} scales no parameter; leave it out"
+            )
 
     def _key(self):
-        terms = tuple((name, tuple(terms)) for name, terms in sorted(self.incidence.items()))
+        terms = tuple(
+            (name, tuple(terms)) for name, terms in sorted(self.incidence.items())
+        )
         c = self.classes
         matrix = (c.shape, c.indptr.tobytes(), c.indices.tobytes(), c.data.tobytes())
         return (self.layout, self.names, terms, matrix)
@@ -383,7 +353,9 @@ class ScalingGroup:
         return self
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_indices", "_triplets")}
+        return {
+            k: v for k, v in self.__dict__.items() if k not in ("_indices", "_triplets")
+        }
 
     def __repr__(self) -> str:
         return f"ScalingGroup(dimension={self.dimension}, size={self.layout.size})"
@@ -411,28 +383,6 @@ def _validated(layout: ParameterLayout, incidence) -> dict[str, tuple[Term, ...]
     return dict(sorted(result.items(), key=lambda item: order[item[0]]))
 
 
-def _unit_index(unit: Unit, scale: Scale, shape: tuple[int, ...]) -> np.ndarray:
-    """The channel of each entry, as an array that broadcasts to ``shape``."""
-    index_shape = [1] * len(shape)
-    if scale.axis is None:
-        if unit.channels != 1:
-            raise ValueError(
-                f"ScalingGroup.from_units: unit {unit.name!r} has {unit.channels} channels, so "
-                f"its scale of {scale.name!r} needs an axis"
-            )
-        return np.zeros(index_shape, dtype=np.int64)
-    if not -len(shape) <= scale.axis < len(shape):
-        raise ValueError(f"ScalingGroup.from_units: {scale.name!r} has no axis {scale.axis}")
-    length = shape[scale.axis]
-    if length % unit.channels:
-        raise ValueError(
-            f"ScalingGroup.from_units: axis {scale.axis} of {scale.name!r} has length {length}, "
-            f"no multiple of the {unit.channels} channels of unit {unit.name!r}"
-        )
-    index_shape[scale.axis] = length
-    return (np.arange(length) // (length // unit.channels)).reshape(index_shape)
-
-
 def _broadcast_sum(terms, like: Tensor, batch, shape: tuple[int, ...]) -> Tensor:
     """The sum of ``terms``, each of shape ``(*batch, *compact)``, on ``(*batch, *shape)``."""
     if not terms:
@@ -444,8 +394,14 @@ def _broadcast_sum(terms, like: Tensor, batch, shape: tuple[int, ...]) -> Tensor
 
 
 def _sums_to(x: Tensor, shapes, lead: int) -> list[Tensor]:
-    """``x``, shape ``(*batch, *full)``, summed to each ``(*batch, *shape)``; ``lead`` batch axes."""
-    if len(shapes) == 1 or lead or not x.is_cpu or x.numel() <= _PIECE or x.requires_grad:
+    """``x``, shape ``(*batch, *full)``, summed to each ``(*batch, *shape)``."""
+    if (
+        len(shapes) == 1
+        or lead
+        or not x.is_cpu
+        or x.numel() <= _PIECE
+        or x.requires_grad
+    ):
         return [_sum_to(x, shape, lead) for shape in shapes]
     # Pieces of the first axis stay in the cache for all sums; those that keep it are joined.
     totals = [[] for _ in shapes]

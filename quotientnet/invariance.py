@@ -17,7 +17,10 @@ from quotientnet.objective import Objective
 
 __all__ = ["Row", "equivalent_points", "measure_points", "format_table"]
 
-PAPER_SCALES = {"λ = (5, 4, 1/20)": (5, 4, 1 / 20), "λ = (100, 30, 1/3000)": (100, 30, 1 / 3000)}
+PAPER_SCALES = {
+    "λ = (5, 4, 1/20)": (5, 4, 1 / 20),
+    "λ = (100, 30, 1/3000)": (100, 30, 1 / 3000),
+}
 """The layer scales of rangamani2019 Table 2."""
 
 COLUMNS = {
@@ -63,8 +66,12 @@ def equivalent_points(
     yield "w", w
     for name, scales in PAPER_SCALES.items():
         yield name, layers.act(w, layer_coordinates(scales))
-    yield "random layer scales", layers.act(w, layers.random(spread=2.0, generator=generator))
-    yield "random unit scales", units.act(w, units.random(spread=1.0, generator=generator))
+    yield "random layer scales", layers.act(
+        w, layers.random(spread=2.0, generator=generator)
+    )
+    yield "random unit scales", units.act(
+        w, units.random(spread=1.0, generator=generator)
+    )
 
 
 def layer_coordinates(scales: Sequence[float]) -> Tensor:
@@ -73,9 +80,13 @@ def layer_coordinates(scales: Sequence[float]) -> Tensor:
     Raises:
         ValueError: A scale that is not positive, or a product that is not 1.
     """
-    logs = torch.tensor([log(scale) if scale > 0 else float("nan") for scale in scales]).double()
+    logs = torch.tensor(
+        [log(scale) if scale > 0 else float("nan") for scale in scales]
+    ).double()
     if not abs(float(logs.sum())) < 1e-6:
-        raise ValueError(f"layer_coordinates: scales must be positive with product 1, got {scales}")
+        raise ValueError(
+            f"layer_coordinates: scales must be positive with product 1, got {scales}"
+        )
     return logs.cumsum(0)[:-1]
 
 
@@ -100,7 +111,9 @@ def measure_points(
         trace_samples: Sign vectors of each trace.
         wrap: Wraps the iteration over points, as a progress bar does.
     """
-    layers, units = layer_scale_group(objective.layout), node_wise_group(objective.layout)
+    layers, units = layer_scale_group(objective.layout), node_wise_group(
+        objective.layout
+    )
     coarse, fine = LayerScaleQuotient(layers), NodeWiseQuotient(units)
     generator = torch.Generator(w.device).manual_seed(seed + 1)
     rows = []
@@ -108,10 +121,16 @@ def measure_points(
         point = objective.at(y)
         options = {"tolerance": tolerance, "generator": generator}
         estimates = {
-            "spectral_norm": sharpness.spectral_norm(point, which="algebraic", **options),
+            "spectral_norm": sharpness.spectral_norm(
+                point, which="algebraic", **options
+            ),
             "trace": sharpness.trace(point, samples=trace_samples, generator=generator),
-            "layer_scale_norm": sharpness.riemannian_spectral_norm(point, coarse, **options),
-            "node_wise_norm": sharpness.riemannian_spectral_norm(point, fine, **options),
+            "layer_scale_norm": sharpness.riemannian_spectral_norm(
+                point, coarse, **options
+            ),
+            "node_wise_norm": sharpness.riemannian_spectral_norm(
+                point, fine, **options
+            ),
         }
         exact = {
             "loss": float(point.value),
@@ -128,7 +147,9 @@ def measure_points(
 def change(row: Row, first: Row, column: str) -> float:
     """How far a number moved from the first row: relative; absolute for distances."""
     value, reference = row.values[column], first.values[column]
-    return abs(value - reference) / (1.0 if column.endswith("distance") else abs(reference))
+    return abs(value - reference) / (
+        1.0 if column.endswith("distance") else abs(reference)
+    )
 
 
 def format_table(rows: Sequence[Row], tolerance: float = 1e-6) -> str:
@@ -139,11 +160,19 @@ def format_table(rows: Sequence[Row], tolerance: float = 1e-6) -> str:
         tolerance: The largest relative change that counts as none.
     """
     heads = ["", *COLUMNS.values()]
-    lines = [[row.point, *(_cell(row, rows[0], c, tolerance) for c in COLUMNS)] for row in rows]
+    lines = [
+        [row.point, *(_cell(row, rows[0], c, tolerance) for c in COLUMNS)]
+        for row in rows
+    ]
     widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
-    text = ["  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths)))
-            for line in [heads, *lines]]  # fmt: skip
+    text = [_aligned(line, widths) for line in [heads, *lines]]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """The first cell to the left, the numbers to the right."""
+    numbers = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:]))
+    return "  ".join([cells[0].ljust(widths[0]), *numbers])
 
 
 def _cell(row: Row, first: Row, column: str, tolerance: float) -> str:
@@ -155,6 +184,11 @@ def _cell(row: Row, first: Row, column: str, tolerance: float) -> str:
     if row is first:
         return f"{text}  "
     # A trace is an estimate: it has moved if it left the reach of both standard errors.
-    slack = 4 * (row.errors[column] + first.errors[column]) if column == "trace" else 0.0
-    stayed = change(row, first, column) <= tolerance or abs(value - first.values[column]) <= slack
+    slack = (
+        4 * (row.errors[column] + first.errors[column]) if column == "trace" else 0.0
+    )
+    stayed = (
+        change(row, first, column) <= tolerance
+        or abs(value - first.values[column]) <= slack
+    )
     return f"{text} {'=' if stayed else '≠'}"

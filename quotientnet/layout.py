@@ -71,11 +71,15 @@ class ParameterLayout:
             raise ValueError("ParameterLayout: needs at least one parameter, got none")
         twice = sorted(set(parameters) & set(passive))
         if twice:
-            raise ValueError(f"ParameterLayout: {twice[0]!r} is both parameter and passive")
+            raise ValueError(
+                f"ParameterLayout: {twice[0]!r} is both parameter and passive"
+            )
         entries, start = [], 0
         for is_passive, group in ((False, parameters), (True, passive)):
             for name, shape in group.items():
-                entries.append(Entry(name, tuple(int(s) for s in shape), start, is_passive))
+                entries.append(
+                    Entry(name, tuple(int(s) for s in shape), start, is_passive)
+                )
                 start += entries[-1].numel
         self.entries: tuple[Entry, ...] = tuple(entries)
         self.size: int = start
@@ -84,7 +88,9 @@ class ParameterLayout:
         self._sizes = [entry.numel for entry in entries]
 
     @classmethod
-    def from_module(cls, module: nn.Module, *, include_frozen: bool = False) -> ParameterLayout:
+    def from_module(
+        cls, module: nn.Module, *, include_frozen: bool = False
+    ) -> ParameterLayout:
         """The layout of a module's parameters, in the order of registration.
 
         Tied parameters appear once, under their first name. Running statistics of batch and
@@ -118,7 +124,9 @@ class ParameterLayout:
         passive = _running_statistics(module)
         _check_homogeneous({**parameters, **passive})
         shapes = {name: tensor.shape for name, tensor in parameters.items()}
-        return cls(shapes, {name: tensor.shape for name, tensor in passive.items()}, aliases)
+        return cls(
+            shapes, {name: tensor.shape for name, tensor in passive.items()}, aliases
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -133,7 +141,9 @@ class ParameterLayout:
     def __getitem__(self, name: str) -> Entry:
         name = self.aliases.get(name, name)
         if name not in self._by_name:
-            raise KeyError(f"{name!r} is not in the layout; it has {', '.join(self.names)}")
+            raise KeyError(
+                f"{name!r} is not in the layout; it has {', '.join(self.names)}"
+            )
         return self._by_name[name]
 
     def __contains__(self, name: str) -> bool:
@@ -193,31 +203,44 @@ class ParameterLayout:
                 module is then unchanged.
         """
         if w.ndim != 1:
-            raise ValueError(f"ParameterLayout.assign: needs one point, got shape {tuple(w.shape)}")
+            raise ValueError(
+                f"ParameterLayout.assign: needs one point, got shape {tuple(w.shape)}"
+            )
         own, new = _named_tensors(module), self.unflatten(w)
         for name, value in new.items():
             if name not in own or own[name].shape != value.shape:
-                raise ValueError(f"ParameterLayout.assign: the module's {name!r} does not fit")
+                raise ValueError(
+                    f"ParameterLayout.assign: the module's {name!r} does not fit"
+                )
         for name, value in new.items():
             own[name].copy_(value)
 
     def check(self, w: Tensor, caller: str, name: str = "w") -> None:
         """Refuse what is not a tensor with a last dimension of ``size``, in one clear line."""
         if not isinstance(w, Tensor):
-            raise TypeError(f"{caller}: {name} must be a torch.Tensor, got {type(w).__name__}")
+            raise TypeError(
+                f"{caller}: {name} must be a torch.Tensor, got {type(w).__name__}"
+            )
         if w.ndim < 1 or w.shape[-1] != self.size:
             passive = self.size - self.parameter_size
-            detail = f" ({self.parameter_size} parameters, {passive} running statistics)"
+            detail = (
+                f" ({self.parameter_size} parameters, {passive} running statistics)"
+            )
             raise ValueError(
                 f"{caller}: {name} has shape {tuple(w.shape)}, it needs a last dimension of "
                 f"{self.size}{detail if passive else ''}; layout.flatten(module) makes one"
             )
         if w.dtype not in _DTYPES:
-            raise ValueError(f"{caller}: {name} is {w.dtype}, it must be float32 or float64")
+            raise ValueError(
+                f"{caller}: {name} is {w.dtype}, it must be float32 or float64"
+            )
 
     def count(self, mask: Tensor) -> dict[str, int]:
         """How often ``mask``, shape ``(..., size)``, is true in each entry where it is at all."""
-        counts = {e.name: int(p.sum()) for e, p in zip(self.entries, mask.split(self._sizes, -1))}
+        counts = {
+            e.name: int(p.sum())
+            for e, p in zip(self.entries, mask.split(self._sizes, -1))
+        }
         return {name: count for name, count in counts.items() if count}
 
     def _key(self):
@@ -255,7 +278,9 @@ def _check_homogeneous(tensors: Mapping[str, Tensor]) -> None:
     first_name, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
         if nn.parameter.is_lazy(tensor):
-            raise ValueError(f"ParameterLayout: {name!r} is uninitialised; run the module once")
+            raise ValueError(
+                f"ParameterLayout: {name!r} is uninitialised; run the module once"
+            )
         if tensor.dtype not in _DTYPES:
             raise ValueError(
                 f"ParameterLayout: {name!r} is {tensor.dtype}; only float32 and float64 have a "

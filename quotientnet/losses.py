@@ -23,9 +23,9 @@ def normaliser(loss, outputs: Tensor, targets: Tensor) -> Tensor | float | None:
     """The number by which ``loss(outputs, targets)`` has been divided; None for a plain sum.
 
     The loss of a whole loader is then ``Σ loss·normaliser / Σ normaliser`` over batches, or
-    ``Σ loss``, whatever their sizes. A loss with a method ``normaliser(outputs, targets)`` speaks for itself;
-    torch's own losses are known, with class weights, ``ignore_index`` and ``reduction``; any other
-    callable is taken as a mean over the samples of the batch.
+    ``Σ loss``, whatever their sizes. A loss with a method ``normaliser(outputs, targets)`` speaks
+    for itself; torch's own losses are known, with class weights, ``ignore_index`` and
+    ``reduction``; any other callable is taken as a mean over the samples of the batch.
 
     Args:
         loss: The loss function or module.
@@ -39,7 +39,9 @@ def normaliser(loss, outputs: Tensor, targets: Tensor) -> Tensor | float | None:
         return loss.normaliser(outputs, targets)
     known = _FUNCTIONS.get(loss, loss) if callable(loss) else loss
     if isinstance(known, (nn.CrossEntropyLoss, nn.NLLLoss)):
-        return None if known.reduction == "sum" else _class_weight(known, outputs, targets)
+        return (
+            None if known.reduction == "sum" else _class_weight(known, outputs, targets)
+        )
     if isinstance(known, _BY_ELEMENT):
         return None if known.reduction == "sum" else float(outputs.numel())
     return float(len(targets) if hasattr(targets, "__len__") else len(outputs))

@@ -77,7 +77,9 @@ class Objective:
         self._whole = isinstance(data, Mapping) or _is_pair(data)
         self.data = [data] if self._whole else data
         if hasattr(self.data, "__len__") and len(self.data) == 0:
-            raise ValueError("Objective: data has no batches; the loss of nothing is undefined")
+            raise ValueError(
+                "Objective: data has no batches; the loss of nothing is undefined"
+            )
         self._deterministic = False
 
     def __call__(self, w: Tensor) -> Tensor:
@@ -101,7 +103,9 @@ class Objective:
         """
         self.layout.check(w, "Objective.at")
         if w.ndim != 1:
-            raise ValueError(f"Objective.at: needs one point, got shape {tuple(w.shape)}")
+            raise ValueError(
+                f"Objective.at: needs one point, got shape {tuple(w.shape)}"
+            )
         reference = next(iter(self.model.parameters()))
         if (w.dtype, w.device) != (reference.dtype, reference.device):
             raise ValueError(
@@ -111,7 +115,9 @@ class Objective:
         bad = ~torch.isfinite(w)
         if bad.any():
             name, count = next(iter(self.layout.count(bad).items()))
-            raise ValueError(f"Objective.at: {name!r} has {count} NaN or infinite entries")
+            raise ValueError(
+                f"Objective.at: {name!r} has {count} NaN or infinite entries"
+            )
         self._require_deterministic(w)
         return Point(self, w)
 
@@ -127,7 +133,9 @@ class Objective:
             empty = False
             yield batch
         if empty:
-            raise ValueError("Objective: data has no batches; the loss of nothing is undefined")
+            raise ValueError(
+                "Objective: data has no batches; the loss of nothing is undefined"
+            )
 
     def _batch_sum(self, w: Tensor, batch) -> tuple[Tensor, Tensor | float | None]:
         """A batch's loss times its normaliser, and the normaliser; the loss and None for a sum."""
@@ -139,9 +147,14 @@ class Objective:
         outputs = torch.func.functional_call(self.model, tensors, args, kwargs)
         value = self.loss(outputs, targets)
         if not isinstance(value, Tensor) or value.ndim != 0:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            got = (
+                tuple(value.shape)
+                if isinstance(value, Tensor)
+                else type(value).__name__
+            )
             raise ValueError(
-                f"Objective: the loss must be a scalar tensor, got {got}; use reduction='mean' or 'sum'"
+                f"Objective: the loss must be a scalar tensor, got {got}; "
+                "use reduction='mean' or 'sum'"
             )
         weight = normaliser(self.loss, outputs, targets)
         return (value, None) if weight is None else (value * weight, weight)
@@ -166,7 +179,11 @@ class Objective:
         inputs, targets = _moved(inputs, w), _moved(targets, w)
         if isinstance(inputs, Mapping):
             return (), dict(inputs), targets
-        return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}, targets
+        return (
+            (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)),
+            {},
+            targets,
+        )
 
     def _require_deterministic(self, w: Tensor) -> None:
         if self._deterministic:
@@ -178,7 +195,9 @@ class Objective:
                 f"Objective.at: the loss is {float(first)} at this point; check the data, the "
                 "targets and the scale of w"
             )
-        gap = float((first - second).abs() / first.abs().clamp(min=torch.finfo(w.dtype).tiny))
+        gap = float(
+            (first - second).abs() / first.abs().clamp(min=torch.finfo(w.dtype).tiny)
+        )
         if not gap <= 64 * torch.finfo(w.dtype).eps:
             raise ValueError(
                 f"Objective.at: two evaluations differ by {gap:.1e} relative, so the loss is not a "
@@ -253,7 +272,9 @@ class Point:
             for batch in self.objective._batches():
                 leaf, w = self._leaf()
                 value, weight = self.objective._batch_sum(w, batch)
-                (gradient,) = torch.autograd.grad(value, leaf, create_graph=create_graph)
+                (gradient,) = torch.autograd.grad(
+                    value, leaf, create_graph=create_graph
+                )
                 total = total + term(gradient, leaf).detach()
                 weights.append(weight)
         return self._pad(total / _divisor(weights))
@@ -271,7 +292,9 @@ class _Hessian(Operator):
         if point.objective._whole:
             _, leaf, gradient = point._graph
             return point._pad(_pullback(gradient, leaf, v, retain=True))
-        return point._accumulate(lambda gradient, leaf: _pullback(gradient, leaf, v, retain=False))
+        return point._accumulate(
+            lambda gradient, leaf: _pullback(gradient, leaf, v, retain=False)
+        )
 
 
 def _divisor(weights):
@@ -284,7 +307,12 @@ def _pullback(gradient: Tensor, leaf: Tensor, v: Tensor, retain: bool) -> Tensor
     if not gradient.requires_grad:
         return torch.zeros_like(v)
     (product,) = torch.autograd.grad(
-        gradient, leaf, v, retain_graph=retain, allow_unused=True, materialize_grads=True
+        gradient,
+        leaf,
+        v,
+        retain_graph=retain,
+        allow_unused=True,
+        materialize_grads=True,
     )
     return product
 

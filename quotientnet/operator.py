@@ -32,7 +32,9 @@ class Operator(ABC):
     def __matmul__(self, v: Tensor) -> Tensor:
         name = type(self).__name__
         if not isinstance(v, Tensor):
-            raise TypeError(f"{name} @ v: v must be a torch.Tensor, got {type(v).__name__}")
+            raise TypeError(
+                f"{name} @ v: v must be a torch.Tensor, got {type(v).__name__}"
+            )
         if v.ndim not in (1, 2) or v.shape[0] != self.size:
             raise ValueError(
                 f"{name} @ v: v has shape {tuple(v.shape)}, it needs ({self.size},) or "
@@ -66,9 +68,13 @@ class DenseOperator(Operator):
 
     def __init__(self, matrix: Tensor):
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(f"DenseOperator: matrix has shape {tuple(matrix.shape)}, not square")
+            raise ValueError(
+                f"DenseOperator: matrix has shape {tuple(matrix.shape)}, not square"
+            )
         tolerance = 1e-10 if matrix.dtype == torch.float64 else 1e-5
-        gap = (matrix - matrix.T).abs().max() if matrix.numel() else matrix.new_zeros(())
+        gap = (
+            (matrix - matrix.T).abs().max() if matrix.numel() else matrix.new_zeros(())
+        )
         if gap > tolerance * matrix.abs().max():
             raise ValueError(
                 f"DenseOperator: matrix differs from its transpose by {float(gap):.1e}; "

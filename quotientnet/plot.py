@@ -40,7 +40,8 @@ def plot_invariance(tables: Mapping[str, Sequence[Row]]):
         axis.set_yscale("log")
         axis.set_title(name)
         labels = [
-            row.point.replace(" scales", "\nscales").replace("λ = ", "λ =\n") for row in rows[1:]
+            row.point.replace(" scales", "\nscales").replace("λ = ", "λ =\n")
+            for row in rows[1:]
         ]
         axis.set_xticks(range(len(labels)), labels)
         axis.set_xlabel("equivalent point")

@@ -69,7 +69,9 @@ class Network:
     def objective(self, dtype=torch.float64, train=True) -> qn.Objective:
         """The cross-entropy of the network on its data."""
         return qn.Objective(
-            self.build(dtype).train(train), nn.CrossEntropyLoss(), self.data(dtype=dtype)
+            self.build(dtype).train(train),
+            nn.CrossEntropyLoss(),
+            self.data(dtype=dtype),
         )
 
     def layout(self) -> qn.ParameterLayout:
@@ -94,7 +96,8 @@ class FourNormQuotient(qn.QuotientManifold):
 
     def frame(self, x):
         pieces = [
-            p.pow(4).sum(-1, keepdim=True).pow(-0.25).expand_as(p) for p in self.layout.split(x)
+            p.pow(4).sum(-1, keepdim=True).pow(-0.25).expand_as(p)
+            for p in self.layout.split(x)
         ]
         d = torch.cat(pieces, -1)
         return self._frozen.fill(d, 1.0)
@@ -124,19 +127,32 @@ KINDS = {
     "layer-scale": lambda layout: qn.LayerScaleQuotient(qn.layer_scale_group(layout)),
     "node-wise": lambda layout: qn.NodeWiseQuotient(qn.node_wise_group(layout)),
     "coarsest": lambda layout: qn.LogPolarQuotient(qn.node_wise_group(layout)),
-    "filters": lambda layout: qn.LogPolarQuotient(qn.layer_scale_group(layout), "filters"),
+    "filters": lambda layout: qn.LogPolarQuotient(
+        qn.layer_scale_group(layout), "filters"
+    ),
 }
-CASES = {f"{kind}-{name}": Case(name, make) for name in NETWORKS for kind, make in KINDS.items()}
+CASES = {
+    f"{kind}-{name}": Case(name, make)
+    for name in NETWORKS
+    for kind, make in KINDS.items()
+}
 CASES |= {
     "layer-scale-zeros": Case(
-        "mlp", lambda g: qn.LayerScaleQuotient(qn.layer_scale_group(g), frozen_zeros=_zeros(g))
+        "mlp",
+        lambda g: qn.LayerScaleQuotient(
+            qn.layer_scale_group(g), frozen_zeros=_zeros(g)
+        ),
     ),
     "node-wise-zeros": Case(
-        "mlp", lambda g: qn.NodeWiseQuotient(qn.node_wise_group(g), frozen_zeros=_zeros(g))
+        "mlp",
+        lambda g: qn.NodeWiseQuotient(qn.node_wise_group(g), frozen_zeros=_zeros(g)),
     ),
     "node-wise-zeros-conv": Case(
-        "conv", lambda g: qn.NodeWiseQuotient(qn.node_wise_group(g), frozen_zeros=_zeros(g))
+        "conv",
+        lambda g: qn.NodeWiseQuotient(qn.node_wise_group(g), frozen_zeros=_zeros(g)),
     ),
     "frame-only": Case("mlp", lambda g: FourNormQuotient(qn.layer_scale_group(g))),
-    "frame-only-conv": Case("conv", lambda g: FourNormQuotient(qn.layer_scale_group(g))),
+    "frame-only-conv": Case(
+        "conv", lambda g: FourNormQuotient(qn.layer_scale_group(g))
+    ),
 }

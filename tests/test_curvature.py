@@ -12,7 +12,9 @@ def symmetric(*eigenvalues, seed=0):
     """A matrix with these eigenvalues in a random basis."""
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(
-        torch.randn(len(eigenvalues), len(eigenvalues), generator=generator, dtype=torch.float64)
+        torch.randn(
+            len(eigenvalues), len(eigenvalues), generator=generator, dtype=torch.float64
+        )
     )[0]
     matrix = (basis * torch.tensor(eigenvalues, dtype=torch.float64)) @ basis.T
     return qn.DenseOperator((matrix + matrix.T) / 2)
@@ -35,9 +37,9 @@ def test_power_method_returns_what_was_asked_for(eigenvalues, which, expected):
     assert pair.converged and pair.value == pytest.approx(expected, rel=1e-9)
     operator = symmetric(*eigenvalues)
     residual = (operator @ pair.vector - pair.value * pair.vector).norm().item()
-    assert residual == pytest.approx(pair.residual, rel=1e-3, abs=1e-14) and residual <= 1e-9 * abs(
-        expected
-    )
+    assert residual == pytest.approx(
+        pair.residual, rel=1e-3, abs=1e-14
+    ) and residual <= 1e-9 * abs(expected)
 
 
 def test_power_method_says_when_it_has_not_converged():
@@ -54,11 +56,19 @@ def test_power_method_on_the_zero_operator():
 
 def test_power_method_starts_from_what_it_is_given():
     operator = symmetric(3, 2, 1)
-    a = power_method(operator, generator=torch.Generator().manual_seed(1), max_iterations=3)
-    b = power_method(operator, generator=torch.Generator().manual_seed(2), max_iterations=3)
-    again = power_method(operator, generator=torch.Generator().manual_seed(1), max_iterations=3)
+    a = power_method(
+        operator, generator=torch.Generator().manual_seed(1), max_iterations=3
+    )
+    b = power_method(
+        operator, generator=torch.Generator().manual_seed(2), max_iterations=3
+    )
+    again = power_method(
+        operator, generator=torch.Generator().manual_seed(1), max_iterations=3
+    )
     assert a.value != b.value and a.value == again.value
-    exact = power_method(operator, start=torch.linalg.eigh(operator.to_dense())[1][:, -1])
+    exact = power_method(
+        operator, start=torch.linalg.eigh(operator.to_dense())[1][:, -1]
+    )
     assert exact.iterations == 1 and exact.value == pytest.approx(3)
 
 
@@ -96,7 +106,9 @@ def test_euclidean_measures():
     dense = p.hessian.to_dense()
     eigenvalues = torch.linalg.eigvalsh(dense)
     top = eigenvalues[eigenvalues.abs().argmax()].item()
-    assert qn.sharpness.spectral_norm(p, tolerance=1e-7).value == pytest.approx(top, rel=1e-9)
+    assert qn.sharpness.spectral_norm(p, tolerance=1e-7).value == pytest.approx(
+        top, rel=1e-9
+    )
     trace = qn.sharpness.trace(p, samples=400)
     assert abs(trace.value - dense.trace().item()) <= 4 * trace.error
 
@@ -108,7 +120,9 @@ class NotANumber(qn.Operator):
 
 def test_refusals():
     operator = symmetric(1, 2)
-    with pytest.raises(ValueError, match=r"v has shape \(3,\), it needs \(2,\) or \(2, m\)"):
+    with pytest.raises(
+        ValueError, match=r"v has shape \(3,\), it needs \(2,\) or \(2, m\)"
+    ):
         operator @ torch.ones(3).double()
     with pytest.raises(
         ValueError, match="v is torch.float32 on cpu, the operator is torch.float64"
@@ -118,7 +132,9 @@ def test_refusals():
         operator @ [1, 2]
     with pytest.raises(ValueError, match="differs from its transpose by 1.0e\\+00"):
         qn.DenseOperator(torch.tensor([[0.0, 1], [0, 0]]))
-    with pytest.raises(ValueError, match="which must be 'magnitude' or 'algebraic', got 'largest'"):
+    with pytest.raises(
+        ValueError, match="which must be 'magnitude' or 'algebraic', got 'largest'"
+    ):
         power_method(operator, which="largest")
     with pytest.raises(ValueError, match="start must be a nonzero vector"):
         power_method(operator, start=torch.zeros(2).double())

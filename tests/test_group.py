@@ -29,7 +29,9 @@ def test_layer_scale_exponents_by_hand():
 
 
 def test_node_wise_exponents_by_hand():
-    layout = qn.ParameterLayout({"0.weight": (2, 1), "0.bias": (2,), "1.weight": (1, 4)})
+    layout = qn.ParameterLayout(
+        {"0.weight": (2, 1), "0.bias": (2,), "1.weight": (1, 4)}
+    )
     group = qn.node_wise_group(layout)
     # The second weight reads each of the two units through two consecutive columns.
     rows = [[1, 0], [0, 1], [1, 0], [0, 1], [-1, 0], [-1, 0], [0, -1], [0, -1]]
@@ -43,7 +45,8 @@ def test_batch_normalisation_scales_running_statistics():
     t = torch.zeros(group.dimension).double()
     t[0] = 1.0
     scale = {
-        name: float(x.reshape(-1)[0]) for name, x in layout.unflatten(group.exponents(t)).items()
+        name: float(x.reshape(-1)[0])
+        for name, x in layout.unflatten(group.exponents(t)).items()
     }
     assert scale["0.weight"] == scale["0.bias"] == scale["1.running_mean"] == 1
     assert scale["1.running_var"] == 2 and scale["1.weight"] == scale["3.weight"] == 0
@@ -58,12 +61,20 @@ def test_gram_and_adjoint_against_dense_matrices(name, make, listed, monkeypatch
         monkeypatch.setattr("quotientnet.group._PIECE", 8)
     group = make(NETWORKS[name].layout())
     a = dense(group)
-    rho = torch.randn(3, group.layout.size, generator=torch.Generator().manual_seed(0)).double()
+    rho = torch.randn(
+        3, group.layout.size, generator=torch.Generator().manual_seed(0)
+    ).double()
     torch.testing.assert_close(group.adjoint(rho), rho @ a)
     torch.testing.assert_close(group.adjoint(rho[0]), rho[0] @ a)
     generator = torch.Generator().manual_seed(1)
-    weights = [None, torch.rand(group.layout.size, generator=generator, dtype=torch.float64)]
-    weights += [torch.rand(group.layout.size, generator=generator) > p for p in (0.05, 0.8, 0.95)]
+    weights = [
+        None,
+        torch.rand(group.layout.size, generator=generator, dtype=torch.float64),
+    ]
+    weights += [
+        torch.rand(group.layout.size, generator=generator) > p
+        for p in (0.05, 0.8, 0.95)
+    ]
     for weight in weights:
         scale = torch.ones(len(a)).double() if weight is None else weight.double()
         gram = group.gram(weight)
@@ -75,20 +86,26 @@ def test_gram_and_adjoint_against_dense_matrices(name, make, listed, monkeypatch
         b = rho @ (scale[:, None] * a)
         direct = gram.solve(b) @ a.T * scale.sqrt()
         by_iteration = (
-            gram.conjugate_gradients(b.numpy().T.copy()).T @ a.numpy().T * scale.sqrt().numpy()
+            gram.conjugate_gradients(b.numpy().T.copy()).T
+            @ a.numpy().T
+            * scale.sqrt().numpy()
         )
         reference = (scale.sqrt()[:, None] * a) @ torch.linalg.lstsq(
             (scale.sqrt()[:, None] * a), (rho * scale.sqrt()).T, driver="gelsd"
         ).solution
         torch.testing.assert_close(direct, reference.T, rtol=1e-9, atol=1e-9)
-        np.testing.assert_allclose(by_iteration, reference.T.numpy(), rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(
+            by_iteration, reference.T.numpy(), rtol=1e-8, atol=1e-8
+        )
 
 
 def wide_chain(width=300, depth=5, zeros=0):
     layout = qn.ParameterLayout({f"{i}.weight": (width, width) for i in range(depth)})
     group = qn.node_wise_group(layout)
     weight = torch.ones(layout.size, dtype=torch.bool)
-    weight[torch.randperm(layout.size, generator=torch.Generator().manual_seed(0))[:zeros]] = False
+    weight[
+        torch.randperm(layout.size, generator=torch.Generator().manual_seed(0))[:zeros]
+    ] = False
     return group, weight
 
 
@@ -98,7 +115,9 @@ def test_iterative_solve_beyond_the_dense_limit(zeros):
     assert group.dimension == 1200
     gram = Gram(group, weight)
     rho = (
-        torch.randn(2, group.layout.size, generator=torch.Generator().manual_seed(2)).double()
+        torch.randn(
+            2, group.layout.size, generator=torch.Generator().manual_seed(2)
+        ).double()
         * weight
     )
     b = group.adjoint(rho).requires_grad_()
@@ -137,11 +156,13 @@ def test_groups_compare_copy_and_pickle_by_value():
 def test_exponents_through_classes_with_coefficients():
     layout = qn.ParameterLayout({"w": (2, 2)})
     index = np.array([[0], [1]])
-    group = qn.ScalingGroup(layout, {"w": [qn.Term(index, 3)]}, np.array([[1], [-2]]), ["twist"])
-    assert group.exponents(torch.tensor([1.0])).tolist() == [3, 3, -6, -6]
-    assert group.act(torch.ones(4), torch.tensor([0.5])).log().tolist() == pytest.approx(
-        [1.5, 1.5, -3, -3]
+    group = qn.ScalingGroup(
+        layout, {"w": [qn.Term(index, 3)]}, np.array([[1], [-2]]), ["twist"]
     )
+    assert group.exponents(torch.tensor([1.0])).tolist() == [3, 3, -6, -6]
+    assert group.act(
+        torch.ones(4), torch.tensor([0.5])
+    ).log().tolist() == pytest.approx([1.5, 1.5, -3, -3])
 
 
 @pytest.mark.parametrize(
@@ -172,12 +193,17 @@ def test_other_refusals():
     ):
         qn.ScalingGroup(layout, {"w": [qn.Term(np.array([[0], [1]]), 1)]})
     with pytest.raises(ValueError, match="refers to class 3, but classes has 1 rows"):
-        qn.ScalingGroup(layout, {"w": [qn.Term(np.arange(4)[:, None], 1)]}, np.array([[1]]))
+        qn.ScalingGroup(
+            layout, {"w": [qn.Term(np.arange(4)[:, None], 1)]}, np.array([[1]])
+        )
     with pytest.raises(ValueError, match="2 names for 4 generators"):
-        qn.ScalingGroup(layout, {"w": [qn.Term(np.arange(4)[:, None], 1)]}, names=["a", "b"])
+        qn.ScalingGroup(
+            layout, {"w": [qn.Term(np.arange(4)[:, None], 1)]}, names=["a", "b"]
+        )
     group = qn.ScalingGroup(layout, {"w": [qn.Term(np.arange(4)[:, None], 1)]})
     with pytest.raises(
-        ValueError, match=r"last dimension of 4, one coordinate a generator; got shape \(3,\)"
+        ValueError,
+        match=r"last dimension of 4, one coordinate a generator; got shape \(3,\)",
     ):
         group.exponents(torch.ones(3))
     with pytest.raises(ValueError, match="last dimension of 12"):
@@ -187,4 +213,6 @@ def test_other_refusals():
     with pytest.raises(
         ValueError, match="normalisation 'bn' has no parameters that tell its place"
     ):
-        qn.layer_scale_group(qn.ParameterLayout({"a.weight": (2, 2)}, {"bn.running_mean": (2,)}))
+        qn.layer_scale_group(
+            qn.ParameterLayout({"a.weight": (2, 2)}, {"bn.running_mean": (2,)})
+        )

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import quotientnet as qn
-from quotientnet.testing import GROUP_LAWS, HESSIAN_LAWS, MANIFOLD_LAWS, Sample, strategies
+from quotientnet.testing import (
+    GROUP_LAWS,
+    HESSIAN_LAWS,
+    MANIFOLD_LAWS,
+    Sample,
+    strategies,
+)
 from quotientnet.testing.hessian_laws import HessianSample
 from quotientnet.testing.manifold_laws import supports
 
@@ -32,12 +38,16 @@ def require(law, case, dtype, **draw):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("law", {**GROUP_LAWS, **MANIFOLD_LAWS}.values(), ids=lambda law: law.name)
+@pytest.mark.parametrize(
+    "law", {**GROUP_LAWS, **MANIFOLD_LAWS}.values(), ids=lambda law: law.name
+)
 def test_law(law, case, dtype):
     require(law, case, dtype)
 
 
-@pytest.mark.parametrize("law", {**GROUP_LAWS, **MANIFOLD_LAWS}.values(), ids=lambda law: law.name)
+@pytest.mark.parametrize(
+    "law", {**GROUP_LAWS, **MANIFOLD_LAWS}.values(), ids=lambda law: law.name
+)
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(sample=strategies.samples())
 def test_law_on_drawn_manifolds(law, sample):
@@ -52,7 +62,9 @@ def test_drawn_chains_are_unchanged_by_their_groups(model, seed):
     layout = qn.ParameterLayout.from_module(model)
     convolutional = isinstance(model[0], torch.nn.Conv2d)
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(6, *((2, 6, 6) if convolutional else (3,)), generator=generator).double()
+    x = torch.randn(
+        6, *((2, 6, 6) if convolutional else (3,)), generator=generator
+    ).double()
     w = layout.flatten(model)
     for group in (qn.layer_scale_group(layout), qn.node_wise_group(layout)):
         moved = group.act(w, group.random(spread=2.0, generator=generator))
@@ -83,7 +95,9 @@ def test_hessian_law(law, case):
         pytest.skip(f"{case} has no {' or '.join(law.requires)}")
     objective = NETWORKS[CASES[case].network].objective()
     w = subject.projx(
-        torch.where(subject._held_at_zero, 0.0, objective.layout.flatten(objective.model))
+        torch.where(
+            subject._held_at_zero, 0.0, objective.layout.flatten(objective.model)
+        )
     )
     law.check(HessianSample(subject, objective, w)).require()
 
@@ -98,7 +112,8 @@ def test_laws_on_gpu(case):
 
 
 @pytest.mark.parametrize(
-    "case", [c for c in CASES if not c.startswith(("frame-only", "node-wise-one-layer"))]
+    "case",
+    [c for c in CASES if not c.startswith(("frame-only", "node-wise-one-layer"))],
 )
 def test_the_levi_civita_hessian_annihilates_orbits_without_projection(case):
     if CASES[case].network == "one-layer":
@@ -107,20 +122,24 @@ def test_the_levi_civita_hessian_annihilates_orbits_without_projection(case):
     subject, w = manifold(case), objective.layout.flatten(objective.model)
     point = objective.at(subject.projx(torch.where(subject._held_at_zero, 0.0, w)))
     w = point.w
-    velocity = subject._keep(subject.group.generate(w, torch.ones(subject.group.dimension)))
+    velocity = subject._keep(
+        subject.group.generate(w, torch.ones(subject.group.dimension))
+    )
     flat = point.hessian @ velocity
     exact = subject._keep(flat + subject.connection_term(w, point.gradient, velocity))
     assert (exact / subject.frame(w)).norm() < 1e-10 * (flat / subject.frame(w)).norm()
     assert flat.norm() > 1e-3 * point.gradient.norm()
 
 
-# -- broken on purpose --------------------------------------------------------------------------------
+# -- broken on purpose ---
 
 Base = qn.LogPolarQuotient
 
 
 def broken(**methods):
-    return type("Broken", (Base,), methods)(qn.node_wise_group(NETWORKS["mlp"].layout()))
+    return type("Broken", (Base,), methods)(
+        qn.node_wise_group(NETWORKS["mlp"].layout())
+    )
 
 
 def plain(name):
@@ -138,9 +157,12 @@ def acos_distance(m, x, y, keepdim=False):
 
 BROKEN = {
     "metric_is_the_frame": {
-        "inner": lambda m, x, u, v=None, keepdim=False: 1.01 * plain("inner")(m, x, u, v)
+        "inner": lambda m, x, u, v=None, keepdim=False: 1.01
+        * plain("inner")(m, x, u, v)
     },
-    "components_add_up": {"component_inner": lambda m, x, u, v=None: u * (u if v is None else v)},
+    "components_add_up": {
+        "component_inner": lambda m, x, u, v=None: u * (u if v is None else v)
+    },
     "gradient_represents_the_differential": {
         "egrad2rgrad": lambda m, x, u: m.proju(x, u / m.frame(x)),
     },
@@ -159,24 +181,30 @@ BROKEN = {
     "projection_has_rank_dimension": {"dimension": property(lambda m: m.layout.size)},
     "metric_is_equivariant": {
         "frame": lambda m, x: torch.ones_like(x),
-        "inner": lambda m, x, u, v=None, keepdim=False: (u * (u if v is None else v)).sum(
-            -1, keepdim=keepdim
-        ),
+        "inner": lambda m, x, u, v=None, keepdim=False: (
+            u * (u if v is None else v)
+        ).sum(-1, keepdim=keepdim),
     },
     "projection_is_equivariant": {
         "proju": lambda m, x, u, out=None: plain("proju")(m, x, u) * x.abs().mean()
     },
     "gradient_is_equivariant": {"egrad2rgrad": lambda m, x, u: m.proju(x, u)},
     "retraction_is_equivariant": {"retr": lambda m, x, u: x + u / (1 + u.norm())},
-    "exponential_is_equivariant": {"expmap": lambda m, x, u: plain("expmap")(m, x, u) + 1e-3},
-    "distance_is_equivariant": {"dist": lambda m, x, y, keepdim=False: (x - y).norm(dim=-1)},
+    "exponential_is_equivariant": {
+        "expmap": lambda m, x, u: plain("expmap")(m, x, u) + 1e-3
+    },
+    "distance_is_equivariant": {
+        "dist": lambda m, x, y, keepdim=False: (x - y).norm(dim=-1)
+    },
     "transport_is_equivariant": {"transp": unaligned_transport},
     "logarithm_inverts_exponential": {"expmap": lambda m, x, u: plain("retr")(m, x, u)},
     "logarithm_is_horizontal": {"logmap": lambda m, x, y: y - x},
     "exponential_of_logarithm_is_on_the_orbit": {
         "logmap": lambda m, x, y: 0.9 * plain("logmap")(m, x, y)
     },
-    "distance_is_length_of_logarithm": {"dist": lambda m, x, y, keepdim=False: m.dist2(x, y)},
+    "distance_is_length_of_logarithm": {
+        "dist": lambda m, x, y, keepdim=False: m.dist2(x, y)
+    },
     "distance_is_zero_on_the_orbit": {"dist": acos_distance},
     "distance_is_length_off_the_orbit": {"dist": acos_distance},
     "geodesics_stay_horizontal": {"transp_follow_expmap": lambda m, x, u, v: v},
@@ -184,7 +212,9 @@ BROKEN = {
         "transp_follow_expmap": lambda m, x, u, v: m.proju(m.expmap(x, u), v),
     },
     "geodesics_obey_the_levi_civita_connection": {"expmap": lambda m, x, u: x + u},
-    "transport_obeys_the_levi_civita_connection": {"transp_follow_expmap": lambda m, x, u, v: v},
+    "transport_obeys_the_levi_civita_connection": {
+        "transp_follow_expmap": lambda m, x, u, v: v
+    },
     "connection_is_the_frames": {
         "connection_term": lambda m, x, g, u: torch.zeros_like(u) + 1e-3 * g
     },
@@ -193,12 +223,17 @@ BROKEN = {
     },
     "retraction_is_first_order": {"retr": lambda m, x, u: x + 1.01 * u},
     "batch_is_loop": {
-        "component_inner": lambda m, x, u, v=None: plain("component_inner")(m, x, u, v) / x.ndim
+        "component_inner": lambda m, x, u, v=None: plain("component_inner")(m, x, u, v)
+        / x.ndim
     },
     "projection_to_the_manifold_moves_no_point": {"projx": lambda m, x: x / x.norm()},
-    "derivatives_are_finite_at_zero": {"norm": lambda m, x, u, keepdim=False: m.inner(x, u).sqrt()},
+    "derivatives_are_finite_at_zero": {
+        "norm": lambda m, x, u, keepdim=False: m.inner(x, u).sqrt()
+    },
     "copies_are_equal": {
-        "__deepcopy__": lambda m, memo: qn.LogPolarQuotient(qn.layer_scale_group(m.layout))
+        "__deepcopy__": lambda m, memo: qn.LogPolarQuotient(
+            qn.layer_scale_group(m.layout)
+        )
     },
 }
 
@@ -215,9 +250,10 @@ def test_law_catches_a_broken_manifold(name, monkeypatch):
     law = MANIFOLD_LAWS[name]
     intact = law.check(Sample(broken()))
     assert intact.holds
-    length = {"distance_is_length_off_the_orbit": 1e-3, "distance_is_length_of_logarithm": 2.0}.get(
-        name, 1.0
-    )
+    length = {
+        "distance_is_length_off_the_orbit": 1e-3,
+        "distance_is_length_of_logarithm": 2.0,
+    }.get(name, 1.0)
     verdict = law.check(Sample(subject, length=length))
     assert not verdict.holds
     with pytest.raises(AssertionError, match=name):

@@ -25,8 +25,9 @@ class Tied(nn.Module):
 def test_order_ties_frozen_and_running_statistics():
     layout = ParameterLayout.from_module(Tied())
     assert layout.names == (
-        "embed.weight", "head.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var",
-    )  # fmt: skip
+        *("embed.weight", "head.bias", "norm.weight", "norm.bias"),
+        *("norm.running_mean", "norm.running_var"),
+    )
     assert layout.aliases == {"head.weight": "embed.weight"}
     assert layout["head.weight"] is layout["embed.weight"]
     assert (layout.size, layout.parameter_size) == (15 + 5 + 5 + 5 + 5 + 5, 30)
@@ -35,7 +36,9 @@ def test_order_ties_frozen_and_running_statistics():
 
 
 def test_layouts_compare_by_value_in_either_mode():
-    a, b = ParameterLayout.from_module(Tied()), ParameterLayout.from_module(Tied().eval())
+    a, b = ParameterLayout.from_module(Tied()), ParameterLayout.from_module(
+        Tied().eval()
+    )
     assert a == b and hash(a) == hash(b) and pickle.loads(pickle.dumps(a)) == a
     assert a != ParameterLayout.from_module(Tied(), include_frozen=True)
 
@@ -45,7 +48,9 @@ def test_flatten_copies_and_unflatten_views():
     layout = ParameterLayout.from_module(model)
     w = layout.flatten(model)
     views = layout.unflatten(w)
-    assert all(torch.equal(views[n], t) for n, t in model.named_parameters() if n in layout)
+    assert all(
+        torch.equal(views[n], t) for n, t in model.named_parameters() if n in layout
+    )
     w[0] = 42.0
     assert views["embed.weight"][0, 0] == 42.0 and model.embed.weight[0, 0] != 42.0
     batch = torch.stack([w, 2 * w]).reshape(2, 1, -1)
@@ -57,9 +62,14 @@ def test_assign_writes_all_or_nothing():
     layout = ParameterLayout.from_module(model)
     w = torch.arange(float(layout.size))
     layout.assign(model, w)
-    assert torch.equal(layout.flatten(model), w) and model.head.weight is model.embed.weight
+    assert (
+        torch.equal(layout.flatten(model), w)
+        and model.head.weight is model.embed.weight
+    )
     with pytest.raises(ValueError, match="does not fit"):
-        ParameterLayout({"embed.weight": (5, 3), "other": (1,)}).assign(model, torch.zeros(16))
+        ParameterLayout({"embed.weight": (5, 3), "other": (1,)}).assign(
+            model, torch.zeros(16)
+        )
     assert torch.equal(layout.flatten(model), w)
 
 
@@ -87,7 +97,10 @@ class Mixed(nn.Module):
 @pytest.mark.parametrize(
     "second, message",
     [
-        (torch.ones(2, dtype=torch.float64), "'second' is torch.float64 on cpu, but 'first'"),
+        (
+            torch.ones(2, dtype=torch.float64),
+            "'second' is torch.float64 on cpu, but 'first'",
+        ),
         (torch.ones(2, device="meta"), "'second' is torch.float32 on meta"),
         (torch.ones(2, dtype=torch.complex64), "'second' is torch.complex64"),
         (torch.ones(2, dtype=torch.int64), "'second' is torch.int64"),

@@ -22,13 +22,17 @@ def point(*entries, dtype=torch.float64):
     return torch.tensor(entries, dtype=dtype)
 
 
-# -- by hand ------------------------------------------------------------------------------------------
+# -- by hand ---
 
 
 def test_distances_by_hand():
     m, x = two_layers(), point(3, 4, 0, 1)
-    assert m.dist(x, 2 * x).item() == pytest.approx(sqrt(2) * log(2))  # both norms doubled
-    assert m.dist(x, point(6, 8, 0, 0.5)).item() == pytest.approx(0, abs=1e-15)  # the orbit
+    assert m.dist(x, 2 * x).item() == pytest.approx(
+        sqrt(2) * log(2)
+    )  # both norms doubled
+    assert m.dist(x, point(6, 8, 0, 0.5)).item() == pytest.approx(
+        0, abs=1e-15
+    )  # the orbit
     assert m.dist(x, point(6, 8, 0, 1)).item() == pytest.approx(log(2) / sqrt(2))
     assert m.dist(x, point(4, -3, 0, 1)).item() == pytest.approx(pi / 2)
     assert m.dist(x, point(4, -3, 1, 0)).item() == pytest.approx(pi / sqrt(2))
@@ -48,15 +52,17 @@ def test_projection_by_hand():
     torch.testing.assert_close(m.vertical(x, point(3, 4, 0, 0)), point(1.5, 2, 0, -0.5))
     torch.testing.assert_close(m.vertical_coordinates(x, point(3, 4, 0, 0)), point(0.5))
     assert m.inner(x, point(3, 4, 0, 0)).item() == pytest.approx(1)
-    torch.testing.assert_close(m.egrad2rgrad(x, point(1, 0, 0, 0)), point(25 - 4.5, -6, 0, 1.5))
+    torch.testing.assert_close(
+        m.egrad2rgrad(x, point(1, 0, 0, 0)), point(25 - 4.5, -6, 0, 1.5)
+    )
 
 
-# -- other coordinates and other routes -----------------------------------------------------------------
+# -- other coordinates and other routes ---
 
 
 @pytest.mark.parametrize("name", ["mlp", "mlp-without-bias", "conv", "batch-norm"])
 def test_node_wise_hessian_is_the_projected_hessian_in_logarithms(name):
-    """With ``w = σ e^s`` the metric is the identity in ``s``: a dense Hessian there, and a dense Π."""
+    """With ``w = σ e^s`` the metric is the identity in ``s``: dense Hessian and dense Π there."""
     objective = NETWORKS[name].objective()
     w = objective.layout.flatten(objective.model)
     manifold = qn.NodeWiseQuotient(qn.node_wise_group(objective.layout))
@@ -84,7 +90,9 @@ def test_layer_scale_hessian_trace_formula(name):
     expected = 0.0
     for entry in objective.layout.entries:
         b = entry.slice
-        expected += w[b] @ w[b] * hessian[b, b].trace() + (2 - entry.numel) * (w[b] @ p.gradient[b])
+        expected += w[b] @ w[b] * hessian[b, b].trace() + (2 - entry.numel) * (
+            w[b] @ p.gradient[b]
+        )
     manifold = qn.LayerScaleQuotient(qn.layer_scale_group(objective.layout))
     trace = manifold.riemannian_hessian(p).to_dense().trace()
     assert trace.item() == pytest.approx(expected.item(), rel=1e-10)
@@ -92,7 +100,9 @@ def test_layer_scale_hessian_trace_formula(name):
 
 def test_geodesic_by_integrating_its_equation():
     """The paper's metric on one block, its Christoffel symbols by hand, Runge–Kutta in between."""
-    manifold = qn.LayerScaleQuotient(qn.layer_scale_group(qn.ParameterLayout({"w": (3,)})))
+    manifold = qn.LayerScaleQuotient(
+        qn.layer_scale_group(qn.ParameterLayout({"w": (3,)}))
+    )
     x, u = point(1, -2, 0.5), point(0.8, 0.1, -1.7)
 
     def equation(_, state):
@@ -103,12 +113,17 @@ def test_geodesic_by_integrating_its_equation():
     start = np.concatenate([x, u])
     end = solve_ivp(equation, (0, 1), start, rtol=1e-12, atol=1e-12).y[:, -1]
     np.testing.assert_allclose(manifold.expmap(x, u), end[:3], rtol=1e-9)
-    np.testing.assert_allclose(manifold.transp_follow_expmap(x, u, u), end[3:], rtol=1e-9)
+    np.testing.assert_allclose(
+        manifold.transp_follow_expmap(x, u, u), end[3:], rtol=1e-9
+    )
 
 
 def test_block_geometry_against_geoopts_sphere_and_line():
     layout = qn.ParameterLayout({"w": (4,)})
-    manifold, sphere = qn.LayerScaleQuotient(qn.layer_scale_group(layout)), geoopt.Sphere()
+    manifold, sphere = (
+        qn.LayerScaleQuotient(qn.layer_scale_group(layout)),
+        geoopt.Sphere(),
+    )
     x, y = point(1, 2, 3, 4) * 0.7, point(-1, 2, 1, 0.5) * 3
     u, v = x / x.norm(), y / y.norm()
     squares = sphere.dist(u, v) ** 2 + (y.norm() / x.norm()).log() ** 2
@@ -118,7 +133,9 @@ def test_block_geometry_against_geoopts_sphere_and_line():
     tangent = sphere.proju(u, point(0.3, -1, 2, 0.1))
     # geoopt's Sphere.transp projects, which is no isometry; the rotation that takes u to v is.
     turn = tangent - (tangent @ v) / (1 + u @ v) * (u + v)
-    torch.testing.assert_close(manifold.transp(x, y, tangent * x.norm()) / y.norm(), turn)
+    torch.testing.assert_close(
+        manifold.transp(x, y, tangent * x.norm()) / y.norm(), turn
+    )
 
 
 def test_long_geodesics_transport_along_themselves():
@@ -129,7 +146,7 @@ def test_long_geodesics_transport_along_themselves():
     torch.testing.assert_close(velocity, point(3, 4, 0, 0) * 1.5 * pi)
 
 
-# -- accuracy -------------------------------------------------------------------------------------------
+# -- accuracy ---
 
 
 @pytest.mark.parametrize("kind", ["tensors", "entries"])
@@ -143,7 +160,9 @@ def test_nearly_coincident_points_in_float32(kind, gap):
     y = x * (1 + gap * torch.randn(layout.size, generator=generator))
     exact = manifold.dist(x.double(), y.double()).item()
     assert manifold.dist(x, y).item() == pytest.approx(exact, rel=3e-6)
-    log, reference = manifold.logmap(x, y).double(), manifold.logmap(x.double(), y.double())
+    log, reference = manifold.logmap(x, y).double(), manifold.logmap(
+        x.double(), y.double()
+    )
     assert manifold.norm(x.double(), log - reference) <= 1e-5 * exact
 
 
@@ -155,11 +174,15 @@ def test_nearly_antipodal_points_in_float32(gap):
     y[2:] = x[2:]
     exact = manifold.dist(x.double(), y.double()).item()
     assert manifold.dist(x, y).item() == pytest.approx(exact, rel=1e-6)
-    log, reference = manifold.logmap(x, y).double(), manifold.logmap(x.double(), y.double())
+    log, reference = manifold.logmap(x, y).double(), manifold.logmap(
+        x.double(), y.double()
+    )
     assert manifold.norm(x.double(), log - reference) <= 1e-3 * exact
     v = manifold.proju(x, torch.randn(4, generator=generator))
     carried = manifold.transp(x, y, v)
-    assert manifold.norm(y, carried).item() == pytest.approx(manifold.norm(x, v).item(), rel=1e-5)
+    assert manifold.norm(y, carried).item() == pytest.approx(
+        manifold.norm(x, v).item(), rel=1e-5
+    )
 
 
 def test_badly_scaled_orbits_in_float32():
@@ -170,11 +193,13 @@ def test_badly_scaled_orbits_in_float32():
     assert manifold.dist(x, manifold.group.act(x, t)) < 1e-4
 
 
-# -- refusals -------------------------------------------------------------------------------------------
+# -- refusals ---
 
 
 def normal(manifold):
-    return manifold.random(dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return manifold.random(
+        dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
 
 
 METHODS = {
@@ -201,7 +226,9 @@ def test_zero_blocks_are_refused_by_name(method, kind, tensor):
     ):
         METHODS[method](manifold, x)
     thawed = qn.LogPolarQuotient(manifold.group, kind, frozen_zeros=x)
-    METHODS[method](thawed, thawed.projx(torch.where(x == 0, 0.0, x)))  # the remedy works
+    METHODS[method](
+        thawed, thawed.projx(torch.where(x == 0, 0.0, x))
+    )  # the remedy works
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -209,13 +236,17 @@ def test_zero_blocks_are_refused_by_name(method, kind, tensor):
 def test_points_that_are_not_finite_are_refused_by_name(method, bad):
     manifold = two_layers()
     x = point(1, bad, 3, 4)
-    with pytest.raises(qn.NotOnManifoldError, match=r"'first' \(1\) entries are NaN or infinite"):
+    with pytest.raises(
+        qn.NotOnManifoldError, match=r"'first' \(1\) entries are NaN or infinite"
+    ):
         METHODS[method](manifold, x)
 
 
 def test_vectors_that_are_not_finite_are_refused():
     manifold = two_layers()
-    with pytest.raises(ValueError, match=r"vector has NaN or infinite entries in 'second' \(1\)"):
+    with pytest.raises(
+        ValueError, match=r"vector has NaN or infinite entries in 'second' \(1\)"
+    ):
         manifold.proju(point(1, 2, 3, 4), point(1, 2, float("nan"), 4))
 
 
@@ -229,7 +260,11 @@ def test_vectors_that_are_not_finite_are_refused():
             torch.ones(4).double(),
             "the vector is torch.float64 on cpu, the point is torch.float32",
         ),
-        (torch.ones(4), torch.ones(4, device="meta"), "the vector is torch.float32 on meta"),
+        (
+            torch.ones(4),
+            torch.ones(4, device="meta"),
+            "the vector is torch.float32 on meta",
+        ),
         (torch.ones(4).half(), torch.ones(4).half(), "must be float32 or float64"),
     ],
 )
@@ -244,7 +279,9 @@ def test_antipodes_and_other_signs_have_no_logarithm():
         manifold.logmap(x, point(-6, -8, 0, 1))
     entries = qn.NodeWiseQuotient(qn.node_wise_group(TWO))
     x, y = point(3, 4, 2, 1), point(3, -4, 2, 1)
-    with pytest.raises(ValueError, match=r"blocks of 'first' \(1\) have the other sign in y"):
+    with pytest.raises(
+        ValueError, match=r"blocks of 'first' \(1\) have the other sign in y"
+    ):
         entries.logmap(x, y)
     assert entries.dist(x, y) == torch.inf and entries.injectivity_radius() == torch.inf
 
@@ -263,16 +300,22 @@ def test_a_group_that_scales_a_block_unevenly_is_refused():
 def test_a_group_of_another_layout_is_refused():
     objective = NETWORKS["mlp"].objective()
     p = objective.at(objective.layout.flatten(objective.model))
-    renamed = qn.ParameterLayout({f"other.{e.name}": e.shape for e in objective.layout.entries})
+    renamed = qn.ParameterLayout(
+        {f"other.{e.name}": e.shape for e in objective.layout.entries}
+    )
     with pytest.raises(ValueError, match="the point has another layout than the group"):
         qn.LayerScaleQuotient(qn.layer_scale_group(renamed)).riemannian_hessian(p)
     manifold = qn.LayerScaleQuotient(qn.layer_scale_group(objective.layout))
-    with pytest.raises(ValueError, match="connection must be 'levi-civita' or 'flat', got 'Weyl'"):
+    with pytest.raises(
+        ValueError, match="connection must be 'levi-civita' or 'flat', got 'Weyl'"
+    ):
         manifold.riemannian_hessian(p, "Weyl")
 
 
 def test_checks_give_reasons():
-    manifold = qn.NodeWiseQuotient(qn.node_wise_group(TWO), frozen_zeros=point(0, 1, 1, 1))
+    manifold = qn.NodeWiseQuotient(
+        qn.node_wise_group(TWO), frozen_zeros=point(0, 1, 1, 1)
+    )
     x = point(0, 1, 2, 3)
     assert manifold.check_point_on_manifold(x)
     ok, why = manifold.check_point_on_manifold(point(1, 1, 2, 3), explain=True)
@@ -288,17 +331,23 @@ def test_checks_give_reasons():
     assert not ok and "last dimension of 4" in why
 
 
-# -- geoopt ---------------------------------------------------------------------------------------------
+# -- geoopt ---
 
 
 @pytest.mark.parametrize("optimizer", ["RiemannianAdam", "RiemannianSGD"])
 @pytest.mark.parametrize("kind", [qn.LayerScaleQuotient, qn.NodeWiseQuotient])
 def test_geoopt_trains_on_the_quotients(kind, optimizer):
     objective = NETWORKS["mlp"].objective()
-    group = qn.layer_scale_group if kind is qn.LayerScaleQuotient else qn.node_wise_group
+    group = (
+        qn.layer_scale_group if kind is qn.LayerScaleQuotient else qn.node_wise_group
+    )
     manifold = kind(group(objective.layout))
-    w = geoopt.ManifoldParameter(objective.layout.flatten(objective.model), manifold=manifold)
-    options = {"lr": 0.03} if optimizer == "RiemannianAdam" else {"lr": 0.01, "momentum": 0.9}
+    w = geoopt.ManifoldParameter(
+        objective.layout.flatten(objective.model), manifold=manifold
+    )
+    options = (
+        {"lr": 0.03} if optimizer == "RiemannianAdam" else {"lr": 0.01, "momentum": 0.9}
+    )
     method = getattr(geoopt.optim, optimizer)([w], stabilize=10, **options)
     first = objective(w).item()
     for _ in range(100):
@@ -311,7 +360,11 @@ def test_geoopt_trains_on_the_quotients(kind, optimizer):
 
 def test_scaled_manifolds():
     manifold = two_layers()
-    scaled, x, u = geoopt.Scaled(manifold, 2.0), point(3, 4, 0, 1), point(-0.4, 0.3, 0, 0)
+    scaled, x, u = (
+        geoopt.Scaled(manifold, 2.0),
+        point(3, 4, 0, 1),
+        point(-0.4, 0.3, 0, 0),
+    )
     torch.testing.assert_close(scaled.expmap(x, 2 * u), manifold.expmap(x, u))
     y = manifold.expmap(x, u)
     torch.testing.assert_close(scaled.dist(x, y), 2 * manifold.dist(x, y))

@@ -10,7 +10,12 @@ from torch import nn
 import quotientnet as qn
 from quotientnet import __main__ as program
 from quotientnet.digits import load_digits, make_network, train
-from quotientnet.invariance import COLUMNS, format_table, layer_coordinates, measure_points
+from quotientnet.invariance import (
+    COLUMNS,
+    format_table,
+    layer_coordinates,
+    measure_points,
+)
 from quotientnet.plot import plot_invariance
 
 
@@ -38,7 +43,9 @@ def test_report_shows_what_moves_and_what_does_not(finished):
         assert abs(now["spectral_norm"] / then["spectral_norm"] - 1) > 1
         in_group = row["point"] != "random unit scales"
         assert (now["layer_scale_distance"] < 1e-9) == in_group
-        assert (abs(now["layer_scale_norm"] / then["layer_scale_norm"] - 1) < 1e-9) == in_group
+        assert (
+            abs(now["layer_scale_norm"] / then["layer_scale_norm"] - 1) < 1e-9
+        ) == in_group
 
 
 def test_table_marks_at_a_glance(finished):
@@ -46,7 +53,9 @@ def test_table_marks_at_a_glance(finished):
     network = make_network()
     data = (digits.train_inputs[:100], digits.train_targets[:100])
     objective = qn.Objective(network, nn.CrossEntropyLoss(), data)
-    rows = measure_points(objective, objective.layout.flatten(network), trace_samples=50)
+    rows = measure_points(
+        objective, objective.layout.flatten(network), trace_samples=50
+    )
     lines = format_table(rows).splitlines()
     assert all(name in lines[0] for name in COLUMNS.values())
     assert "=" not in lines[2] and "≠" not in lines[2]
@@ -63,7 +72,9 @@ def test_training_depends_on_the_seed_alone():
         torch.manual_seed(noise)
         network = make_network(seed=2)
         train(network, digits, batch_size=500, epochs=1, seed=3)
-        weights.append(torch.cat([p.detach().reshape(-1) for p in network.parameters()]))
+        weights.append(
+            torch.cat([p.detach().reshape(-1) for p in network.parameters()])
+        )
     assert torch.equal(*weights)
 
 

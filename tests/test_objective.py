@@ -74,7 +74,9 @@ def test_a_loss_can_bring_its_own_normaliser():
 
 def test_normalisers():
     outputs = torch.zeros(4, 3)
-    assert normaliser(nn.CrossEntropyLoss(), outputs, torch.tensor([0, -100, 2, 1])) == 3
+    assert (
+        normaliser(nn.CrossEntropyLoss(), outputs, torch.tensor([0, -100, 2, 1])) == 3
+    )
     assert (
         normaliser(
             nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 4])),
@@ -152,7 +154,9 @@ def test_loaders_dicts_and_argument_tuples():
         objective = qn.Objective(named, loss, data)
         values.append(objective.at(objective.layout.flatten(named)).value)
     torch.testing.assert_close(torch.stack(values), values[0].expand(len(values)))
-    other = qn.Objective(named, loss, {"features": inputs, "y": targets}, target_key="y")
+    other = qn.Objective(
+        named, loss, {"features": inputs, "y": targets}, target_key="y"
+    )
     torch.testing.assert_close(other(other.layout.flatten(named)), values[0])
 
 
@@ -178,9 +182,14 @@ def test_random_states_and_the_model_are_given_back():
     p.gradient, p.hessian @ w  # noqa: B018
     after = states()
     assert (
-        torch.equal(before[0], after[0]) and before[1] == after[1] and (before[2] == after[2]).all()
+        torch.equal(before[0], after[0])
+        and before[1] == after[1]
+        and (before[2] == after[2]).all()
     )
-    assert all(torch.equal(a, b) and a.grad is None for a, b in zip(model.parameters(), weights))
+    assert all(
+        torch.equal(a, b) and a.grad is None
+        for a, b in zip(model.parameters(), weights)
+    )
 
 
 def test_dropout_in_train_mode_is_detected():
@@ -216,8 +225,14 @@ def good():
     [
         (lambda w: w[:-1], "last dimension of 83; layout.flatten"),
         (lambda w: w.float(), "w is torch.float32 on cpu, the model is torch.float64"),
-        (lambda w: w.to("meta"), "w is torch.float64 on meta, the model is torch.float64 on cpu"),
-        (lambda w: torch.where(torch.arange(83) == 3, torch.nan, w), "'0.weight' has 1 NaN"),
+        (
+            lambda w: w.to("meta"),
+            "w is torch.float64 on meta, the model is torch.float64 on cpu",
+        ),
+        (
+            lambda w: torch.where(torch.arange(83) == 3, torch.nan, w),
+            "'0.weight' has 1 NaN",
+        ),
         (lambda w: torch.stack([w, w]), "needs one point"),
         (lambda w: w * 1e300, "loss is nan|loss is inf"),
     ],
@@ -255,7 +270,11 @@ class Empty:
     "loss, data, message",
     [
         (nn.CrossEntropyLoss(), Empty(), "data has no batches"),
-        (nn.CrossEntropyLoss(reduction="none"), None, "loss must be a scalar tensor, got"),
+        (
+            nn.CrossEntropyLoss(reduction="none"),
+            None,
+            "loss must be a scalar tensor, got",
+        ),
         (nn.CrossEntropyLoss(), [torch.ones(2, 4)], "must be a pair"),
         (nn.CrossEntropyLoss(), {"input": torch.ones(2, 4)}, "no 'labels' among input"),
     ],

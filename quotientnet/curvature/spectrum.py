@@ -68,9 +68,13 @@ def power_method(
             product that is NaN or infinite.
     """
     if which not in ("magnitude", "algebraic"):
-        raise ValueError(f"power_method: which must be 'magnitude' or 'algebraic', got {which!r}")
+        raise ValueError(
+            f"power_method: which must be 'magnitude' or 'algebraic', got {which!r}"
+        )
     if not tolerance > 0 or max_iterations < 1 or check_every < 1:
-        raise ValueError("power_method: tolerance, max_iterations and check_every must be positive")
+        raise ValueError(
+            "power_method: tolerance, max_iterations and check_every must be positive"
+        )
     v = _start(operator, start, generator)
     if which == "magnitude":
         return _iterate(operator, v, 0.0, tolerance, max_iterations, check_every)[0]
@@ -94,7 +98,10 @@ def _start(operator: Operator, start, generator) -> Tensor:
         if generator is None:
             generator = torch.Generator(operator.device).manual_seed(0)
         start = torch.randn(
-            operator.size, dtype=operator.dtype, device=operator.device, generator=generator
+            operator.size,
+            dtype=operator.dtype,
+            device=operator.device,
+            generator=generator,
         )
     if start.shape != (operator.size,) or not start.norm() > 0:
         raise ValueError(

@@ -35,10 +35,16 @@ def hutchinson_trace(
     generator = generator or torch.Generator(operator.device).manual_seed(0)
     draws = []
     for _ in range(samples):
-        bits = torch.randint(0, 2, (operator.size,), device=operator.device, generator=generator)
+        bits = torch.randint(
+            0, 2, (operator.size,), device=operator.device, generator=generator
+        )
         s = bits.to(operator.dtype) * 2 - 1
         draws.append(torch.dot(s, operator @ s))
     values = torch.stack(draws).double()
     if not torch.isfinite(values).all():
-        raise ValueError("hutchinson_trace: a product is NaN or infinite; is the point valid?")
-    return Estimate(float(values.mean()), float(values.std()) / sqrt(samples), True, samples)
+        raise ValueError(
+            "hutchinson_trace: a product is NaN or infinite; is the point valid?"
+        )
+    return Estimate(
+        float(values.mean()), float(values.std()) / sqrt(samples), True, samples
+    )

@@ -1,6 +1,15 @@
 """Manifolds of parameters modulo scaling groups."""
 
 from quotientnet.manifolds.base import QuotientManifold
-from quotientnet.manifolds.log_polar import LayerScaleQuotient, LogPolarQuotient, NodeWiseQuotient
+from quotientnet.manifolds.log_polar import (
+    LayerScaleQuotient,
+    LogPolarQuotient,
+    NodeWiseQuotient,
+)
 
-__all__ = ["QuotientManifold", "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient"]
+__all__ = [
+    "QuotientManifold",
+    "LogPolarQuotient",
+    "LayerScaleQuotient",
+    "NodeWiseQuotient",
+]

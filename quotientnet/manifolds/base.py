@@ -62,14 +62,16 @@ class QuotientManifold(geoopt.Manifold):
         """The coordinates of a point."""
         return self.group.layout
 
-    # -- the frame, and what follows from it ------------------------------------------------------
+    # -- the frame, and what follows from it ---
 
     @abstractmethod
     @__scaling__(ScalingInfo.NotCompatible)
     def frame(self, x: Tensor) -> Tensor:
-        """``d(x) > 0``, shape ``(..., n)``: the square root of the diagonal metric; 1 where frozen."""
+        """``d(x) > 0``, shape ``(..., n)``: the root of the diagonal metric; 1 where frozen."""
 
-    def inner(self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim=False) -> Tensor:
+    def inner(
+        self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim=False
+    ) -> Tensor:
         """The metric ``Σ d² u v``, shape ``(...)``; ``v`` defaults to ``u``. A class invariant.
 
         Raises:
@@ -95,8 +97,12 @@ class QuotientManifold(geoopt.Manifold):
         rhs = self.group.adjoint(rates)
         if weight.ndim == 1:
             return self.group.gram(weight).solve(rhs).to(u)
-        weights, rhs = weight.broadcast_to(u.shape), rhs.broadcast_to(*u.shape[:-1], rhs.shape[-1])
-        pairs = zip(weights.reshape(-1, weights.shape[-1]), rhs.reshape(-1, rhs.shape[-1]))
+        weights, rhs = weight.broadcast_to(u.shape), rhs.broadcast_to(
+            *u.shape[:-1], rhs.shape[-1]
+        )
+        pairs = zip(
+            weights.reshape(-1, weights.shape[-1]), rhs.reshape(-1, rhs.shape[-1])
+        )
         solutions = [self.group.gram(row).solve(b) for row, b in pairs]
         return torch.stack(solutions).reshape(rhs.shape).to(u)
 
@@ -127,10 +133,12 @@ class QuotientManifold(geoopt.Manifold):
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         """The exponential map, where the member has one in closed form."""
-        raise NotImplementedError(f"{self.name} has no exponential map in closed form; use retr")
+        raise NotImplementedError(
+            f"{self.name} has no exponential map in closed form; use retr"
+        )
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """A vector transport: keep ``z = d ⊙ v`` and project at ``y``; for any ``y`` of an orbit."""
+        """A vector transport, aligned to the fibre of ``y``: ``d ⊙ v`` is kept, and projected."""
         z = self._checked_frame(x, "transp", v) * v
         return self.proju(y, self._keep(z / self._checked_frame(y, "transp")))
 
@@ -180,12 +188,13 @@ class QuotientManifold(geoopt.Manifold):
             pairing = torch.zeros_like(x, requires_grad=True)
             (pulled,) = torch.autograd.grad(metric, x, pairing, create_graph=True)
             along = [
-                torch.autograd.grad(pulled, pairing, s, retain_graph=True)[0] for s in (u, raised)
+                torch.autograd.grad(pulled, pairing, s, retain_graph=True)[0]
+                for s in (u, raised)
             ]
             (lowered,) = torch.autograd.grad(metric, x, u * raised)
         return -0.5 * self._keep(along[0] * raised + lowered - along[1] * u)
 
-    # -- the intrinsic numbers --------------------------------------------------------------------
+    # -- the intrinsic numbers ---
 
     @property
     def dimension(self) -> int:
@@ -195,7 +204,7 @@ class QuotientManifold(geoopt.Manifold):
     def _orbit_rank(self) -> int:
         return self.group.gram(~self._frozen.mask).rank
 
-    # -- points and checks ------------------------------------------------------------------------
+    # -- points and checks ---
 
     def random(
         self, *size, dtype=None, device=None, generator: torch.Generator | None = None
@@ -207,7 +216,9 @@ class QuotientManifold(geoopt.Manifold):
 
     def origin(self, *size, dtype=None, device=None, seed: int | None = 42) -> Tensor:
         """The point with every free entry 1, shape ``size`` (by default ``(n,)``)."""
-        return self._settle(torch.ones(self._point_shape(size), dtype=dtype, device=device))
+        return self._settle(
+            torch.ones(self._point_shape(size), dtype=dtype, device=device)
+        )
 
     def _settle(self, x: Tensor) -> Tensor:
         """``x`` with zeros held and passive coordinates (variances among them) positive."""
@@ -215,7 +226,11 @@ class QuotientManifold(geoopt.Manifold):
         return torch.where(self._frozen.mask.to(x.device), x.abs(), x)
 
     def _point_shape(self, size) -> tuple[int, ...]:
-        shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)
+        shape = (
+            tuple(size[0])
+            if len(size) == 1 and not isinstance(size[0], int)
+            else tuple(size)
+        )
         shape = shape or (self.layout.size,)
         ok, reason = self._check_shape(shape, "size")
         if not ok:
@@ -275,7 +290,11 @@ class QuotientManifold(geoopt.Manifold):
         """Where the metric is singular at the finite point ``x``, or None."""
         d = self.frame(x)
         bad = ~(torch.isfinite(d) & (d > 0))
-        return f"the frame is singular in {listed(self.layout.count(bad))}" if bad.any() else None
+        return (
+            f"the frame is singular in {listed(self.layout.count(bad))}"
+            if bad.any()
+            else None
+        )
 
     def _raise_unless_point(self, x: Tensor, method: str) -> None:
         reason = self._point_defect(x)
@@ -337,7 +356,9 @@ class _RiemannianHessian(Operator):
         covector = self._point.hessian @ xi
         if not self._flat:
             point = self._point
-            covector = covector + self._manifold.connection_term(point.w, point.gradient, xi)
+            covector = covector + self._manifold.connection_term(
+                point.w, point.gradient, xi
+            )
         raised = self._manifold._keep(covector * self._inverse_frame)
         return self._project(raised) / self._inverse_frame
 
@@ -346,7 +367,9 @@ def safe_sqrt(x: Tensor) -> Tensor:
     """The square root of ``max(x, 0)``, with gradient 0 where ``x ≤ 0``."""
     positive = x > 0
     return torch.where(
-        positive, torch.where(positive, x, torch.ones_like(x)).sqrt(), torch.zeros_like(x)
+        positive,
+        torch.where(positive, x, torch.ones_like(x)).sqrt(),
+        torch.zeros_like(x),
     )
 
 

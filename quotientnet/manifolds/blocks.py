@@ -29,9 +29,13 @@ class Blocks:
     """
 
     def __init__(self, layout: ParameterLayout, axes: Mapping[str, tuple[int, ...]]):
-        self.full, self.axes = layout, {e.name: tuple(sorted(axes[e.name])) for e in layout.entries}
+        self.full, self.axes = layout, {
+            e.name: tuple(sorted(axes[e.name])) for e in layout.entries
+        }
         shapes = {
-            e.name: tuple(s if a in self.axes[e.name] else 1 for a, s in enumerate(e.shape))
+            e.name: tuple(
+                s if a in self.axes[e.name] else 1 for a, s in enumerate(e.shape)
+            )
             for e in layout.entries
         }
         self.layout = ParameterLayout(
@@ -48,7 +52,9 @@ class Blocks:
     @property
     def lengths(self) -> Tensor:
         """The number of coordinates in each block, shape ``(count,)``."""
-        pieces = [torch.full((b.numel,), e.numel // max(b.numel, 1)) for e, b in self._parts]
+        pieces = [
+            torch.full((b.numel,), e.numel // max(b.numel, 1)) for e, b in self._parts
+        ]
         return torch.cat(pieces)
 
     def dot(self, x: Tensor, y: Tensor) -> Tensor:
@@ -65,7 +71,10 @@ class Blocks:
         ):
             return self._dots_fast(pairs)
         return [
-            torch.cat([_dot(x[..., e.slice], y[..., e.slice], e, b) for e, b in self._parts], -1)
+            torch.cat(
+                [_dot(x[..., e.slice], y[..., e.slice], e, b) for e, b in self._parts],
+                -1,
+            )
             for x, y in pairs
         ]
 
@@ -74,7 +83,9 @@ class Blocks:
         split = [t.split(self._sizes) for pair in pairs for t in pair]
         lefts, rights = list(zip(*split[0::2])), list(zip(*split[1::2]))
 
-        values = [self._part_dots(i, xs, ys) for i, (xs, ys) in enumerate(zip(lefts, rights))]
+        values = [
+            self._part_dots(i, xs, ys) for i, (xs, ys) in enumerate(zip(lefts, rights))
+        ]
         return [torch.hstack(each).to(torch.float64) for each in zip(*values)]
 
     def _part_dots(self, i: int, xs, ys) -> list[Tensor]:
@@ -88,7 +99,9 @@ class Blocks:
             return _row_dots(xs, ys, entry.numel // block.numel)
         return [_dot(x, y, entry, block) for x, y in zip(xs, ys)]
 
-    def combine(self, a: Tensor | None, x: Tensor, b: Tensor, y: Tensor, out=None) -> Tensor:
+    def combine(
+        self, a: Tensor | None, x: Tensor, b: Tensor, y: Tensor, out=None
+    ) -> Tensor:
         """``a ⊙ x + b ⊙ y`` with one number a block; ``a=None`` stands for 1.
 
         Args:
@@ -102,12 +115,19 @@ class Blocks:
         a, b = (None if c is None else c.to(x.dtype) for c in (a, b))
         if self.entrywise:
             return torch.addcmul(x if a is None else a * x, b, y, out=out)
-        columns = [self._split(a, True), self._split(x), self._split(b, True), self._split(y)]
+        columns = [
+            self._split(a, True),
+            self._split(x),
+            self._split(b, True),
+            self._split(y),
+        ]
         if out is not None:
             for views in zip(*columns, self._split(out)):
                 _combine(*views)
             return out
-        batch = torch.broadcast_shapes(*(t.shape[:-1] for t in (a, x, b, y) if t is not None))
+        batch = torch.broadcast_shapes(
+            *(t.shape[:-1] for t in (a, x, b, y) if t is not None)
+        )
         pieces = [_combine(*views, None).reshape(*batch, -1) for views in zip(*columns)]
         return torch.cat(pieces, -1)
 
@@ -117,13 +137,17 @@ class Blocks:
             return [None] * len(self._parts)
         batch = t.shape[:-1]
         views = []
-        for i, piece in enumerate(t.split(self._counts if of_blocks else self._sizes, dim=-1)):
+        for i, piece in enumerate(
+            t.split(self._counts if of_blocks else self._sizes, dim=-1)
+        ):
             entry, block = self._parts[i]
             if block.numel == 1:  # one number scales a flat vector
                 views.append(piece)
             else:
                 shape = block.shape if of_blocks else entry.shape
-                views.append(piece.view(shape) if not batch else piece.reshape(*batch, *shape))
+                views.append(
+                    piece.view(shape) if not batch else piece.reshape(*batch, *shape)
+                )
         return views
 
     def expand(self, c: Tensor) -> Tensor:
@@ -153,15 +177,21 @@ def _combine(a, x, b, y, out):
 def _dot(x: Tensor, y: Tensor, entry, block) -> Tensor:
     batch = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
     product = (x * y).reshape(*batch, *entry.shape)
-    axes = [a - len(entry.shape) for a, s in enumerate(block.shape) if s != entry.shape[a]]
-    total = product.sum(axes, dtype=torch.float64) if axes else product.to(torch.float64)
+    axes = [
+        a - len(entry.shape) for a, s in enumerate(block.shape) if s != entry.shape[a]
+    ]
+    total = (
+        product.sum(axes, dtype=torch.float64) if axes else product.to(torch.float64)
+    )
     return total.reshape(*batch, block.numel)
 
 
 def _whole_dots(xs, ys) -> list[Tensor]:
     """The inner products of whole tensors, one block each."""
     chunks = zip(*(x.split(_CHUNK) for x in xs), *(y.split(_CHUNK) for y in ys))
-    partial = [[torch.dot(c[k], c[k + len(xs)]) for k in range(len(xs))] for c in chunks]
+    partial = [
+        [torch.dot(c[k], c[k + len(xs)]) for k in range(len(xs))] for c in chunks
+    ]
     return [torch.stack(values).sum(dtype=torch.float64) for values in zip(*partial)]
 
 

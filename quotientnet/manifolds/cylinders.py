@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from quotientnet.manifolds.blocks import Blocks
-from quotientnet.manifolds.frozen import Frozen
 from quotientnet.manifolds.entire import cos_sqrt, sinc_sqrt, versine_sqrt
+from quotientnet.manifolds.frozen import Frozen
 
 __all__ = ["Separation", "Cylinders", "make_cylinders"]
 
@@ -202,7 +202,9 @@ class _Spheres(Cylinders):
         bisector = blocks.combine(1 / n, x, 1 / m, y)
         tangent = blocks.combine(1 / n, v, -rate / n, x)
         length2 = blocks.dot(bisector, bisector)
-        turn = -2 * blocks.dot(tangent, bisector) / length2.masked_fill(length2 == 0, 1.0)
+        turn = (
+            -2 * blocks.dot(tangent, bisector) / length2.masked_fill(length2 == 0, 1.0)
+        )
         turned = blocks.combine(None, tangent, self.fill(turn, 0.0), bisector)
         # Near the antipode the bisector is inaccurate: take out what it leaves along y.
         leak = self.fill(blocks.dot(y, turned), 0.0) / m
@@ -227,7 +229,8 @@ def _angle(across2: Tensor, along: Tensor, sign: Tensor) -> tuple[Tensor, Tensor
     across = torch.where(near, torch.ones_like(across2), across2).sqrt()
     wide = torch.atan2(across, along)
     slope2 = (
-        torch.where(near, across2, torch.zeros_like(across2)) / along.masked_fill(~near, 1.0) ** 2
+        torch.where(near, across2, torch.zeros_like(across2))
+        / along.masked_fill(~near, 1.0) ** 2
     )
     series = (1 - slope2 / 3 + slope2**2 / 5) / along.masked_fill(~near, 1.0)
     short = torch.where(near, series, wide / across)
@@ -235,4 +238,6 @@ def _angle(across2: Tensor, along: Tensor, sign: Tensor) -> tuple[Tensor, Tensor
     angle = torch.where(across2 > 0, short * length, torch.zeros_like(short))
     supplement = pi - angle
     back = sign < 0
-    return torch.where(back, supplement, angle), torch.where(back, supplement / length, short)
+    return torch.where(back, supplement, angle), torch.where(
+        back, supplement / length, short
+    )

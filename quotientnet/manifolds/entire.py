@@ -35,4 +35,6 @@ def _entire(x: Tensor, wide, shift: int) -> Tensor:
     series = torch.zeros_like(x)
     for k in reversed(range(_TERMS)):
         series = series * -near + 1 / factorial(2 * k + shift)
-    return torch.where(small, series, wide(torch.where(small, torch.ones_like(x), x).sqrt()))
+    return torch.where(
+        small, series, wide(torch.where(small, torch.ones_like(x), x).sqrt())
+    )

@@ -28,7 +28,9 @@ class Frozen:
             return values
         mask, index = self._moved(values.device)
         if index is not None:
-            return (values.index_fill_ if in_place else values.index_fill)(-1, index, value)
+            return (values.index_fill_ if in_place else values.index_fill)(
+                -1, index, value
+            )
         return (values.masked_fill_ if in_place else values.masked_fill)(mask, value)
 
     def _moved(self, device) -> tuple[Tensor, Tensor | None]:

@@ -52,7 +52,9 @@ class LogPolarQuotient(QuotientManifold):
     ):
         name = type(self).__name__
         if not isinstance(group, ScalingGroup):
-            raise TypeError(f"{name}: group must be a ScalingGroup, got {type(group).__name__}")
+            raise TypeError(
+                f"{name}: group must be a ScalingGroup, got {type(group).__name__}"
+            )
         self.blocks = Blocks(group.layout, _kept_axes(name, group, blocks))
         held = _zero_blocks(name, self.blocks, frozen_zeros)
         super().__init__(group, self.blocks.expand(held))
@@ -64,16 +66,20 @@ class LogPolarQuotient(QuotientManifold):
             self.blocks.layout, group.incidence, group.classes, group.names
         )
         self._gram = Gram(self._block_group, ~frozen.mask if frozen.any else None)
-        self._idle = [e for e in self.blocks.layout.entries if e.name not in group.incidence]
+        self._idle = [
+            e for e in self.blocks.layout.entries if e.name not in group.incidence
+        ]
 
-    # -- the metric -------------------------------------------------------------------------------
+    # -- the metric ---
 
     def frame(self, x: Tensor) -> Tensor:
         """``1/‖x_b‖`` on each block, 1 where frozen; shape ``(..., n)``."""
         self._check_tangents("frame", x)
         return self.blocks.expand(1 / self._cylinders.radii(x)).to(x.dtype)
 
-    def inner(self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim=False) -> Tensor:
+    def inner(
+        self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim=False
+    ) -> Tensor:
         """``Σ_b ⟨u_b, v_b⟩/‖x_b‖²``, shape ``(...)``; ``v`` defaults to ``u``. A class invariant.
 
         Raises:
@@ -83,21 +89,25 @@ class LogPolarQuotient(QuotientManifold):
 
     def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
         """``⟨u_b, v_b⟩/‖x_b‖²`` on each entry of block ``b``, shape ``(..., n)``."""
-        return self.blocks.expand(self._products("component_inner", x, u, v)).to(x.dtype)
+        return self.blocks.expand(self._products("component_inner", x, u, v)).to(
+            x.dtype
+        )
 
     def _products(self, method: str, x: Tensor, u: Tensor, v: Tensor | None) -> Tensor:
         v = u if v is None else v
         self._check_tangents(method, x, u, v)
         return self._checked(self._cylinders.products(x, u, v), method, x, u, v)
 
-    # -- horizontal and vertical --------------------------------------------------------------------
+    # -- horizontal and vertical ---
 
     @__scaling__(ScalingInfo())
     def vertical_coordinates(self, x: Tensor, u: Tensor) -> Tensor:
         """The ``t``, shape ``(..., k)``, for which ``(A t) ⊙ x`` is the vertical part of ``u``."""
         self._check_tangents("vertical_coordinates", x, u)
         rates = self._cylinders.rates(x, u)
-        return self._checked_coordinates(rates, "vertical_coordinates", x, u).to(x.dtype)
+        return self._checked_coordinates(rates, "vertical_coordinates", x, u).to(
+            x.dtype
+        )
 
     def proju(self, x: Tensor, u: Tensor, *, out: Tensor | None = None) -> Tensor:
         """The horizontal part ``u − (Π ρ(u)) ⊙ x``.
@@ -130,10 +140,14 @@ class LogPolarQuotient(QuotientManifold):
         along = self._project_rates(rates)
         if norms2 is None:
             # x² u − (Π x u) x = (x u − Π x u) x
-            return self._keep(torch.mul(torch.sub(rates, along, out=out), x, out=out), out)
+            return self._keep(
+                torch.mul(torch.sub(rates, along, out=out), x, out=out), out
+            )
         return self._keep(self.blocks.combine(norms2, u, -along, x, out=out), out)
 
-    def _checked_coordinates(self, rates: Tensor, method: str, x: Tensor, u: Tensor) -> Tensor:
+    def _checked_coordinates(
+        self, rates: Tensor, method: str, x: Tensor, u: Tensor
+    ) -> Tensor:
         """``(AᵀA)⁺ Aᵀ ρ`` in float64; the sums in ``Aᵀ ρ`` also tell whether all is finite."""
         sums = self._block_group.adjoint(rates)
         idle = [rates[..., e.slice].sum() for e in self._idle]
@@ -145,7 +159,7 @@ class LogPolarQuotient(QuotientManifold):
         t = self._gram.solve(self._block_group.adjoint(rates)).to(rates.dtype)
         return self._cylinders.fill(self._block_group.exponents(t), 0.0)
 
-    # -- geodesics ----------------------------------------------------------------------------------
+    # -- geodesics ---
 
     def retr(self, x: Tensor, u: Tensor, *, out: Tensor | None = None) -> Tensor:
         """The first-order retraction ``x + u``, equivariant; a large ``u`` can cross zero."""
@@ -183,7 +197,7 @@ class LogPolarQuotient(QuotientManifold):
         return separation.logarithm(rates - self._project_rates(rates))
 
     def dist2(self, x: Tensor, y: Tensor, *, keepdim=False) -> Tensor:
-        """The squared geodesic distance between orbits: ``Σ φ_b² + ‖(I − Π) r‖²``, shape ``(...)``."""
+        """The squared distance between orbits: ``Σ φ_b² + ‖(I − Π) r‖²``, shape ``(...)``."""
         separation = self._separation("dist", x, y)
         rates = separation.rates - self._project_rates(separation.rates)
         squares = separation.squared_angles + rates**2
@@ -203,7 +217,8 @@ class LogPolarQuotient(QuotientManifold):
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Parallel transport along the shortest geodesic from ``x`` to the orbit of ``y``, and
-        along the orbit to ``y``: an isometry that keeps horizontal vectors horizontal."""
+        along the orbit to ``y``: an isometry that keeps horizontal vectors horizontal.
+        """
         self._check_tangents("transp", x, y, v)
         return self._checked(self._cylinders.transport(x, y, v), "transp", x, y, v)
 
@@ -231,11 +246,11 @@ class LogPolarQuotient(QuotientManifold):
                 f"{self.name}.logmap: blocks of {listed(self.blocks.layout.count(blocks))} {why}"
             )
 
-    # -- curvature ------------------------------------------------------------------------------------
+    # -- curvature ---
 
     @__scaling__(ScalingInfo.NotCompatible)
     def connection_term(self, x: Tensor, gradient: Tensor, u: Tensor) -> Tensor:
-        """``ρ_b(u) g_b + (⟨g_b, u_b⟩/‖x_b‖²) x_b − ρ_b(g) u_b``, from the Levi-Civita connection."""
+        """``ρ_b(u) g_b + (⟨g_b, u_b⟩/‖x_b‖²) x_b − ρ_b(g) u_b``: the Levi-Civita connection."""
         rate, slope = self._cylinders.rates(x, u), self._cylinders.rates(x, gradient)
         pairing = self._cylinders.products(x, gradient, u)
         turned = self.blocks.combine(rate, gradient, pairing, x)
@@ -250,7 +265,7 @@ class LogPolarQuotient(QuotientManifold):
     def _orbit_rank(self) -> int:
         return self._gram.rank
 
-    # -- checks ---------------------------------------------------------------------------------------
+    # -- checks ---
 
     def _singular(self, x: Tensor) -> str | None:
         n = self._cylinders.radii(x)
@@ -263,7 +278,9 @@ class LogPolarQuotient(QuotientManifold):
             "singular; pass frozen_zeros=w when you build the manifold to hold them at zero"
         )
 
-    def _checked(self, numbers: Tensor, method: str, x: Tensor, *vectors: Tensor) -> Tensor:
+    def _checked(
+        self, numbers: Tensor, method: str, x: Tensor, *vectors: Tensor
+    ) -> Tensor:
         """``numbers`` per block, or the reason why they are not finite."""
         if not torch.isfinite(numbers.detach().sum()):
             self._raise_unless_point(x, method)
@@ -319,7 +336,10 @@ class NodeWiseQuotient(LogPolarQuotient):
         super().__init__(group, "entries", frozen_zeros)
 
 
-_KINDS = {"tensors": lambda entry: (), "filters": lambda entry: (0,) if entry.shape else ()}
+_KINDS = {
+    "tensors": lambda entry: (),
+    "filters": lambda entry: (0,) if entry.shape else (),
+}
 _KINDS["entries"] = lambda entry: tuple(range(len(entry.shape)))
 
 
@@ -331,10 +351,14 @@ def _kept_axes(name: str, group: ScalingGroup, blocks) -> dict[str, tuple[int, .
         terms = group.incidence.get(entry.name, ())
         varying = tuple(sorted({axis for term in terms for axis in term.axes}))
         if kind is None or entry.passive:
-            kept[entry.name] = varying if blocks != "entries" else _KINDS["entries"](entry)
+            kept[entry.name] = (
+                varying if blocks != "entries" else _KINDS["entries"](entry)
+            )
             continue
         if kind not in _KINDS:
-            raise ValueError(f"{name}: blocks must be one of {sorted(_KINDS)}, got {kind!r}")
+            raise ValueError(
+                f"{name}: blocks must be one of {sorted(_KINDS)}, got {kind!r}"
+            )
         kept[entry.name] = _KINDS[kind](entry)
         uneven = sorted(set(varying) - set(kept[entry.name]))
         if uneven:
@@ -353,7 +377,9 @@ def _zero_blocks(name: str, blocks: Blocks, point: Tensor | None) -> Tensor:
         return held
     blocks.full.check(point, name, "frozen_zeros")
     if point.ndim != 1 or not torch.isfinite(point).all():
-        raise NotOnManifoldError(f"{name}: frozen_zeros must be one finite point, shape (n,)")
+        raise NotOnManifoldError(
+            f"{name}: frozen_zeros must be one finite point, shape (n,)"
+        )
     nonzero = (point.detach().cpu() != 0).to(torch.float64)
     held = blocks.dot(nonzero, nonzero) == 0
     held[blocks.layout.parameter_size :] = False

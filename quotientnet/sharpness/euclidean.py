@@ -39,4 +39,6 @@ def trace(point, *, samples: int = 100, generator=None) -> Estimate:
 
 def as_estimate(pair, invariant_to: tuple[str, ...] = ()) -> Estimate:
     """An eigenpair's value and residual as a measure's result."""
-    return Estimate(pair.value, pair.residual, pair.converged, pair.iterations, invariant_to)
+    return Estimate(
+        pair.value, pair.residual, pair.converged, pair.iterations, invariant_to
+    )

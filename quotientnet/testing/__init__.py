@@ -5,9 +5,9 @@ hypothesis and are in :mod:`quotientnet.testing.strategies`. ``check_manifold(ma
 law that applies.
 """
 
-from quotientnet.testing.laws import Law, Verdict
 from quotientnet.testing.group_laws import GROUP_LAWS, check_group
 from quotientnet.testing.hessian_laws import HESSIAN_LAWS, check_hessian
+from quotientnet.testing.laws import Law, Verdict
 from quotientnet.testing.manifold_laws import MANIFOLD_LAWS, check_manifold
 from quotientnet.testing.samples import Sample
 

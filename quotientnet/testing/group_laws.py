@@ -13,7 +13,9 @@ GROUP_LAWS = {}
 law = registry(GROUP_LAWS)
 
 
-def check_group(manifold, *, seed: int = 0, dtype=torch.float64, **options) -> list[Verdict]:
+def check_group(
+    manifold, *, seed: int = 0, dtype=torch.float64, **options
+) -> list[Verdict]:
     """Every group law on one random sample of a manifold's points.
 
     Args:
@@ -23,7 +25,9 @@ def check_group(manifold, *, seed: int = 0, dtype=torch.float64, **options) -> l
         options: Passed to :class:`~quotientnet.testing.Sample`.
     """
     sample = Sample(manifold, seed, dtype=dtype, **options)
-    return [each.check(sample) for each in GROUP_LAWS.values() if dtype in each.tolerances]
+    return [
+        each.check(sample) for each in GROUP_LAWS.values() if dtype in each.tolerances
+    ]
 
 
 @law(double=0.0, single=0.0)
@@ -52,16 +56,22 @@ def generator_is_velocity_of_action(s):
     """``generate`` is the derivative of ``act`` along the orbit."""
     a, h = s.normal(4, s.group.dimension), 1e-5
     velocity = (s.group.act(s.x, h * a) - s.group.act(s.x, -h * a)) / (2 * h)
-    return s.difference(s.x, s.manifold._keep(velocity), s.manifold._keep(s.group.generate(s.x, a)))
+    return s.difference(
+        s.x, s.manifold._keep(velocity), s.manifold._keep(s.group.generate(s.x, a))
+    )
 
 
 @law()
 def adjoint_is_the_transpose(s):
     """``⟨A t, ρ⟩ = ⟨t, Aᵀ ρ⟩``."""
     t, rho = s.normal(4, s.group.dimension), s.normal(5, s.group.layout.size)
-    left, right = (s.group.exponents(t) * rho).sum(-1), (t * s.group.adjoint(rho)).sum(-1)
+    left, right = (s.group.exponents(t) * rho).sum(-1), (t * s.group.adjoint(rho)).sum(
+        -1
+    )
     scale = s.group.exponents(t).norm(dim=-1) * rho.norm(dim=-1)
-    return float(((left - right).abs() / scale.clamp(min=torch.finfo(s.dtype).tiny)).max())
+    return float(
+        ((left - right).abs() / scale.clamp(min=torch.finfo(s.dtype).tiny)).max()
+    )
 
 
 @law()

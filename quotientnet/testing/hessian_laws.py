@@ -79,13 +79,15 @@ def hessian_annihilates_orbits(s):
     m, sample = s.manifold, Sample(s.manifold, s.seed, dtype=s.dtype, device=s.w.device)
     velocity = m._keep(m.group.generate(s.w, sample.element(7))) * m.frame(s.w)
     operator, z = s.hessian(), s.vectors(1)[:, 0]
-    size = (velocity.norm() * (operator @ z).norm()).clamp(min=torch.finfo(s.dtype).tiny)
+    size = (velocity.norm() * (operator @ z).norm()).clamp(
+        min=torch.finfo(s.dtype).tiny
+    )
     return float((operator @ velocity).norm() / size)
 
 
 @law(double=1e-8, single=None, requires=("expmap",))
 def hessian_is_second_derivative_along_geodesics(s):
-    """``⟨ξ, Hess ξ⟩`` is the second derivative of the loss along the geodesic with velocity ``ξ``."""
+    """``⟨ξ, Hess ξ⟩`` is the loss's second derivative along the geodesic with velocity ``ξ``."""
     m, z = s.manifold, s.vectors(1)[:, 0]
     xi = m.proju(s.w, z / m.frame(s.w))
     xi = xi / m.norm(s.w, xi)
@@ -107,6 +109,9 @@ def hessian_is_equivariant(s):
     moved = m.group.act(s.w, t)
     worst = 0.0
     for connection in ("levi-civita", "flat"):
-        here, there = s.hessian(connection=connection) @ z, s.hessian(moved, connection) @ z
+        here, there = (
+            s.hessian(connection=connection) @ z,
+            s.hessian(moved, connection) @ z,
+        )
         worst = max(worst, float((here - there).norm() / here.norm()))
     return worst

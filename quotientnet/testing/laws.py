@@ -72,14 +72,20 @@ class Law:
 def registry(laws: dict[str, Law]):
     """A decorator that turns a measuring function into a law in ``laws``."""
 
-    def law(double: float = 1e-9, single: float | None = 1e-3, requires: tuple[str, ...] = ()):
+    def law(
+        double: float = 1e-9,
+        single: float | None = 1e-3,
+        requires: tuple[str, ...] = (),
+    ):
         tolerances = {torch.float64: double}
         if single is not None:
             tolerances[torch.float32] = single
 
         def register(measure):
             statement = measure.__doc__.strip().splitlines()[0]
-            laws[measure.__name__] = Law(measure.__name__, statement, measure, tolerances, requires)
+            laws[measure.__name__] = Law(
+                measure.__name__, statement, measure, tolerances, requires
+            )
             return measure
 
         return register

@@ -21,7 +21,9 @@ EXP, LOG, DIST = ("expmap",), ("expmap", "logmap"), ("expmap", "dist")
 FOLLOW = ("expmap", "transp_follow_expmap")
 
 
-def check_manifold(manifold, *, seed: int = 0, dtype=torch.float64, **options) -> list[Verdict]:
+def check_manifold(
+    manifold, *, seed: int = 0, dtype=torch.float64, **options
+) -> list[Verdict]:
     """Every law that applies to the manifold, on one random sample.
 
     Args:
@@ -44,10 +46,12 @@ def supports(manifold, methods) -> bool:
         "dist": geoopt.Manifold.dist,
         "transp_follow_expmap": geoopt.Manifold.transp_follow_expmap,
     }
-    return all(getattr(type(manifold), name) is not open_methods[name] for name in methods)
+    return all(
+        getattr(type(manifold), name) is not open_methods[name] for name in methods
+    )
 
 
-# -- metric, gradient, projection -------------------------------------------------------------------
+# -- metric, gradient, projection ---
 
 
 @law()
@@ -68,7 +72,9 @@ def components_add_up(s):
     components = s.manifold.component_inner(s.x, u, v)
     blocks = getattr(s.manifold, "blocks", None)
     if blocks is not None:
-        sums = blocks.dot(components, torch.ones_like(components)) / blocks.lengths.to(components)
+        sums = blocks.dot(components, torch.ones_like(components)) / blocks.lengths.to(
+            components
+        )
         gap = (blocks.expand(sums).to(components) - components).abs().max()
         total = sums.sum(-1)
     else:
@@ -135,14 +141,16 @@ def projection_has_rank_dimension(s):
     return float((projected.trace() - m.dimension).abs())
 
 
-# -- equivariance -------------------------------------------------------------------------------------
+# -- equivariance ---
 
 
 @law()
 def metric_is_equivariant(s):
     """Corresponding vectors at equivalent points have equal inner products."""
     u, v = s.vector(4), s.vector(5)
-    left, right = s.manifold.inner(s.moved, s.push(u), s.push(v)), s.manifold.inner(s.x, u, v)
+    left, right = s.manifold.inner(s.moved, s.push(u), s.push(v)), s.manifold.inner(
+        s.x, u, v
+    )
     scale = s.manifold.norm(s.x, u) * s.manifold.norm(s.x, v)
     return float(((left - right).abs() / scale).max())
 
@@ -176,7 +184,9 @@ def exponential_is_equivariant(s):
     """Geodesics from equivalent points stay equivalent."""
     u = s.tangent(4)
     moved = s.manifold.expmap(s.moved, s.push(u))
-    return s.difference(s.moved, moved - s.moved, s.push(s.manifold.expmap(s.x, u) - s.x))
+    return s.difference(
+        s.moved, moved - s.moved, s.push(s.manifold.expmap(s.x, u) - s.x)
+    )
 
 
 @law(requires=DIST)
@@ -195,10 +205,12 @@ def transport_is_equivariant(s):
     expected = s.push(m.transp(s.x, y, v))
     target = s.group.act(y, s.t)
     aligned = s.difference(target, m.transp(s.x, target, v), expected)
-    return max(aligned, s.difference(target, m.transp(s.moved, target, s.push(v)), expected))
+    return max(
+        aligned, s.difference(target, m.transp(s.moved, target, s.push(v)), expected)
+    )
 
 
-# -- geodesics ----------------------------------------------------------------------------------------
+# -- geodesics ---
 
 
 @law(requires=LOG)
@@ -228,7 +240,9 @@ def exponential_of_logarithm_is_on_the_orbit(s):
 def distance_is_length_of_logarithm(s):
     """``dist(x, y) = ‖log_x y‖_x``."""
     y = s.group.act(s.manifold.expmap(s.x, s.tangent(4)), s.t)
-    return s.gap(s.manifold.dist(s.x, y), s.manifold.norm(s.x, s.manifold.logmap(s.x, y)))
+    return s.gap(
+        s.manifold.dist(s.x, y), s.manifold.norm(s.x, s.manifold.logmap(s.x, y))
+    )
 
 
 @law(requires=DIST)
@@ -305,10 +319,15 @@ def transport_is_an_isometry_along_geodesics(s):
         return 0.0
     y = m.expmap(s.x, u)
     worst = 0.0
-    for carry in (lambda v: m.transp(s.x, y, v), lambda v: m.transp_follow_expmap(s.x, u, v)):
+    for carry in (
+        lambda v: m.transp(s.x, y, v),
+        lambda v: m.transp_follow_expmap(s.x, u, v),
+    ):
         a, b = carry(u), carry(v)
         product = (m.inner(y, a, b) - m.inner(s.x, u, v)).abs().max() / s.length**2
-        sizes = max(s.gap(m.norm(y, a), m.norm(s.x, u)), s.gap(m.norm(y, b), m.norm(s.x, v)))
+        sizes = max(
+            s.gap(m.norm(y, a), m.norm(s.x, u)), s.gap(m.norm(y, b), m.norm(s.x, v))
+        )
         worst = max(worst, float(product), sizes, s.difference(y, m.proju(y, b), b))
     return worst
 
@@ -318,14 +337,16 @@ def retraction_is_first_order(s):
     """``retr`` and ``exp`` agree to first order: their gap shrinks at least as the square."""
     u, steps = s.direction(4), (1e-3, 1e-4)
     gaps = [
-        s.manifold.norm(s.x, s.manifold.retr(s.x, h * u) - s.manifold.expmap(s.x, h * u)).max()
+        s.manifold.norm(
+            s.x, s.manifold.retr(s.x, h * u) - s.manifold.expmap(s.x, h * u)
+        ).max()
         for h in steps
     ]
     slope = torch.log10(gaps[0] / gaps[1].clamp(min=1e-300))
     return max(2.0 - float(slope), 0.0)
 
 
-# -- contract -----------------------------------------------------------------------------------------
+# -- contract ---
 
 
 @law(double=1e-12, single=1e-4)
@@ -355,7 +376,9 @@ def projection_to_the_manifold_moves_no_point(s):
     """``projx`` returns points as they are, and the checks accept points and tangent vectors."""
     m = s.manifold
     point, why = m.check_point_on_manifold(s.x, explain=True)
-    vector, why_not = m.check_vector_on_tangent(s.x, s.tangent(4), explain=True, rtol=1e-3)
+    vector, why_not = m.check_vector_on_tangent(
+        s.x, s.tangent(4), explain=True, rtol=1e-3
+    )
     moved = float((m.projx(s.x) - s.x).abs().max())
     return moved if point and vector else float("inf")
 
@@ -383,7 +406,11 @@ def copies_are_equal(s):
     """A deep copy, a pickled copy and ``.to`` behave the same; groups compare equal by value."""
     m, u = s.manifold, s.tangent(4)
     expected = m.proju(s.x, u)
-    copies = [copy.deepcopy(m), pickle.loads(pickle.dumps(m)), copy.deepcopy(m).to(s.device)]
+    copies = [
+        copy.deepcopy(m),
+        pickle.loads(pickle.dumps(m)),
+        copy.deepcopy(m).to(s.device),
+    ]
     if any(other.group != m.group for other in copies):
         return float("inf")
     return max(float((other.proju(s.x, u) - expected).abs().max()) for other in copies)

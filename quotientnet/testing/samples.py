@@ -43,14 +43,22 @@ class Sample:
 
     def normal(self, key: int, size: int) -> Tensor:
         """Standard normal numbers, shape ``(*batch, size)``; each key its own."""
-        options = {"dtype": self.dtype, "device": self.device, "generator": self._generator(key)}
+        options = {
+            "dtype": self.dtype,
+            "device": self.device,
+            "generator": self._generator(key),
+        }
         return torch.randn(*self.batch, size, **options)
 
     @cached_property
     def x(self) -> Tensor:
         """A point, badly scaled within its orbit."""
         shape = (*self.batch, self.manifold.layout.size)
-        options = {"dtype": self.dtype, "device": self.device, "generator": self._generator(1)}
+        options = {
+            "dtype": self.dtype,
+            "device": self.device,
+            "generator": self._generator(1),
+        }
         return self.group.act(self.manifold.random(*shape, **options), self.element(2))
 
     def element(self, key: int) -> Tensor:
@@ -100,4 +108,6 @@ class Sample:
 
     def gap(self, a: Tensor, b: Tensor) -> float:
         """The largest coordinate-wise ``|a − b| / |b|``, for points and positive numbers."""
-        return float(((a - b).abs() / b.abs().clamp(min=torch.finfo(b.dtype).tiny)).max())
+        return float(
+            ((a - b).abs() / b.abs().clamp(min=torch.finfo(b.dtype).tiny)).max()
+        )

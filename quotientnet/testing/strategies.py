@@ -29,7 +29,9 @@ _ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.Identity]
 
 
 @st.composite
-def chains(draw, max_layers: int = 4, max_width: int = 5, dtype=torch.float64) -> nn.Sequential:
+def chains(
+    draw, max_layers: int = 4, max_width: int = 5, dtype=torch.float64
+) -> nn.Sequential:
     """A chain of dense or of convolutional and dense layers that ends in three outputs.
 
     Some layers have biases, some are followed by batch normalisation (with ``eps`` so small that
@@ -49,7 +51,9 @@ def chains(draw, max_layers: int = 4, max_width: int = 5, dtype=torch.float64) -
         layers += [nn.Linear(width, following, bias=draw(st.booleans()))]
         layers += _between(draw, nn.BatchNorm1d, following)
         width = following
-    model = nn.Sequential(*layers, nn.Linear(width, 3, bias=draw(st.booleans()))).to(dtype)
+    model = nn.Sequential(*layers, nn.Linear(width, 3, bias=draw(st.booleans()))).to(
+        dtype
+    )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -90,7 +94,9 @@ def manifolds(draw):
 
 
 @st.composite
-def samples(draw, manifold=None, max_spread: float = 6.0, dtype=torch.float64) -> Sample:
+def samples(
+    draw, manifold=None, max_spread: float = 6.0, dtype=torch.float64
+) -> Sample:
     """Points, tangent vectors and group elements on a manifold, by default a drawn one.
 
     Points are scaled by up to about ``e^{±3 max_spread}`` along their orbits; tangent vectors are

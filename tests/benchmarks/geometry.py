@@ -22,13 +22,23 @@ def resnet50_shapes() -> dict[str, tuple[int, ...]]:
     for stage, (width, count) in enumerate(zip((64, 128, 256, 512), (3, 4, 6, 3)), 1):
         for block in range(count):
             prefix = f"layer{stage}.{block}"
-            convs = {"1": (width, inner, 1), "2": (width, width, 3), "3": (4 * width, width, 1)}
+            convs = {
+                "1": (width, inner, 1),
+                "2": (width, width, 3),
+                "3": (4 * width, width, 1),
+            }
             for i, (out, into, kernel) in convs.items():
                 shapes[f"{prefix}.conv{i}.weight"] = (out, into, kernel, kernel)
-                shapes |= {f"{prefix}.bn{i}.weight": (out,), f"{prefix}.bn{i}.bias": (out,)}
+                shapes |= {
+                    f"{prefix}.bn{i}.weight": (out,),
+                    f"{prefix}.bn{i}.bias": (out,),
+                }
             if block == 0:
                 shapes[f"{prefix}.downsample.0.weight"] = (4 * width, inner, 1, 1)
-                shapes |= {f"{prefix}.downsample.1.{m}": (4 * width,) for m in ("weight", "bias")}
+                shapes |= {
+                    f"{prefix}.downsample.1.{m}": (4 * width,)
+                    for m in ("weight", "bias")
+                }
             inner = 4 * width
     return shapes | {"fc.weight": (1000, 2048), "fc.bias": (1000,)}
 
@@ -44,7 +54,9 @@ def tensor_group(layout: qn.ParameterLayout) -> qn.ScalingGroup:
     """One generator for each pair of consecutive convolutions."""
     convs = [entry.name for entry in layout.entries if len(entry.shape) == 4]
     pairs = zip(convs, convs[1:])
-    units = [qn.Unit(a, 1, (qn.Scale(a, None), qn.Scale(b, None, -1))) for a, b in pairs]
+    units = [
+        qn.Unit(a, 1, (qn.Scale(a, None), qn.Scale(b, None, -1))) for a, b in pairs
+    ]
     return qn.ScalingGroup.from_units(layout, units)
 
 
@@ -62,8 +74,12 @@ def measure(manifold, targets: dict, label: str, device) -> list:
         "retr": lambda: manifold.retr(x, u, out=out),
         "expmap": lambda: manifold.expmap(x, u, out=out),
     }
-    tasks = {f"{label}: {name}": (calls[name], target) for name, target in targets.items()}
-    return ratios(lambda: torch.add(x, u, out=out), tasks, name="torch.add of the same vector")
+    tasks = {
+        f"{label}: {name}": (calls[name], target) for name, target in targets.items()
+    }
+    return ratios(
+        lambda: torch.add(x, u, out=out), tasks, name="torch.add of the same vector"
+    )
 
 
 def main() -> None:
@@ -75,12 +91,20 @@ def main() -> None:
     with torch.no_grad():
         resnet = qn.ParameterLayout(resnet50_shapes())
         assert (len(resnet.entries), resnet.size) == (161, 25_557_032)
-        limits = {"proju": 2.5, "inner": 2.5, "egrad2rgrad": 2.5, "retr": 2.5, "expmap": 4.0}
+        limits = {
+            "proju": 2.5,
+            "inner": 2.5,
+            "egrad2rgrad": 2.5,
+            "retr": 2.5,
+            "expmap": 4.0,
+        }
         tensors = qn.LayerScaleQuotient(tensor_group(resnet))
         results = measure(tensors, limits, "161 tensors", options.device)
         filters = qn.LogPolarQuotient(filter_group(resnet))
         doubled = {name: 2 * m.ratio for name, m in zip(limits, results)}
-        results += measure(filters, doubled, f"{filters.group.dimension} filters", options.device)
+        results += measure(
+            filters, doubled, f"{filters.group.dimension} filters", options.device
+        )
         chain = {
             f"{i}.{m}": s
             for i in range(10)
@@ -89,15 +113,27 @@ def main() -> None:
         layout = qn.ParameterLayout(chain)
         started = perf_counter()
         node_wise = qn.NodeWiseQuotient(qn.node_wise_group(layout))
-        print(f"node-wise set-up of 10 layers of 2,048: {perf_counter() - started:.2f} s")
-        limits = {"proju": 4.0, "inner": None, "retr": None, "expmap": None, "egrad2rgrad": None}
+        print(
+            f"node-wise set-up of 10 layers of 2,048: {perf_counter() - started:.2f} s"
+        )
+        limits = {
+            "proju": 4.0,
+            "inner": None,
+            "retr": None,
+            "expmap": None,
+            "egrad2rgrad": None,
+        }
         results += measure(node_wise, limits, "node-wise 10 x 2048", options.device)
         zeros = node_wise.random(generator=torch.Generator().manual_seed(1))
         zeros[:: layout.size // 100] = 0
         started = perf_counter()
         frozen = qn.NodeWiseQuotient(node_wise.group, frozen_zeros=zeros)
-        print(f"node-wise set-up with 101 frozen zeros: {perf_counter() - started:.2f} s")
-        results += measure(frozen, {"proju": None}, "node-wise, 101 zeros frozen", options.device)
+        print(
+            f"node-wise set-up with 101 frozen zeros: {perf_counter() - started:.2f} s"
+        )
+        results += measure(
+            frozen, {"proju": None}, "node-wise, 101 zeros frozen", options.device
+        )
     report("geometry", results, options.output)
 
 

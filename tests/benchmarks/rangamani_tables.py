@@ -50,10 +50,16 @@ def measure(network: str, dtype: torch.dtype) -> list[dict]:
     torch.manual_seed(0)
     model = make(network).to(dtype)
     inputs = torch.randn(500, 784, dtype=torch.float64).to(dtype)
-    objective = qn.Objective(model, nn.CrossEntropyLoss(), (inputs, torch.randint(0, 10, (500,))))
+    objective = qn.Objective(
+        model, nn.CrossEntropyLoss(), (inputs, torch.randint(0, 10, (500,)))
+    )
     manifold = qn.LayerScaleQuotient(qn.layer_scale_group(objective.layout))
     w, generator = objective.layout.flatten(model), torch.Generator().manual_seed(1)
-    options = {"tolerance": TOLERANCES[dtype], "generator": generator, "max_iterations": 3000}
+    options = {
+        "tolerance": TOLERANCES[dtype],
+        "generator": generator,
+        "max_iterations": 3000,
+    }
     ones = (1,) * len(SCALES[network][0])
     rows = []
     for scales in (ones, *SCALES[network]):
@@ -84,18 +90,22 @@ def main() -> None:
     for dtype in TOLERANCES:
         for row in measure(options.network, dtype):
             met = row["converged"] and row["difference"] <= CLAIMS[dtype]
+            scales = ", ".join(f"{scale:.4g}" for scale in row["scales"])
             print(
-                f"{options.network} {str(dtype)[6:]} λ = ({', '.join(f'{s:.4g}' for s in row['scales'])}): "
+                f"{options.network} {str(dtype)[6:]} λ = ({scales}): "
                 f"λmax {row['value']:.8g}, relative difference {row['difference']:.1e} "
                 f"(claim {CLAIMS[dtype]:.0e}, {'met' if met else 'MISSED'}), residual "
-                f"{row['residual']:.0e}, {row['products']} products; Euclidean {row['euclidean']:.4g}, "
-                f"relative difference {row['euclidean_difference']:.1e}; {row['seconds']:.0f} s",
+                f"{row['residual']:.0e}, {row['products']} products; "
+                f"Euclidean {row['euclidean']:.4g}, relative difference "
+                f"{row['euclidean_difference']:.1e}; {row['seconds']:.0f} s",
                 flush=True,
             )
             rows.append(row)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"rangamani_tables_{options.network}.json"
-    path.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=2) + "\n")
+    path.write_text(
+        json.dumps({"torch": torch.__version__, "rows": rows}, indent=2) + "\n"
+    )
     print(f"wrote {path}")
 
 

@@ -75,7 +75,9 @@ def report(name: str, measurements: list[Measurement], folder: Path) -> None:
     for m in measurements:
         target = f"{m.target:6.2f}" if m.target else "      "
         verdict = "" if not m.target else "  met" if m.ratio <= m.target else "  MISSED"
-        print(f"{m.task:{width}}  {m.ratio:5.2f}  {target}  {m.milliseconds:6.1f}{verdict}")
+        print(
+            f"{m.task:{width}}  {m.ratio:5.2f}  {target}  {m.milliseconds:6.1f}{verdict}"
+        )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     facts = {
         "torch": torch.__version__, "threads": torch.get_num_threads(), "gpu": gpu,
