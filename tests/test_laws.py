@@ -258,3 +258,72 @@ def test_law_catches_a_broken_manifold(name, monkeypatch):
     assert not verdict.holds
     with pytest.raises(AssertionError, match=name):
         verdict.require()
+
+
+class Fixed:
+    """A Gram matrix that answers with its right-hand side."""
+
+    def solve(self, b):
+        return b
+
+
+BROKEN_GROUPS = {
+    "identity_moves_nothing": {
+        "identity": lambda g, *b, **o: torch.full((*b, g.dimension), 1e-9).double()
+    },
+    "composition_is_successive_action": {"compose": lambda g, s, t: s - t},
+    "inverse_undoes": {"inverse": lambda g, t: t},
+    "generator_is_velocity_of_action": {"generate": lambda g, w, t: g.exponents(t)},
+    "adjoint_is_the_transpose": {
+        "adjoint": lambda g, r: 1.001 * qn.ScalingGroup.adjoint(g, r)
+    },
+    "gram_solve_recovers_exponents": {"gram": lambda g, weight=None: Fixed()},
+}
+
+
+@pytest.mark.parametrize("name", GROUP_LAWS)
+def test_law_catches_a_broken_group(name):
+    subject = broken()
+    assert GROUP_LAWS[name].check(Sample(subject)).holds
+    group = subject.group
+    subject.group = type("BrokenGroup", (qn.ScalingGroup,), BROKEN_GROUPS[name])(
+        group.layout, group.incidence, group.classes, group.names
+    )
+    assert not GROUP_LAWS[name].check(Sample(subject)).holds
+
+
+class Distorted(qn.Operator):
+    """``change(H v, v)`` in place of ``H v``."""
+
+    def __init__(self, operator, change):
+        super().__init__(operator.size, operator.dtype, operator.device)
+        self.operator, self.change = operator, change
+
+    def _matvec(self, v):
+        return self.change(self.operator @ v, v)
+
+
+def distorted(change):
+    return lambda m, point, connection="levi-civita": Distorted(
+        Base.riemannian_hessian(m, point, connection),
+        lambda hv, v: change(hv, v, point),
+    )
+
+
+BROKEN_HESSIANS = {
+    "hessian_is_symmetric": distorted(lambda hv, v, p: hv + v.roll(1)),
+    "hessian_annihilates_orbits": distorted(lambda hv, v, p: hv + p.hessian @ v),
+    "hessian_is_second_derivative_along_geodesics": lambda m, point, connection="": (
+        Base.riemannian_hessian(m, point, "flat")
+    ),
+    "hessian_is_equivariant": distorted(lambda hv, v, p: hv * p.w.norm()),
+}
+
+
+@pytest.mark.parametrize("name", HESSIAN_LAWS)
+def test_law_catches_a_broken_hessian(name):
+    objective = NETWORKS["mlp"].objective()
+    w, law = objective.layout.flatten(objective.model), HESSIAN_LAWS[name]
+    assert law.check(HessianSample(broken(), objective, w)).holds
+    subject = broken(riemannian_hessian=BROKEN_HESSIANS[name])
+    assert not law.check(HessianSample(subject, objective, w)).holds

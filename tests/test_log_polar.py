@@ -273,6 +273,28 @@ def test_wrong_shapes_dtypes_and_devices_are_refused(x, u, message):
         two_layers().proju(x, u)
 
 
+@pytest.mark.parametrize("kind", ["tensors", "filters", "entries"])
+@pytest.mark.parametrize("method", ["proju", "egrad2rgrad", "retr", "expmap"])
+def test_buffers_and_strided_arguments(kind, method):
+    layout = NETWORKS["conv"].layout()
+    manifold = qn.LogPolarQuotient(qn.layer_scale_group(layout), kind)
+    x = manifold.random(2, layout.size, dtype=torch.float64)
+    u, out = 0.1 * torch.randn_like(x), torch.empty_like(x[0])
+    call = getattr(manifold, method)
+    expected = call(x[0], u[0])
+    assert call(x[0], u[0], out=out) is out
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(
+        call(x.T.contiguous().T[0], u.T.contiguous().T[0]), expected
+    )
+    with pytest.raises(ValueError, match="out shares memory with an argument"):
+        call(x[0], u[0], out=x[0])
+    with pytest.raises(ValueError, match="out needs a single point"):
+        call(x, u, out=torch.empty_like(x))
+    with pytest.raises(ValueError, match="out must be contiguous, torch.float64"):
+        call(x[0], u[0], out=out.float())
+
+
 def test_antipodes_and_other_signs_have_no_logarithm():
     manifold, x = two_layers(), point(3, 4, 0, 1)
     with pytest.raises(ValueError, match=r"blocks of 'first' \(1\) are antipodal in y"):

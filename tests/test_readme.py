@@ -20,11 +20,15 @@ def test_snippet_prints_what_the_readme_says():
     # The last line's distance is rounding error, of which only the size is the same everywhere.
     *same, last = printed.getvalue().splitlines()
     assert same == expected.splitlines()[:-1]
-    assert re.fullmatch(r"distance on the quotient \de-1[45], in parameter space \d+", last)
+    assert re.fullmatch(
+        r"distance on the quotient \de-1[45], in parameter space \d+", last
+    )
 
 
 def test_two_commands_do_all_the_set_up():
     commands = [block.strip() for block in blocks("console")]
     assert len(commands) == 2
-    assert all("venv" in command and "-c constraints.txt" in command for command in commands)
+    assert all(
+        "venv" in command and "-c constraints.txt" in command for command in commands
+    )
     assert commands[0].endswith("-m quotientnet") and commands[1].endswith("-m pytest")

@@ -301,7 +301,9 @@ class QuotientManifold(geoopt.Manifold):
         if reason is not None:
             raise NotOnManifoldError(f"{self.name}.{method}: {reason}")
 
-    def _check_tangents(self, method: str, x: Tensor, *vectors: Tensor) -> None:
+    def _check_tangents(
+        self, method: str, x: Tensor, *vectors: Tensor, out=None
+    ) -> None:
         caller = f"{self.name}.{method}"
         self.layout.check(x, caller, "the point")
         for u in vectors:
@@ -311,6 +313,26 @@ class QuotientManifold(geoopt.Manifold):
                     f"{caller}: the vector is {u.dtype} on {u.device}, the point is {x.dtype} on "
                     f"{x.device}; use u.to(x)"
                 )
+        if out is not None:
+            self._check_out(caller, out, x, *vectors)
+
+    def _check_out(self, caller: str, out: Tensor, *inputs: Tensor) -> None:
+        """Refuse a buffer in which a result would be wrong."""
+        x = inputs[0]
+        self.layout.check(out, caller, "out")
+        if (out.dtype, out.device) != (x.dtype, x.device) or not out.is_contiguous():
+            raise ValueError(
+                f"{caller}: out must be contiguous, {x.dtype} and on {x.device}"
+            )
+        if any(t.ndim != 1 for t in (out, *inputs)):
+            raise ValueError(
+                f"{caller}: out needs a single point and vector, of shape (n,)"
+            )
+        storage = out.untyped_storage().data_ptr()
+        if any(t.untyped_storage().data_ptr() == storage for t in inputs):
+            raise ValueError(
+                f"{caller}: out shares memory with an argument; use a buffer of its own"
+            )
 
     def _checked_frame(self, x: Tensor, method: str, *vectors: Tensor) -> Tensor:
         self._check_tangents(method, x, *vectors)

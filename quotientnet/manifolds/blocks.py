@@ -12,7 +12,7 @@ from quotientnet.layout import ParameterLayout
 
 __all__ = ["Blocks"]
 
-_CHUNK = 1 << 18
+CHUNK = 1 << 18
 """Coordinates reduced at once: a multiple of the cache, and short enough for float32 sums."""
 
 
@@ -145,9 +145,7 @@ class Blocks:
                 views.append(piece)
             else:
                 shape = block.shape if of_blocks else entry.shape
-                views.append(
-                    piece.view(shape) if not batch else piece.reshape(*batch, *shape)
-                )
+                views.append(piece.reshape(*batch, *shape))
         return views
 
     def expand(self, c: Tensor) -> Tensor:
@@ -188,7 +186,7 @@ def _dot(x: Tensor, y: Tensor, entry, block) -> Tensor:
 
 def _whole_dots(xs, ys) -> list[Tensor]:
     """The inner products of whole tensors, one block each."""
-    chunks = zip(*(x.split(_CHUNK) for x in xs), *(y.split(_CHUNK) for y in ys))
+    chunks = zip(*(x.split(CHUNK) for x in xs), *(y.split(CHUNK) for y in ys))
     partial = [
         [torch.dot(c[k], c[k + len(xs)]) for k in range(len(xs))] for c in chunks
     ]
@@ -199,8 +197,8 @@ def _row_dots(xs, ys, length: int) -> list[Tensor]:
     """The inner products of rows of the given length."""
     if length == 1:
         return [x * y for x, y in zip(xs, ys)]
-    rows = max(_CHUNK // length, 1)
-    chunks = zip(*(t.view(-1, length).split(rows) for t in (*xs, *ys)))
+    rows = max(CHUNK // length, 1)
+    chunks = zip(*(t.reshape(-1, length).split(rows) for t in (*xs, *ys)))
     partial = [[(c[k] * c[k + len(xs)]).sum(1) for k in range(len(xs))] for c in chunks]
     return [torch.cat(values) for values in zip(*partial)]
 
@@ -209,7 +207,7 @@ def _kind(shape: tuple[int, ...], block_shape: tuple[int, ...]) -> str:
     """How the inner products of one tensor are best computed."""
     size, count = prod(shape), prod(block_shape)
     if size and count == 1:
-        return "small" if size <= _CHUNK else "whole"
+        return "small" if size <= CHUNK else "whole"
     return "rows" if size and _blocks_are_rows(shape, block_shape) else "general"
 
 

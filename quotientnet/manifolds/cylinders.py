@@ -17,7 +17,7 @@ from math import log, pi
 import torch
 from torch import Tensor
 
-from quotientnet.manifolds.blocks import Blocks
+from quotientnet.manifolds.blocks import CHUNK, Blocks
 from quotientnet.manifolds.entire import cos_sqrt, sinc_sqrt, versine_sqrt
 from quotientnet.manifolds.frozen import Frozen
 
@@ -65,6 +65,10 @@ class Cylinders(ABC):
     def products(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """``⟨u_b, v_b⟩/‖x_b‖²``, 0 where frozen."""
 
+    def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """The sum of :meth:`products`, shape ``(...)``."""
+        return self.products(x, u, v).sum(-1)
+
     @abstractmethod
     def slopes(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
         """``⟨x_b, g_b⟩``, the rates of the gradient ``‖x_b‖² g_b``, and ``‖x_b‖²`` where a block is
@@ -107,8 +111,19 @@ class _Lines(Cylinders):
         filled = self.fill(x, 1.0)
         return self.fill((u / filled) * (v / filled), 0.0)
 
+    def inner(self, x, u, v):
+        plain = x.ndim == u.ndim == v.ndim == 1 and x.is_cpu and not self.frozen.any
+        if not plain or x.requires_grad or u.requires_grad or v.requires_grad:
+            return super().inner(x, u, v)
+        pieces = zip(*(t.split(CHUNK) for t in (x, u, v)))
+        sums = [torch.dot(b / a, (b if v is u else c) / a) for a, b, c in pieces]
+        return torch.stack(sums).sum(dtype=torch.float64)
+
     def slopes(self, x, g):
-        return self.fill((x * g).masked_fill(x == 0, torch.nan), 0.0), None
+        rates = x * g
+        if torch.count_nonzero(x) < x.numel():
+            rates = rates.masked_fill(x == 0, torch.nan)
+        return self.fill(rates, 0.0), None
 
     def exp(self, x, u, out=None):
         return torch.mul(x, torch.exp(self.rates(x, u), out=out), out=out)

@@ -85,18 +85,18 @@ class LogPolarQuotient(QuotientManifold):
         Raises:
             NotOnManifoldError: A block of ``x`` is zero.
         """
-        return self._products("inner", x, u, v).sum(-1, keepdim=keepdim).to(x.dtype)
+        v = u if v is None else v
+        self._check_tangents("inner", x, u, v)
+        product = self._checked(self._cylinders.inner(x, u, v), "inner", x, u, v)
+        return (product.unsqueeze(-1) if keepdim else product).to(x.dtype)
 
     def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
         """``⟨u_b, v_b⟩/‖x_b‖²`` on each entry of block ``b``, shape ``(..., n)``."""
-        return self.blocks.expand(self._products("component_inner", x, u, v)).to(
-            x.dtype
-        )
-
-    def _products(self, method: str, x: Tensor, u: Tensor, v: Tensor | None) -> Tensor:
         v = u if v is None else v
-        self._check_tangents(method, x, u, v)
-        return self._checked(self._cylinders.products(x, u, v), method, x, u, v)
+        self._check_tangents("component_inner", x, u, v)
+        products = self._cylinders.products(x, u, v)
+        self._checked(products, "component_inner", x, u, v)
+        return self.blocks.expand(products).to(x.dtype)
 
     # -- horizontal and vertical ---
 
@@ -117,7 +117,7 @@ class LogPolarQuotient(QuotientManifold):
             u: Vectors, shape ``(..., n)``.
             out: Where to write the result, shape ``(n,)``; not ``x`` or ``u``.
         """
-        self._check_tangents("proju", x, u)
+        self._check_tangents("proju", x, u, out=out)
         rates = self._cylinders.rates(x, u, out=out)
         t = self._checked_coordinates(rates, "proju", x, u).to(rates.dtype)
         if not self.blocks.entrywise:
@@ -134,16 +134,15 @@ class LogPolarQuotient(QuotientManifold):
             u: Euclidean gradients, shape ``(..., n)``.
             out: Where to write the result, shape ``(n,)``; not ``x`` or ``u``.
         """
-        self._check_tangents("egrad2rgrad", x, u)
+        self._check_tangents("egrad2rgrad", x, u, out=out)
         rates, norms2 = self._cylinders.slopes(x, u)
-        rates = self._checked(rates, "egrad2rgrad", x, u)
-        along = self._project_rates(rates)
-        if norms2 is None:
-            # x² u − (Π x u) x = (x u − Π x u) x
-            return self._keep(
-                torch.mul(torch.sub(rates, along, out=out), x, out=out), out
-            )
-        return self._keep(self.blocks.combine(norms2, u, -along, x, out=out), out)
+        t = self._checked_coordinates(rates, "egrad2rgrad", x, u).to(rates.dtype)
+        if norms2 is not None:
+            c = self._block_group.exponents(-t)
+            return self._keep(self.blocks.combine(norms2, u, c, x, out=out), out)
+        # x² u − (Π x u) x = (x u − Π x u) x
+        c = self._block_group.exponents(t, out=out)
+        return self._keep(torch.mul(torch.sub(rates, c, out=out), x, out=out), out)
 
     def _checked_coordinates(
         self, rates: Tensor, method: str, x: Tensor, u: Tensor
@@ -163,7 +162,7 @@ class LogPolarQuotient(QuotientManifold):
 
     def retr(self, x: Tensor, u: Tensor, *, out: Tensor | None = None) -> Tensor:
         """The first-order retraction ``x + u``, equivariant; a large ``u`` can cross zero."""
-        self._check_tangents("retr", x, u)
+        self._check_tangents("retr", x, u, out=out)
         return torch.add(x, u, out=out)
 
     def expmap(self, x: Tensor, u: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -174,7 +173,7 @@ class LogPolarQuotient(QuotientManifold):
             u: Tangent vectors, shape ``(..., n)``; horizontal ones give geodesics of the quotient.
             out: Where to write the result, shape ``(n,)``; not ``x`` or ``u``.
         """
-        self._check_tangents("expmap", x, u)
+        self._check_tangents("expmap", x, u, out=out)
         return self._checked(self._cylinders.exp(x, u, out=out), "expmap", x, u)
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
