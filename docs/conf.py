@@ -19,10 +19,11 @@ version = release = __version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
+    "mathml",
     "sphinx_gallery.gen_gallery",
 ]
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = "quotientnet"
 exclude_patterns = ["_build", "_generated"]
 autodoc_member_order = "bysource"
@@ -37,6 +38,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     "filename_pattern": "example_",
     "abort_on_example_error": True,
+    "capture_repr": (),
     "show_memory": False,
     "download_all_examples": False,
     "plot_gallery": True,

@@ -22,7 +22,17 @@ def write() -> None:
         f"{geometry['gpu'] or 'no GPU'}, peak memory {geometry['peak_mebibytes']} MiB."
     )
     (target / "geometry.rst").write_text(_table(rows) + "\n" + facts + "\n")
-    rows = [["Network", "dtype", "λ", "λmax", "Relative difference", "Euclidean", "Products"]]
+    rows = [
+        [
+            "Network",
+            "dtype",
+            "λ",
+            "λmax",
+            "Relative difference",
+            "Euclidean",
+            "Products",
+        ]
+    ]
     for network in ("F1", "C1"):
         path = FOLDER / f"results/rangamani_tables_{network}.json"
         for r in json.loads(path.read_text())["rows"]:

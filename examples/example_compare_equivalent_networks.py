@@ -24,7 +24,7 @@ train(network, digits, batch_size=64, epochs=30, seed=SEED)
 data = (digits.train_inputs, digits.train_targets)
 objective = qn.Objective(network, nn.CrossEntropyLoss(), data)
 w = objective.layout.flatten(network)
-print(objective.layout)
+print(*objective.layout.entries, sep="\n")
 
 # %%
 # The layer-scale group has one generator a hidden layer. Along its first one, the first layer grows
@@ -35,7 +35,7 @@ manifold = qn.LayerScaleQuotient(group)
 steps = torch.linspace(-3, 3, 7, dtype=torch.float64)
 points = [group.act(w, torch.tensor([t, 0.0])) for t in steps]
 losses = [objective.at(y).value.item() for y in points]
-print([f"{loss:.12f}" for loss in losses])
+print(*(f"t = {t:+.0f}: loss {loss:.15f}" for t, loss in zip(steps, losses)), sep="\n")
 
 # %%
 # The largest eigenvalue of the Euclidean Hessian changes by orders of magnitude. On the quotient,
@@ -55,7 +55,7 @@ axis.semilogy(steps, euclidean, "o-", label="Euclidean Hessian")
 axis.semilogy(steps, riemannian, "s-", label="Riemannian Hessian on the quotient")
 axis.set_xlabel("t: the first layer is scaled by exp(t), the second by exp(-t)")
 axis.set_ylabel("largest eigenvalue (units of the loss)")
-axis.legend()
+axis.legend(loc="upper center")
 
 # %%
 # The distance between the orbits is zero.

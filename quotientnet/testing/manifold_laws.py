@@ -311,12 +311,10 @@ def connection_is_the_frames(s):
     return float((gap / (derived / d).norm(dim=-1)).max())
 
 
-@law()
+@law(requires=FOLLOW)
 def transport_is_an_isometry_along_geodesics(s):
     """Transport keeps inner products and horizontality, where a geodesic is followed."""
     m, u, v = s.manifold, s.tangent(4), s.tangent(5)
-    if not supports(m, FOLLOW):
-        return 0.0
     y = m.expmap(s.x, u)
     worst = 0.0
     for carry in (
