@@ -146,4 +146,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    # The matrices are small: a second thread costs more than it saves, above all on a busy machine.
+    torch.set_num_threads(1)
     sys.exit(main())
