@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
@@ -29,15 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the main job; returns the exit status."""
     options = _parser().parse_args(arguments)
     dtype, started = getattr(torch, options.dtype), perf_counter()
-    try:
-        device = torch.device(options.device)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        print(
-            f"--device {options.device}: {str(error).splitlines()[0]}", file=sys.stderr
-        )
+    device, problem = _usable(options)
+    if problem:
+        print(problem, file=sys.stderr)
         return 2
-    options.output.mkdir(parents=True, exist_ok=True)
     digits = load_digits(options.seed, dtype, device)
     tables, networks = {}, {}
     for name in NETWORKS:
@@ -63,6 +59,31 @@ def main(arguments: list[str] | None = None) -> int:
     )
     return 0
 
+
+def _usable(options) -> tuple[torch.device | None, str | None]:
+    """The device, or what is wrong with the options, before any work is done."""
+    try:
+        device = torch.device(options.device)
+        float(torch.zeros(1, device=device))
+    except (RuntimeError, AssertionError) as error:
+        return None, f"--device {options.device}: {str(error).splitlines()[0]}"
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+        _write(options.output / ".probe", "")
+        (options.output / ".probe").unlink()
+    except OSError as error:
+        return None, f"--output {options.output}: {error.strerror}"
+    if not -(2**62) < options.seed < 2**62:
+        return None, f"--seed {options.seed}: out of range"
+    missing = [name for name in _NEEDS if find_spec(name) is None]
+    if missing:
+        return None, (
+            f"this needs {', '.join(missing)}: pip install quotientnet[examples]"
+        )
+    return device, None
+
+
+_NEEDS = ("sklearn", "matplotlib", "tqdm")
 
 _LEGEND = """\
 λ: largest eigenvalue of the Hessian, Euclidean or Riemannian on the named quotient.

@@ -24,14 +24,19 @@ def layer_scale_group(
     Args:
         layout: The coordinates.
         layers: Names of the layers with parameters, in the order they are applied; by default
-            the order of registration. The chain is taken at your word: nothing looks at
-            the module's forward.
+            the order of registration. Leave out activations with parameters (PReLU). The chain is
+            taken at your word: nothing looks at the module's forward, so check that the loss at
+            ``group.act(w, group.random())`` is the loss at ``w``. Transposed convolutions, biases
+            or layers that are not in the layout (frozen ones), and normalisation without running
+            statistics cannot be told from shapes; write their groups from units.
 
     Returns:
         The group; its generators are named after the layer whose output they scale.
 
     Raises:
-        ValueError: A layer that is not in the layout, or layers that do not fit together.
+        ValueError: A layer that is not in the layout, layers that do not fit together, a layer
+            used twice, or, by default, a one-dimensional weight without running statistics.
+        TypeError: ``layout`` is not a layout.
     """
     return ScalingGroup.from_units(layout, _chain(layout, layers, uniform=True))
 
@@ -51,7 +56,14 @@ def node_wise_group(
 def _chain(
     layout: ParameterLayout, layers: Sequence[str] | None, uniform: bool
 ) -> list[Unit]:
-    layers = _layers(layout) if layers is None else list(layers)
+    if not isinstance(layout, ParameterLayout):
+        raise TypeError(
+            f"chain: layout must be a ParameterLayout, got {type(layout).__name__}; use "
+            "ParameterLayout.from_module(module)"
+        )
+    if layers is None:
+        layers = _layers(layout)
+        _refuse_what_is_no_chain(layout, layers)
     for layer in layers:
         if not (_weight(layout, layer) in layout or _is_norm(layout, layer)):
             raise ValueError(
@@ -77,6 +89,23 @@ def _chain(
             scales = (*(Scale(name, 0) for name in rows), *others)
             units.append(_unit(producer, layout[rows[0]].shape[0], scales, uniform))
     return units
+
+
+def _refuse_what_is_no_chain(layout: ParameterLayout, layers: Sequence[str]) -> None:
+    """What shapes and names alone show not to be a chain of the layers described."""
+    if layout.aliases:
+        raise ValueError(
+            f"chain: {next(iter(layout.aliases))!r} is tied or used twice; write the group from "
+            "units with ScalingGroup.from_units"
+        )
+    for layer in layers:
+        statistics = _member(layer, "running_mean") in layout
+        if _is_norm(layout, layer) and not statistics:
+            raise ValueError(
+                f"chain: layer {layer!r} has a one-dimensional weight and no running statistics; "
+                "pass layers=[...] in the order of application, without activations such as PReLU "
+                "and with it only if it is batch normalisation"
+            )
 
 
 def _unit(name: str, channels: int, scales: tuple[Scale, ...], uniform: bool) -> Unit:

@@ -65,6 +65,8 @@ class ScalingGroup:
         if classes is None:
             classes = sparse.eye_array(max(used, default=-1) + 1, dtype=np.int64)
         self.classes = sparse.csr_array(classes).astype(np.int64)
+        if (self.classes != sparse.csr_array(classes)).nnz:
+            raise ValueError("ScalingGroup: classes must have integer entries")
         self.classes.sum_duplicates()
         self.classes.eliminate_zeros()
         if max(used, default=-1) >= self.classes.shape[0]:
@@ -224,11 +226,13 @@ class ScalingGroup:
             t: Group coordinates, shape ``(..., dimension)``, converted to ``w``'s dtype and device.
         """
         self.layout.check(w, "ScalingGroup.act")
+        self._check_coordinates(t, "act")
         return w * self.exponents(t.to(w)).exp_()
 
     def generate(self, w: Tensor, t: Tensor) -> Tensor:
         """The velocity ``(A t) ⊙ w`` of the orbit through ``w``: the vertical vector of ``t``."""
         self.layout.check(w, "ScalingGroup.generate")
+        self._check_coordinates(t, "generate")
         return self.exponents(t.to(w)) * w
 
     def gram(self, weight: Tensor | None = None) -> Gram:

@@ -74,6 +74,9 @@ class ParameterLayout:
             raise ValueError(
                 f"ParameterLayout: {twice[0]!r} is both parameter and passive"
             )
+        for name, shape in (*parameters.items(), *passive.items()):
+            if any(int(length) < 0 for length in shape):
+                raise ValueError(f"ParameterLayout: {name!r} has shape {tuple(shape)}")
         entries, start = [], 0
         for is_passive, group in ((False, parameters), (True, passive)):
             for name, shape in group.items():
@@ -202,6 +205,7 @@ class ParameterLayout:
             ValueError: ``w`` has another shape, or the module does not have this layout; the
                 module is then unchanged.
         """
+        self.check(w, "ParameterLayout.assign")
         if w.ndim != 1:
             raise ValueError(
                 f"ParameterLayout.assign: needs one point, got shape {tuple(w.shape)}"

@@ -37,13 +37,15 @@ def normaliser(loss, outputs: Tensor, targets: Tensor) -> Tensor | float | None:
     """
     if hasattr(loss, "normaliser"):
         return loss.normaliser(outputs, targets)
-    known = _FUNCTIONS.get(loss, loss) if callable(loss) else loss
+    known = loss if isinstance(loss, nn.Module) else _FUNCTIONS.get(loss, loss)
+    if getattr(known, "reduction", None) == "sum":
+        return None
     if isinstance(known, (nn.CrossEntropyLoss, nn.NLLLoss)):
         return (
             None if known.reduction == "sum" else _class_weight(known, outputs, targets)
         )
     if isinstance(known, _BY_ELEMENT):
-        return None if known.reduction == "sum" else float(outputs.numel())
+        return float(outputs.numel())
     return float(len(targets) if hasattr(targets, "__len__") else len(outputs))
 
 
@@ -54,4 +56,4 @@ def _class_weight(loss, outputs: Tensor, targets: Tensor) -> Tensor | float:
     counted = targets != loss.ignore_index
     if loss.weight is None:
         return counted.sum().to(outputs.dtype)
-    return (loss.weight[targets.clamp(min=0)] * counted).sum()
+    return (loss.weight[targets.masked_fill(~counted, 0)] * counted).sum()

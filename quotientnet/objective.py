@@ -62,6 +62,11 @@ class Objective:
         target_key: str = "labels",
         layout: ParameterLayout | None = None,
     ):
+        if not isinstance(model, nn.Module) or not callable(loss):
+            raise TypeError(
+                "Objective: model must be a torch.nn.Module and loss a callable, got "
+                f"{type(model).__name__} and {type(loss).__name__}"
+            )
         self.model, self.loss, self.target_key = model, loss, target_key
         self.layout = ParameterLayout.from_module(model) if layout is None else layout
         if isinstance(data, Iterator):
@@ -80,19 +85,20 @@ class Objective:
             raise ValueError(
                 "Objective: data has no batches; the loss of nothing is undefined"
             )
-        self._deterministic = False
+        self._checked_modes = None
 
     def __call__(self, w: Tensor) -> Tensor:
         """``f(w)``, a scalar, differentiable in ``w``, shape ``(size,)``; works under
         :func:`torch.func.vmap` for batches of points."""
         self.layout.check(w, "Objective")
-        with _preserved_random_states(w.device):
+        with self._preserved(w):
             return self._total(w)
 
     def at(self, w: Tensor) -> Point:
         """All local knowledge of ``f`` at ``w``, each piece computed when first asked for.
 
-        The first call evaluates the loss twice, and refuses a loss that is not a function.
+        The first call in each mode of the model evaluates the loss twice, and refuses a loss that
+        is not a function.
 
         Args:
             w: One point, shape ``(size,)``, of the model's dtype and device.
@@ -123,28 +129,36 @@ class Objective:
 
     def _total(self, w: Tensor) -> Tensor:
         """The mean, or the sum, over all batches."""
-        sums, weights = zip(*(self._batch_sum(w, batch) for batch in self._batches()))
+        sums, weights = zip(
+            *((value, n) for _, value, n in self._sums(lambda: (None, w)))
+        )
         return sum(sums[1:], sums[0]) / _divisor(weights)
 
-    def _batches(self) -> Iterator:
-        """The batches, of which there must be one."""
-        empty = True
+    def _sums(self, point) -> Iterator[tuple]:
+        """For each batch that counts: what ``point()`` returns beside ``w``, the loss times its
+        normaliser, and the normaliser (None for a sum)."""
+        batches = counted = 0
         for batch in self.data:
-            empty = False
-            yield batch
-        if empty:
+            batches += 1
+            companion, w = point()
+            value, weight = self._batch_loss(w, batch)
+            if weight is not None and float(weight) == 0:
+                continue  # a mean over nothing, which is not a number
+            counted += 1
+            yield companion, value if weight is None else value * weight, weight
+        if not counted:
+            what = "batches" if not batches else "targets that count"
             raise ValueError(
-                "Objective: data has no batches; the loss of nothing is undefined"
+                f"Objective: data has no {what}; the loss of nothing is undefined"
             )
 
-    def _batch_sum(self, w: Tensor, batch) -> tuple[Tensor, Tensor | float | None]:
-        """A batch's loss times its normaliser, and the normaliser; the loss and None for a sum."""
+    def _batch_loss(self, w: Tensor, batch) -> tuple[Tensor, Tensor | float | None]:
+        """A batch's loss and its normaliser, None for a sum."""
         args, kwargs, targets = self._read(batch, w)
-        tensors = self.layout.unflatten(w)
-        for name, buffer in self.model.named_buffers():
-            # Clones, because a forward in train mode writes to them; never differentiated.
-            tensors[name] = tensors.get(name, buffer).detach().clone()
-        outputs = torch.func.functional_call(self.model, tensors, args, kwargs)
+        tensors = self._tensors(w)
+        outputs = torch.func.functional_call(
+            self.model, tensors, args, kwargs, tie_weights=False
+        )
         value = self.loss(outputs, targets)
         if not isinstance(value, Tensor) or value.ndim != 0:
             got = (
@@ -156,8 +170,25 @@ class Objective:
                 f"Objective: the loss must be a scalar tensor, got {got}; "
                 "use reduction='mean' or 'sum'"
             )
-        weight = normaliser(self.loss, outputs, targets)
-        return (value, None) if weight is None else (value * weight, weight)
+        return value, normaliser(self.loss, outputs, targets)
+
+    def _tensors(self, w: Tensor) -> dict[str, Tensor]:
+        """What stands in for the model's parameters and buffers, each module named once.
+
+        ``functional_call`` leaves its tensors in a module that it meets under two names.
+        """
+        views, tensors = self.layout.unflatten(w), {}
+        for prefix, module in self.model.named_modules():
+            prefix = f"{prefix}." if prefix else ""
+            for member in module._parameters:
+                if prefix + member in self.layout:
+                    tensors[prefix + member] = views[self.layout[prefix + member].name]
+            for member, buffer in module._buffers.items():
+                if buffer is not None:
+                    # Clones, because a forward in train mode writes to them; never differentiated.
+                    value = views.get(prefix + member, buffer)
+                    tensors[prefix + member] = value.detach().clone()
+        return tensors
 
     def _read(self, batch, w: Tensor):
         """Positional and keyword arguments, and targets, of a batch."""
@@ -174,7 +205,7 @@ class Objective:
         else:
             raise ValueError(
                 "Objective: a batch must be a pair (inputs, targets) or a dict, got "
-                f"{type(batch).__name__}; wrap your data in a list of such batches"
+                f"{type(batch).__name__}; pass tensors, as (inputs, targets) or a list of pairs"
             )
         inputs, targets = _moved(inputs, w), _moved(targets, w)
         if isinstance(inputs, Mapping):
@@ -185,16 +216,20 @@ class Objective:
             targets,
         )
 
+    def _preserved(self, w: Tensor):
+        """Give back every random generator that a pass through the data may draw from."""
+        owners = (self.data, getattr(self.data, "sampler", None))
+        found = (getattr(owner, "generator", None) for owner in owners)
+        own = [g for g in found if isinstance(g, torch.Generator)]
+        return _preserved_random_states(w.device, own)
+
     def _require_deterministic(self, w: Tensor) -> None:
-        if self._deterministic:
+        modes = tuple(module.training for module in self.model.modules())
+        if self._checked_modes == modes:
             return
-        with torch.no_grad(), _preserved_random_states(w.device):
+        with torch.no_grad(), self._preserved(w):
             first, second = (self._total(w) for _ in range(2))
-        if not torch.isfinite(first):
-            raise ValueError(
-                f"Objective.at: the loss is {float(first)} at this point; check the data, the "
-                "targets and the scale of w"
-            )
+        _require_finite(first)
         gap = float(
             (first - second).abs() / first.abs().clamp(min=torch.finfo(w.dtype).tiny)
         )
@@ -204,7 +239,7 @@ class Objective:
                 "function of w; is dropout on (use model.eval()), or are the batches augmented or "
                 "drawn at random?"
             )
-        self._deterministic = True
+        self._checked_modes = modes
 
 
 class Point:
@@ -229,7 +264,7 @@ class Point:
         if "_graph" in self.__dict__:
             return self._graph[0].detach()
         with torch.no_grad():
-            return self.objective(self.w)
+            return _require_finite(self.objective(self.w))
 
     @cached_property
     def gradient(self) -> Tensor:
@@ -251,7 +286,7 @@ class Point:
         """Value, leaf and gradient with its graph, on a single batch."""
         with torch.enable_grad():
             leaf, w = self._leaf()
-            value = self.objective(w)
+            value = _require_finite(self.objective(w))
             (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
         return value, leaf, gradient
 
@@ -268,10 +303,8 @@ class Point:
     def _accumulate(self, term, create_graph: bool = True) -> Tensor:
         """``term(gradient, leaf)`` summed over the batches of a loader and normalised."""
         total, weights = 0.0, []
-        with torch.enable_grad(), _preserved_random_states(self.w.device):
-            for batch in self.objective._batches():
-                leaf, w = self._leaf()
-                value, weight = self.objective._batch_sum(w, batch)
+        with torch.enable_grad(), self.objective._preserved(self.w):
+            for leaf, value, weight in self.objective._sums(self._leaf):
                 (gradient,) = torch.autograd.grad(
                     value, leaf, create_graph=create_graph
                 )
@@ -295,6 +328,15 @@ class _Hessian(Operator):
         return point._accumulate(
             lambda gradient, leaf: _pullback(gradient, leaf, v, retain=False)
         )
+
+
+def _require_finite(value: Tensor) -> Tensor:
+    if not torch.isfinite(value):
+        raise ValueError(
+            f"Objective.at: the loss is {value.item()} at this point; check the data, the "
+            "targets and the scale of w"
+        )
+    return value
 
 
 def _divisor(weights):
@@ -336,9 +378,13 @@ def _moved(data, w: Tensor):
 
 
 @contextmanager
-def _preserved_random_states(device: torch.device):
-    """Give back every global generator as it was: loaders and dropout draw from them."""
-    states = random.getstate(), np.random.get_state()
+def _preserved_random_states(device: torch.device, generators: list[torch.Generator]):
+    """Give back the global generators, and those listed, as they were."""
+    states = (
+        random.getstate(),
+        np.random.get_state(),
+        [g.get_state() for g in generators],
+    )
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
@@ -346,3 +392,5 @@ def _preserved_random_states(device: torch.device):
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+            for generator, state in zip(generators, states[2]):
+                generator.set_state(state)

@@ -10,6 +10,12 @@ import numpy as np
 __all__ = ["Term", "Scale", "Unit", "unit_index"]
 
 
+def _integer(value, what: str) -> int:
+    if int(value) != value:
+        raise ValueError(f"{what} must be an integer, got {value}")
+    return int(value)
+
+
 class Term:
     """How one index array of a parameter scales it: entry ``i`` by ``coefficient * s[index[i]]``.
 
@@ -25,7 +31,7 @@ class Term:
                 index = first
         self.index = np.ascontiguousarray(index, dtype=np.int64)
         self.index.setflags(write=False)
-        self.coefficient = int(coefficient)
+        self.coefficient = _integer(coefficient, "Term: coefficient")
 
     @cached_property
     def axes(self) -> tuple[int, ...]:
@@ -60,6 +66,9 @@ class Scale:
     name: str
     axis: int | None
     exponent: int = 1
+
+    def __post_init__(self):
+        _integer(self.exponent, f"Scale of {self.name!r}: exponent")
 
 
 @dataclass(frozen=True)

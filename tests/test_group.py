@@ -208,6 +208,22 @@ def test_other_refusals():
         group.exponents(torch.ones(3))
     with pytest.raises(ValueError, match="last dimension of 12"):
         group.act(torch.ones(11), torch.ones(4))
+    with pytest.raises(ValueError, match="exponent must be an integer, got 0.5"):
+        qn.Scale("w", 0, 0.5)
+    with pytest.raises(ValueError, match="classes must have integer entries"):
+        qn.ScalingGroup(layout, {}, np.array([[1.5]]))
+    with pytest.raises(ValueError, match="layer '1' has a one-dimensional weight"):
+        qn.node_wise_group(
+            qn.ParameterLayout(
+                {"0.weight": (2, 2), "1.weight": (1,), "2.weight": (2, 2)}
+            )
+        )
+    with pytest.raises(ValueError, match="'b.weight' is tied or used twice"):
+        qn.node_wise_group(
+            qn.ParameterLayout({"a.weight": (2, 2)}, None, {"b.weight": "a.weight"})
+        )
+    with pytest.raises(TypeError, match="use ParameterLayout.from_module"):
+        qn.layer_scale_group(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="layer 'third' has no weight"):
         qn.layer_scale_group(qn.ParameterLayout({"a.weight": (2, 2)}), ["a", "third"])
     with pytest.raises(

@@ -254,16 +254,16 @@ def test_vectors_that_are_not_finite_are_refused():
     "x, u, message",
     [
         (torch.ones(5), torch.ones(4), "last dimension of 4"),
-        (torch.ones(4), torch.ones(3), "the vector has shape"),
+        (torch.ones(4), torch.ones(3), "the vector or second point has shape"),
         (
             torch.ones(4),
             torch.ones(4).double(),
-            "the vector is torch.float64 on cpu, the point is torch.float32",
+            "the vector or second point is torch.float64 on cpu, the point is torch.float32",
         ),
         (
             torch.ones(4),
             torch.ones(4, device="meta"),
-            "the vector is torch.float32 on meta",
+            "the vector or second point is torch.float32 on meta",
         ),
         (torch.ones(4).half(), torch.ones(4).half(), "must be float32 or float64"),
     ],
@@ -313,6 +313,8 @@ def test_a_group_that_scales_a_block_unevenly_is_refused():
         qn.LayerScaleQuotient(
             qn.node_wise_group(qn.ParameterLayout({"first": (2, 1), "second": (1, 2)}))
         )
+    with pytest.raises(ValueError, match="blocks names 'frist', not in the layout"):
+        qn.LogPolarQuotient(qn.layer_scale_group(TWO), {"frist": "entries"})
     with pytest.raises(ValueError, match="blocks must be one of"):
         qn.LogPolarQuotient(qn.layer_scale_group(TWO), "rows")
     with pytest.raises(TypeError, match="group must be a ScalingGroup, got str"):

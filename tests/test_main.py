@@ -86,12 +86,17 @@ def test_layer_coordinates():
             layer_coordinates(scales)
 
 
-def test_refusals(capsys):
+def test_refusals(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         program.main(["--dtype", "float16"])
     assert "invalid choice" in capsys.readouterr().err
     assert program.main(["--device", "nowhere"]) == 2
     assert "--device nowhere" in capsys.readouterr().err
+    assert program.main(["--device", "meta"]) == 2
+    assert program.main(["--output", __file__]) == 2
+    assert f"--output {__file__}: File exists" in capsys.readouterr().err
+    assert program.main(["--seed", str(2**70)]) == 2
     digits = load_digits()
     with pytest.raises(ValueError, match="batch_size=0"):
         train(make_network(), digits, batch_size=0, epochs=1)

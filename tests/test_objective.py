@@ -284,3 +284,71 @@ def test_bad_batches_are_refused_when_read(loss, data, message):
     objective = qn.Objective(classifier(), loss, data)
     with pytest.raises(ValueError, match=message):
         objective.at(objective.layout.flatten(objective.model))
+
+
+def test_modules_and_parameters_used_twice_stay_as_they_are():
+    shared, norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+    model = nn.Sequential(
+        nn.Linear(2, 3), norm, shared, nn.ReLU(), shared, norm
+    ).double()
+    model.alias = shared
+    twin = nn.Linear(3, 3).double()
+    twin.weight = shared.weight
+    model.append(twin)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x = torch.randn(5, 2, generator=GENERATOR, dtype=torch.float64)
+    objective = qn.Objective(model, nn.MSELoss(), (x, torch.zeros(5, 3)))
+    w = objective.layout.flatten(model)
+    expected = (model(x) ** 2).mean()
+    for key, value in before.items():
+        model.state_dict()[key].copy_(value)
+    torch.testing.assert_close(objective(w), expected.detach())
+    objective.at(2 * w).gradient  # noqa: B018
+    assert isinstance(shared.weight, nn.Parameter) and twin.weight is shared.weight
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    moved = 2 * w
+    objective.layout.assign(model, moved)
+    torch.testing.assert_close(objective(moved), (model(x) ** 2).mean().detach())
+
+
+def test_batches_without_a_counted_target_count_for_nothing():
+    inputs, targets = NETWORKS["mlp"].data()
+    targets[:5] = -100
+    model, loss = classifier(), nn.CrossEntropyLoss()
+    parts = qn.Objective(model, loss, batches(inputs, targets))
+    p = parts.at(parts.layout.flatten(model))
+    torch.testing.assert_close(p.value, loss(model(inputs), targets).detach())
+    assert torch.isfinite(p.gradient).all()
+    nothing = qn.Objective(model, loss, (inputs, torch.full_like(targets, -100)))
+    with pytest.raises(ValueError, match="no targets that count"):
+        nothing.at(nothing.layout.flatten(model))
+
+
+def test_an_ignored_index_beyond_the_classes_with_weights():
+    outputs, targets = torch.zeros(3, 3), torch.tensor([0, 255, 2])
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 4]), ignore_index=255)
+    assert normaliser(loss, outputs, targets) == 5
+    assert normaliser(nn.KLDivLoss(reduction="sum"), outputs, outputs) is None
+
+
+def test_every_mode_and_every_value_is_checked():
+    inputs, targets = NETWORKS["mlp"].data()
+    model = nn.Sequential(classifier(), nn.Dropout(0.5)).eval()
+    objective = qn.Objective(model, nn.CrossEntropyLoss(), (inputs, targets))
+    w = objective.layout.flatten(model)
+    objective.at(w)
+    with pytest.raises(ValueError, match="the loss is"):
+        objective.at(1e200 * w).value
+    model.train()
+    with pytest.raises(ValueError, match="is dropout on"):
+        objective.at(w)
+
+
+def test_a_loaders_own_generator_is_given_back():
+    generator = torch.Generator().manual_seed(5)
+    dataset = TensorDataset(*NETWORKS["mlp"].data())
+    loader = DataLoader(dataset, batch_size=5, shuffle=True, generator=generator)
+    objective = qn.Objective(classifier(), nn.CrossEntropyLoss(), loader)
+    state = generator.get_state()
+    objective.at(objective.layout.flatten(objective.model)).gradient  # noqa: B018
+    assert torch.equal(state, generator.get_state())

@@ -307,11 +307,11 @@ class QuotientManifold(geoopt.Manifold):
         caller = f"{self.name}.{method}"
         self.layout.check(x, caller, "the point")
         for u in vectors:
-            self.layout.check(u, caller, "the vector")
+            self.layout.check(u, caller, "the vector or second point")
             if (u.dtype, u.device) != (x.dtype, x.device):
                 raise ValueError(
-                    f"{caller}: the vector is {u.dtype} on {u.device}, the point is {x.dtype} on "
-                    f"{x.device}; use u.to(x)"
+                    f"{caller}: the vector or second point is {u.dtype} on {u.device}, the point "
+                    f"is {x.dtype} on {x.device}; use .to(x)"
                 )
         if out is not None:
             self._check_out(caller, out, x, *vectors)

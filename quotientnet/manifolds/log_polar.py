@@ -205,6 +205,8 @@ class LogPolarQuotient(QuotientManifold):
     def dist(self, x: Tensor, y: Tensor, *, keepdim=False) -> Tensor:
         """The geodesic distance between the orbits of ``x`` and ``y``; 0 exactly on one orbit.
 
+        Passive coordinates do not count: points that differ only there are at distance 0.
+
         Infinite where an entry that is a block of its own has the other sign. Permutations and
         signs are not in the group, so two trainings of one network are far apart or at infinity.
 
@@ -233,11 +235,9 @@ class LogPolarQuotient(QuotientManifold):
 
     def _separation(self, method: str, x: Tensor, y: Tensor) -> Separation:
         self._check_tangents(method, x, y)
-        separation = self._cylinders.separation(x, y)
-        if not torch.isfinite(separation.rates.sum()):
-            self._raise_unless_point(x, method)
-            self._raise_unless_point(y, method)
-        return separation
+        self._raise_unless_point(x, method)
+        self._raise_unless_point(y, method)
+        return self._cylinders.separation(x, y)
 
     def _refuse(self, blocks: Tensor, why: str) -> None:
         if blocks.any():
@@ -344,6 +344,10 @@ _KINDS["entries"] = lambda entry: tuple(range(len(entry.shape)))
 
 def _kept_axes(name: str, group: ScalingGroup, blocks) -> dict[str, tuple[int, ...]]:
     """The axes along which blocks differ, by tensor; checked against the group."""
+    if isinstance(blocks, Mapping):
+        unknown = [key for key in blocks if key not in group.layout]
+        if unknown:
+            raise ValueError(f"{name}: blocks names {unknown[0]!r}, not in the layout")
     kept = {}
     for entry in group.layout.entries:
         kind = blocks.get(entry.name) if isinstance(blocks, Mapping) else blocks
