@@ -77,12 +77,13 @@ class Gram:
     def _pseudo_inverse(self, device) -> Tensor:
         cache = self.__dict__.setdefault("_inverses", {})
         if device not in cache:
-            values, vectors = np.linalg.eigh(self.to_dense())
-            scale = values[-1] if values.size else 1.0
-            kept = (
-                values > scale * max(self.dimension, 1) * np.finfo(np.float64).eps * 8
-            )
-            inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+            matrix = self.to_dense()
+            scale = np.sqrt(_inverse_or_zero(np.diagonal(matrix).copy()))
+            values, vectors = np.linalg.eigh(scale[:, None] * matrix * scale)
+            top = values[-1] if values.size else 1.0
+            kept = values > 8 * top * max(self.dimension, 1) * np.finfo(np.float64).eps
+            half = scale[:, None] * vectors[:, kept] / np.sqrt(values[kept])
+            inverse = half @ half.T
             cache[device] = torch.from_numpy(inverse).to(device)
         return cache[device]
 

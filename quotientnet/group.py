@@ -239,6 +239,14 @@ class ScalingGroup:
         """A solver for ``Aᵀ diag(weight) A`` with ``weight ≥ 0``, shape ``(size,)``, or 1."""
         return Gram(self, weight)
 
+    def magnitudes(self) -> ScalingGroup:
+        """The group of the absolute exponents: its adjoint bounds this one's sums."""
+        terms = {
+            name: [Term(term.index, abs(term.coefficient)) for term in terms]
+            for name, terms in self.incidence.items()
+        }
+        return ScalingGroup(self.layout, terms, abs(self.classes), self.names)
+
     # -- the compact form, for those who loop over parameters ---
 
     def compact_exponents(self, t: Tensor) -> dict[str, list[Tensor]]:

@@ -37,7 +37,7 @@ def normaliser(loss, outputs: Tensor, targets: Tensor) -> Tensor | float | None:
     """
     if hasattr(loss, "normaliser"):
         return loss.normaliser(outputs, targets)
-    known = loss if isinstance(loss, nn.Module) else _FUNCTIONS.get(loss, loss)
+    known = next((module for f, module in _FUNCTIONS.items() if loss is f), loss)
     if getattr(known, "reduction", None) == "sum":
         return None
     if isinstance(known, (nn.CrossEntropyLoss, nn.NLLLoss)):

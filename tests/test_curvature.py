@@ -42,6 +42,48 @@ def test_power_method_returns_what_was_asked_for(eigenvalues, which, expected):
     ) and residual <= 1e-9 * abs(expected)
 
 
+class Diagonal(qn.Operator):
+    """A diagonal operator."""
+
+    def __init__(self, *entries, rest=0.0, size=1000):
+        self.entries = torch.full((size,), rest, dtype=torch.float64)
+        self.entries[: len(entries)] = torch.tensor(entries)
+        super().__init__(size, torch.float64, "cpu")
+
+    def _matvec(self, v):
+        return self.entries * v
+
+
+@pytest.mark.parametrize(
+    "operator, largest",
+    [
+        (Diagonal(-2.5, -0.5, rest=-1.0), -0.5),
+        (Diagonal(-3.0, 0.3), 0.3),
+        (Diagonal(-7.0, 3.0, size=5000), 3.0),
+        (Diagonal(rest=-1.0), -1.0),
+        (Diagonal(-4.0, -2.0), 0.0),
+    ],
+)
+def test_the_largest_eigenvalue_below_a_bulk_that_hides_the_smallest(operator, largest):
+    for seed in range(10):
+        pair = power_method(
+            operator,
+            which="algebraic",
+            generator=torch.Generator().manual_seed(seed),
+            tolerance=1e-5,
+        )
+        assert pair.converged and pair.value == pytest.approx(
+            largest, rel=1e-4, abs=1e-4
+        )
+
+
+def test_the_largest_eigenvalue_from_the_vector_of_the_smallest():
+    operator = symmetric(-5, 1, 2)
+    start = power_method(operator, tolerance=1e-12).vector
+    pair = power_method(operator, which="algebraic", start=start)
+    assert pair.value == pytest.approx(2, rel=1e-6)
+
+
 def test_power_method_says_when_it_has_not_converged():
     tie = power_method(symmetric(4, -4, 1, 0), max_iterations=500)
     assert not tie.converged and tie.residual > 0.01

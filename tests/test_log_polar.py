@@ -101,7 +101,7 @@ def test_layer_scale_hessian_trace_formula(name):
 def test_geodesic_by_integrating_its_equation():
     """The paper's metric on one block, its Christoffel symbols by hand, Runge–Kutta in between."""
     manifold = qn.LayerScaleQuotient(
-        qn.layer_scale_group(qn.ParameterLayout({"w": (3,)}))
+        qn.ScalingGroup(qn.ParameterLayout({"w": (3,)}), {})
     )
     x, u = point(1, -2, 0.5), point(0.8, 0.1, -1.7)
 
@@ -120,10 +120,8 @@ def test_geodesic_by_integrating_its_equation():
 
 def test_block_geometry_against_geoopts_sphere_and_line():
     layout = qn.ParameterLayout({"w": (4,)})
-    manifold, sphere = (
-        qn.LayerScaleQuotient(qn.layer_scale_group(layout)),
-        geoopt.Sphere(),
-    )
+    manifold = qn.LayerScaleQuotient(qn.ScalingGroup(layout, {}))
+    sphere = geoopt.Sphere()
     x, y = point(1, 2, 3, 4) * 0.7, point(-1, 2, 1, 0.5) * 3
     u, v = x / x.norm(), y / y.norm()
     squares = sphere.dist(u, v) ** 2 + (y.norm() / x.norm()).log() ** 2
@@ -410,3 +408,35 @@ def test_origin_random_and_shapes():
     )
     with pytest.raises(ValueError, match="last dimension of 4"):
         manifold.random(3)
+
+
+# -- the edges of the number range ---
+
+
+@pytest.mark.parametrize("method", ["dist", "logmap"])
+def test_overflowing_ratios_are_refused_and_never_zero(method):
+    manifold = two_layers()
+    x, y = point(1e-160, 1e-160, 1e160, 1), point(1e160, 1e150, 1, 1e-160)
+    with pytest.raises(ValueError, match="overflow"):
+        getattr(manifold, method)(x, y)
+    single = torch.tensor([1e20, 2e20, 1, 1])
+    with pytest.raises(ValueError, match="overflows in this dtype; use float64"):
+        manifold.dist(single, 2 * single)
+
+
+def test_large_ratios_within_the_range():
+    manifold = two_layers()
+    x, y = point(1e-70, 2e-70, 1e70, 1), point(2e70, 1e70, 1e-70, 1)
+    r = np.array([140 * log(10), 0.5 * log((1e-140 + 1) / (1e140 + 1))])
+    angles = np.array([np.arccos(4 / 5), pi / 2])
+    expected = sqrt((angles**2).sum() + (r.sum() ** 2) / 2)
+    assert manifold.dist(x, y).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_second_derivative_of_the_squared_distance_at_coincident_points():
+    manifold, x = two_layers(), point(3, 4, 0, 1)
+    hessian = torch.autograd.functional.hessian(lambda y: manifold.dist2(x, y), x)
+    d = manifold.frame(x)
+    assert (hessian / d / d[:, None]).trace().item() == pytest.approx(
+        2 * manifold.dimension
+    )

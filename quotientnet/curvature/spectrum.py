@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,11 +50,11 @@ def power_method(
     Args:
         operator: The symmetric operator.
         which: ``"magnitude"`` for the eigenvalue largest in magnitude, with its sign, or
-            ``"algebraic"`` for the largest one, also where a negative one dominates (a second
-            phase then iterates on a shifted operator).
+            ``"algebraic"`` for the largest one, also where a negative one dominates (it then
+            iterates again, on a shifted operator).
         tolerance: Stop at ``residual ≤ tolerance · |value|``. The error of the value is of the
             order of ``residual² / gap``.
-        max_iterations: Products at most, both phases together.
+        max_iterations: Products at most, all phases together.
         start: Starting vector, shape ``(size,)``; random if omitted.
         generator: Source of the random start; a fresh one with seed 0 if omitted.
         check_every: Products between looks at the residual, which synchronise with the device.
@@ -75,28 +75,39 @@ def power_method(
         raise ValueError(
             "power_method: tolerance, max_iterations and check_every must be positive"
         )
+    generator = generator or torch.Generator(operator.device).manual_seed(0)
     v = _start(operator, start, generator)
-    if which == "magnitude":
-        return _iterate(operator, v, 0.0, tolerance, max_iterations, check_every)[0]
-    half = max(max_iterations // 2, 1)
-    pair, radius = _iterate(operator, v, 0.0, tolerance, half, check_every, give_up=0.1)
-    if pair.converged and pair.value >= 0:
+    budget = max_iterations if which == "magnitude" else max(max_iterations // 2, 1)
+    pair, radius = _iterate(operator, v, 0.0, tolerance, budget, check_every)
+    if which == "magnitude" or (pair.converged and pair.value >= 0):
         return pair
-    # A negative eigenvalue dominates, or nothing does: H + radius has the largest one on top.
-    left = max(max_iterations - pair.iterations, 1)
-    second, _ = _iterate(operator, v, radius, tolerance, left, check_every)
-    return Eigenpair(
-        second.value, second.vector, second.residual, pair.iterations + second.iterations,
-        second.converged,
-    )  # fmt: skip
+    return _largest(
+        operator, pair, radius, tolerance, max_iterations, check_every, generator
+    )
+
+
+def _largest(operator, pair, radius, tolerance, max_iterations, check_every, generator):
+    """The top of ``H + shift``, where a negative eigenvalue of ``H`` dominates or nothing does.
+
+    A result below the pair that is already known proves the shift too small; it is then raised.
+    """
+    spent, shift, lowest = pair.iterations, 1.01 * radius, pair.value
+    while spent < max_iterations:
+        v = _start(operator, None, generator)
+        left = max_iterations - spent
+        found, radius = _iterate(operator, v, shift, tolerance, left, check_every)
+        spent += found.iterations
+        result = replace(found, iterations=spent)
+        if found.value >= lowest - 10 * tolerance * abs(lowest):
+            return result
+        lowest, shift = min(lowest, found.value), 2.01 * max(abs(found.value), radius)
+    return replace(pair, iterations=spent, converged=False)
 
 
 def _start(operator: Operator, start, generator) -> Tensor:
     if operator.size == 0:
         raise ValueError("power_method: the operator has size 0")
     if start is None:
-        if generator is None:
-            generator = torch.Generator(operator.device).manual_seed(0)
         start = torch.randn(
             operator.size,
             dtype=operator.dtype,
@@ -111,12 +122,9 @@ def _start(operator: Operator, start, generator) -> Tensor:
     return start / start.norm()
 
 
-def _iterate(operator, v, shift, tolerance, max_iterations, check_every, give_up=0.0):
-    """Power iteration on ``H + shift``; the pair belongs to ``H``. Also the largest ``‖H v‖``.
-
-    Stops as soon as a negative value is known to the relative residual ``give_up``.
-    """
-    radius = 0.0
+def _iterate(operator, v, shift, tolerance, max_iterations, check_every):
+    """Power iteration on ``H + shift``; the pair belongs to ``H``. Also the largest ``‖H v‖``."""
+    radius, rounding = 0.0, 4 * torch.finfo(operator.dtype).eps
     for iteration in range(1, max_iterations + 1):
         product = operator @ v
         last = iteration == max_iterations
@@ -129,8 +137,11 @@ def _iterate(operator, v, shift, tolerance, max_iterations, check_every, give_up
                     f"power_method: product {iteration} is NaN or infinite; is the point valid, or "
                     "does a value overflow in this dtype?"
                 )
-            converged = residual <= tolerance * abs(value)
-            if converged or last or residual <= -give_up * value:
+            # An eigenvalue of zero is known to rounding at best.
+            converged = residual <= max(
+                tolerance * abs(value), rounding * (radius + shift)
+            )
+            if converged or last:
                 return Eigenpair(value, v, residual, iteration, converged), radius
         product = product + shift * v if shift else product
         v = product / product.norm()

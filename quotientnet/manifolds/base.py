@@ -16,6 +16,9 @@ from quotientnet.operator import Operator
 
 __all__ = ["QuotientManifold"]
 
+_INVARIANCE = 0.02
+"""The slope along an orbit that is put down to a normalisation's ``eps``, relative to its terms."""
+
 
 class QuotientManifold(geoopt.Manifold):
     r"""Parameters modulo a scaling group, with the metric of an equivariant diagonal frame.
@@ -169,7 +172,8 @@ class QuotientManifold(geoopt.Manifold):
                 points only.
 
         Raises:
-            ValueError: Another connection, or a point of another layout.
+            ValueError: Another connection, a point of another layout, or a loss that is not
+                invariant under the group.
             NotOnManifoldError: The point is not on the manifold.
         """
         return _RiemannianHessian(self, point, connection)
@@ -369,6 +373,25 @@ class _RiemannianHessian(Operator):
         super().__init__(manifold.layout.size, w.dtype, w.device)
         self._manifold, self._point, self._flat = manifold, point, connection == "flat"
         self._inverse_frame = 1 / manifold.frame(w)
+        self._require_invariance()
+
+    def _require_invariance(self) -> None:
+        """Refuse a loss that changes along an orbit: its slope there must vanish."""
+        group, point = self._manifold.group, self._point
+        products = self._manifold._keep(point.w * point.gradient).to(torch.float64)
+        slopes = group.adjoint(products).abs()
+        bounds = group.magnitudes().adjoint(products.abs())
+        floor = torch.finfo(point.w.dtype).eps ** 0.5 * float(abs(point.value))
+        excess = slopes - (_INVARIANCE * bounds).clamp(min=floor)
+        if len(excess) and excess.max() > 0:
+            worst = int(excess.argmax())
+            raise ValueError(
+                f"{self._manifold.name}.riemannian_hessian: the loss is not invariant under the "
+                f"group: along generator {group.names[worst]!r} its slope is "
+                f"{float(slopes[worst]):.1e}, {float(slopes[worst] / bounds[worst]):.0%} of what "
+                "its terms add up to. Is the group the module's own? (In eval mode the running "
+                "statistics of batch normalisation hold its filters' scales: use train mode.)"
+            )
 
     def _project(self, z: Tensor) -> Tensor:
         return self._manifold.proju(self._point.w, z * self._inverse_frame)
@@ -386,12 +409,11 @@ class _RiemannianHessian(Operator):
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
-    """The square root of ``max(x, 0)``, with gradient 0 where ``x ≤ 0``."""
+    """The square root, with value and gradient 0 where ``x ≤ 0``; NaN stays NaN."""
     positive = x > 0
+    root = torch.where(positive, x, torch.ones_like(x)).sqrt()
     return torch.where(
-        positive,
-        torch.where(positive, x, torch.ones_like(x)).sqrt(),
-        torch.zeros_like(x),
+        positive, root, torch.where(torch.isnan(x), x, torch.zeros_like(x))
     )
 
 

@@ -177,30 +177,36 @@ class _Spheres(Cylinders):
         n2, along, length2 = self.blocks.dots((x, x), (x, u), (u, u))
         n2 = self.fill(n2, 1.0)
         rate = self.fill(along, 0.0) / n2
-        return n2, rate, self.fill(length2, 0.0) / n2 - rate**2
+        speed2 = self.fill(length2, 0.0) / n2 - rate**2
+        return n2, rate, speed2.masked_fill(self._single(n2), 0.0)
+
+    def _single(self, like: Tensor) -> Tensor:
+        """The blocks of one entry, which cannot turn."""
+        return self.blocks.lengths.to(like.device) == 1
 
     def exp(self, x, u, out=None):
         _, rate, speed2 = self._velocity(x, u)
         c, s, growth = cos_sqrt(speed2), sinc_sqrt(speed2), rate.exp()
-        return self.blocks.combine(growth * (c - rate * s), x, growth * s, u, out=out)
+        on_u = self.fill(growth * s, 0.0)
+        return self.blocks.combine(growth * (c - rate * s), x, on_u, u, out=out)
 
     def separation(self, x, y):
         blocks = self.blocks
         n2, m2 = self._squared_norms(x), self._squared_norms(y)
         sign = torch.where(blocks.dot(x, y) < 0, -1.0, 1.0).to(n2)
-        octaves = torch.round(torch.log2(m2 / n2) / 2).detach()
+        octaves = torch.round((torch.log2(m2) - torch.log2(n2)) / 2).detach()
         # Scaling by a power of two is exact, so the difference of nearby blocks is, too.
         scale = sign * torch.exp2(-octaves)
         difference = blocks.combine(scale, y, -torch.ones_like(scale), x)
         along = self.fill(blocks.dot(x, difference), 0.0) / n2
         rest = blocks.combine(None, difference, -along, x)
-        single = blocks.lengths.to(n2.device) == 1
+        single = self._single(n2)
         across2 = self.fill(blocks.dot(rest, rest), 0.0).masked_fill(single, 0.0) / n2
         growth = torch.log1p(2 * along + blocks.dot(difference, difference) / n2) / 2
         rates = self.fill(growth + octaves * log(2), 0.0)
-        angle, ratio = _angle(across2, 1 + along, sign)
+        angle2, ratio = _squared_angle(across2, 1 + along, sign)
         opposite = self.fill((sign < 0).double(), 0.0) > 0
-        angle = angle.masked_fill(opposite & single, torch.inf)
+        angle2 = angle2.masked_fill(opposite & single, torch.inf)
         tiny = 4 * torch.finfo(x.dtype).eps
         antipodal = opposite & ~single & (across2 <= tiny**2)
 
@@ -208,7 +214,7 @@ class _Spheres(Cylinders):
             turn = ratio * sign
             return blocks.combine(r - turn * along, x, self.fill(turn, 0.0), difference)
 
-        return Separation(rates, self.fill(angle, 0.0) ** 2, antipodal, logarithm)
+        return Separation(rates, self.fill(angle2, 0.0), antipodal, logarithm)
 
     def transport(self, x, y, v):
         blocks, n, m = self.blocks, self.radii(x), self.radii(y)
@@ -237,22 +243,21 @@ class _Spheres(Cylinders):
         return self.blocks.combine(None, moved, self.fill(growth, 0.0), v)
 
 
-def _angle(across2: Tensor, along: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
-    """The angle with tangent ``√across2/along`` (its supplement where ``sign < 0``), and its
-    ratio to ``√across2``; smooth where both directions coincide."""
+def _squared_angle(
+    across2: Tensor, along: Tensor, sign: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The square of the angle with tangent ``√across2/along`` (of its supplement where
+    ``sign < 0``), and the angle's ratio to ``√across2``; smooth where both directions coincide.
+    """
     near = across2 < 1e-6 * along**2
     across = torch.where(near, torch.ones_like(across2), across2).sqrt()
     wide = torch.atan2(across, along)
-    slope2 = (
-        torch.where(near, across2, torch.zeros_like(across2))
-        / along.masked_fill(~near, 1.0) ** 2
-    )
-    series = (1 - slope2 / 3 + slope2**2 / 5) / along.masked_fill(~near, 1.0)
+    base = along.masked_fill(~near, 1.0)
+    slope2 = torch.where(near, across2, torch.zeros_like(across2)) / base**2
+    series = (1 - slope2 / 3 + slope2**2 / 5) / base
     short = torch.where(near, series, wide / across)
     length = torch.where(across2 > 0, across2, torch.ones_like(across2)).sqrt()
-    angle = torch.where(across2 > 0, short * length, torch.zeros_like(short))
-    supplement = pi - angle
+    supplement = pi - short * torch.where(across2 > 0, length, torch.zeros_like(length))
     back = sign < 0
-    return torch.where(back, supplement, angle), torch.where(
-        back, supplement / length, short
-    )
+    angle2 = torch.where(back, supplement**2, across2 * short**2)
+    return angle2, torch.where(back, supplement / length, short)

@@ -199,8 +199,10 @@ class LogPolarQuotient(QuotientManifold):
         """The squared distance between orbits: ``Σ φ_b² + ‖(I − Π) r‖²``, shape ``(...)``."""
         separation = self._separation("dist", x, y)
         rates = separation.rates - self._project_rates(separation.rates)
-        squares = separation.squared_angles + rates**2
-        return squares.sum(-1, keepdim=keepdim).to(x.dtype)
+        total = (separation.squared_angles + rates**2).sum(-1, keepdim=keepdim)
+        if torch.isnan(total).any():
+            raise ValueError(f"{self.name}.dist: the ratio of the points {_OVERFLOW}")
+        return total.to(x.dtype)
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim=False) -> Tensor:
         """The geodesic distance between the orbits of ``x`` and ``y``; 0 exactly on one orbit.
@@ -268,6 +270,9 @@ class LogPolarQuotient(QuotientManifold):
 
     def _singular(self, x: Tensor) -> str | None:
         n = self._cylinders.radii(x)
+        bad = torch.isinf(n)
+        if bad.any():
+            return f"the norms of {listed(self.blocks.layout.count(bad))} {_OVERFLOW}"
         bad = n == 0
         if not bad.any():
             return None
@@ -290,6 +295,7 @@ class LogPolarQuotient(QuotientManifold):
                         f"{self.name}.{method}: the vector has NaN or infinite entries in "
                         f"{listed(self.layout.count(bad))}"
                     )
+            raise ValueError(f"{self.name}.{method}: the result {_OVERFLOW}")
         return numbers
 
 
@@ -334,6 +340,10 @@ class NodeWiseQuotient(LogPolarQuotient):
     def __init__(self, group: ScalingGroup, *, frozen_zeros: Tensor | None = None):
         super().__init__(group, "entries", frozen_zeros)
 
+
+_OVERFLOW = (
+    "overflows in this dtype; use float64, or move along the orbit to smaller scales"
+)
 
 _KINDS = {
     "tensors": lambda entry: (),

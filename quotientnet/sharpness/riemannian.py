@@ -19,7 +19,9 @@ def riemannian_spectral_norm(
 ) -> Estimate:
     """The largest eigenvalue of the Riemannian Hessian (Def. 3 of [Rangamani2019]_).
 
-    Invariant to the manifold's group: equal at all equivalent points.
+    Invariant to the manifold's group: equal at all equivalent points. The orbit's directions are
+    null vectors of the operator, so that the largest eigenvalue is 0 where the quotient's own are
+    all negative.
 
     Args:
         point: A :class:`~quotientnet.Point`.

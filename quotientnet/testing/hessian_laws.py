@@ -64,6 +64,15 @@ def check_hessian(manifold, objective, w, *, seed: int = 0) -> list[Verdict]:
     return [each.check(sample) for each in laws if supports(manifold, each.requires)]
 
 
+@law(double=1e-8)
+def loss_is_invariant(s):
+    """The loss is equal at equivalent points, without which nothing else means anything."""
+    sample = Sample(s.manifold, s.seed, dtype=s.dtype, device=s.w.device)
+    moved = s.manifold.group.act(s.w, sample.element(9))
+    here, there = s.objective(s.w), s.objective(moved)
+    return float((here - there).abs() / here.abs().clamp(min=torch.finfo(s.dtype).tiny))
+
+
 @law()
 def hessian_is_symmetric(s):
     """``⟨a, Hess b⟩ = ⟨Hess a, b⟩`` in frame coordinates."""

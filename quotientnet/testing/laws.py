@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["Law", "Verdict", "registry"]
+__all__ = ["Law", "Verdict", "registry", "worst"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,13 @@ class Law:
         """Measure the law on a sample."""
         violation = float(self.measure(sample))
         return Verdict(self.name, violation, self.tolerances[sample.dtype], sample.seed)
+
+
+def worst(*violations) -> float:
+    """The largest violation, or NaN if one is: Python's ``max`` may pass over it."""
+    return float(
+        torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in violations]).max()
+    )
 
 
 def registry(laws: dict[str, Law]):
