@@ -13,7 +13,13 @@ from quotientnet.layout import ParameterLayout
 __all__ = ["Blocks"]
 
 CHUNK = 1 << 18
-"""Coordinates reduced at once: a multiple of the cache, and short enough for float32 sums."""
+"""Coordinates reduced at once, of the size of a cache."""
+
+_RUN = 1 << 20
+"""Terms of one inner product: enough for all cores, and a float32 sum good to 5e-7."""
+
+
+_ONE = {dtype: torch.ones(1, dtype=dtype) for dtype in (torch.float32, torch.float64)}
 
 
 class Blocks:
@@ -167,8 +173,8 @@ def _combine(a, x, b, y, out):
         return a * x + b * y
     if out.is_cpu and out.ndim == a.numel() == b.numel() == 1:
         # βx + α(1 ⊗ y), the one fused operation with two host scalars.
-        one, scalars = out.new_ones(1), {"beta": a.item(), "alpha": b.item()}
-        return torch.addr(x[None], one, y, **scalars, out=out[None])
+        scalars = {"beta": a.item(), "alpha": b.item()}
+        return torch.addr(x[None], _ONE[x.dtype], y, **scalars, out=out[None])
     return torch.addcmul(torch.mul(a, x, out=out), b, y, out=out)
 
 
@@ -186,7 +192,7 @@ def _dot(x: Tensor, y: Tensor, entry, block) -> Tensor:
 
 def _whole_dots(xs, ys) -> list[Tensor]:
     """The inner products of whole tensors, one block each."""
-    chunks = zip(*(x.split(CHUNK) for x in xs), *(y.split(CHUNK) for y in ys))
+    chunks = zip(*(x.split(_RUN) for x in xs), *(y.split(_RUN) for y in ys))
     partial = [
         [torch.dot(c[k], c[k + len(xs)]) for k in range(len(xs))] for c in chunks
     ]
@@ -207,7 +213,7 @@ def _kind(shape: tuple[int, ...], block_shape: tuple[int, ...]) -> str:
     """How the inner products of one tensor are best computed."""
     size, count = prod(shape), prod(block_shape)
     if size and count == 1:
-        return "small" if size <= CHUNK else "whole"
+        return "small" if size <= _RUN else "whole"
     return "rows" if size and _blocks_are_rows(shape, block_shape) else "general"
 
 
