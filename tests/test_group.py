@@ -99,6 +99,20 @@ def test_gram_and_adjoint_against_dense_matrices(name, make, listed, monkeypatch
         )
 
 
+@pytest.mark.parametrize("small", [1e-8, 1e-12, 1e-15])
+def test_solve_with_weights_of_very_different_size(small):
+    names = {"0.weight": (3, 2), "1.weight": (3, 3), "2.weight": (2, 3)}
+    group = qn.node_wise_group(qn.ParameterLayout(names))
+    weight = torch.ones(group.layout.size).double()
+    weight[:15] = small  # the first units hold by small weights alone
+    exact = torch.arange(1.0, group.dimension + 1).double()
+    a = dense(group)
+    x = group.gram(weight).solve(a.T @ (weight * (a @ exact)))
+    # Rounding in the equilibrated matrix returns to the small block divided by √small.
+    bound = 100 * torch.finfo(torch.float64).eps / small**0.5
+    torch.testing.assert_close(a @ x, a @ exact, rtol=bound, atol=bound)
+
+
 def wide_chain(width=300, depth=5, zeros=0):
     layout = qn.ParameterLayout({f"{i}.weight": (width, width) for i in range(depth)})
     group = qn.node_wise_group(layout)

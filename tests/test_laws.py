@@ -27,7 +27,7 @@ def manifold(case):
     return built[case]
 
 
-def require(law, case, dtype, **draw):
+def check_law(law, case, dtype, **draw):
     subject = manifold(case)
     if dtype not in law.tolerances:
         pytest.skip("stated in float64 only")
@@ -42,7 +42,7 @@ def require(law, case, dtype, **draw):
     "law", {**GROUP_LAWS, **MANIFOLD_LAWS}.values(), ids=lambda law: law.name
 )
 def test_law(law, case, dtype):
-    require(law, case, dtype)
+    check_law(law, case, dtype)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_drawn_chains_are_unchanged_by_their_groups(model, seed):
 def test_law_on_batches(law, case):
     if law.name == "projection_has_rank_dimension":
         pytest.skip("stated for one point")
-    require(law, case, torch.float64, batch=(2, 3), seed=5)
+    check_law(law, case, torch.float64, batch=(2, 3), seed=5)
 
 
 @pytest.mark.parametrize("law", HESSIAN_LAWS.values(), ids=lambda law: law.name)
@@ -265,6 +265,14 @@ def test_law_catches_a_broken_manifold(name, monkeypatch):
     assert not verdict.holds
     with pytest.raises(AssertionError, match=name):
         verdict.require()
+
+
+def test_a_law_does_not_pass_over_nan():
+    def inner(m, x, u, v=None, keepdim=False):
+        value = plain("inner")(m, x, u, v, keepdim=keepdim)
+        return value * torch.nan if x.ndim > 1 and v is not None else value
+
+    assert not MANIFOLD_LAWS["batch_is_loop"].check(Sample(broken(inner=inner))).holds
 
 
 class Fixed:

@@ -18,7 +18,6 @@ CHUNK = 1 << 18
 _RUN = 1 << 20
 """Terms of one inner product: enough for all cores, and a float32 sum good to 5e-7."""
 
-
 _ONE = {dtype: torch.ones(1, dtype=dtype) for dtype in (torch.float32, torch.float64)}
 
 

@@ -42,7 +42,6 @@ class LogPolarQuotient(QuotientManifold):
     """
 
     __scaling__ = QuotientManifold.__scaling__.copy()
-    reversible = False
 
     def __init__(
         self,
