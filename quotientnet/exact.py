@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from math import gcd
+from collections.abc import Iterable
+from fractions import Fraction
+from math import gcd, lcm
 
+import numpy as np
 from scipy import sparse
 
-__all__ = ["rank"]
+__all__ = ["rank", "echelon", "null_space"]
 
 
 def rank(matrix: sparse.sparray) -> int:
@@ -14,21 +17,70 @@ def rank(matrix: sparse.sparray) -> int:
 
     Near-linear on graph-like matrices (two entries a row), which are the ones that occur.
     """
+    return len(echelon(rows_of(matrix)))
+
+
+def rows_of(matrix: sparse.sparray) -> Iterable[dict[int, int]]:
+    """The rows of a sparse matrix, each as ``{column: value}`` without zeros."""
     matrix = sparse.csr_array(matrix)
-    pivots: dict[int, dict[int, int]] = {}
     for start, stop in zip(matrix.indptr[:-1], matrix.indptr[1:]):
-        columns, values = matrix.indices[start:stop], matrix.data[start:stop]
         row: dict[int, int] = {}
+        columns, values = matrix.indices[start:stop], matrix.data[start:stop]
         for column, value in zip(columns.tolist(), values.tolist()):
             row[column] = row.get(column, 0) + int(value)
-        row = {column: value for column, value in row.items() if value}
+        yield {column: value for column, value in row.items() if value}
+
+
+def echelon(rows: Iterable[dict[int, int]]) -> dict[int, dict[int, int]]:
+    """Rows that span the same space, by the greatest column of each."""
+    pivots: dict[int, dict[int, int]] = {}
+    for row in rows:
         while row:
-            column = min(row)
+            column = max(row)
             if column not in pivots:
                 pivots[column] = row
                 break
             row = _eliminate(row, pivots[column], column)
-    return len(pivots)
+    return pivots
+
+
+def null_space(pivots: dict[int, dict[int, int]], count: int) -> sparse.csc_array:
+    """An integer basis of the vectors of length ``count`` that every row annihilates.
+
+    One basis vector for each column that is no pivot, in order; it is 0 on the others of them, and
+    its entries have no common divisor.
+
+    Args:
+        pivots: Rows as :func:`echelon` gives them.
+        count: The number of columns.
+
+    Returns:
+        A sparse matrix, shape ``(count, count − len(pivots))``.
+    """
+    solved: dict[int, dict[int, Fraction]] = {}
+    for column in sorted(pivots):
+        row, total = pivots[column], {}
+        for other, value in row.items():
+            if other != column:
+                factor = Fraction(-value, row[column])
+                for free, c in solved.get(other, {other: Fraction(1)}).items():
+                    total[free] = total.get(free, 0) + factor * c
+        solved[column] = {free: c for free, c in total.items() if c}
+    free = np.setdiff1d(np.arange(count), np.fromiter(pivots, int, len(pivots)))
+    place = {int(column): j for j, column in enumerate(free)}
+    scale = {j: 1 for j in place}
+    for combination in solved.values():
+        for column, c in combination.items():
+            scale[column] = lcm(scale[column], c.denominator)
+    entries = [(column, j, scale[column]) for column, j in place.items()]
+    for row, combination in solved.items():
+        entries += [(row, place[f], int(c * scale[f])) for f, c in combination.items()]
+    rows, columns, data = (
+        zip(*entries) if entries else (np.empty(0, int), np.empty(0, int), ())
+    )
+    shape = (count, len(free))
+    values = np.array(data, dtype=np.int64)
+    return sparse.csc_array(sparse.coo_array((values, (rows, columns)), shape=shape))
 
 
 def _eliminate(

@@ -1,0 +1,157 @@
+"""Deriving the scaling group of a module from its graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from quotientnet.group import ScalingGroup
+from quotientnet.layout import ParameterLayout
+from quotientnet.symmetry.epsilon import measure_eps
+from quotientnet.symmetry.equations import Solution
+from quotientnet.symmetry.explanation import Coverage, Pinned, Symmetry
+from quotientnet.symmetry.graph import Walk, export
+from quotientnet.symmetry.links import named_group
+from quotientnet.symmetry.scales import PINNED, Leaf, compact
+from quotientnet.units import Term
+
+__all__ = ["discover"]
+
+
+def discover(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence | Mapping,
+    *,
+    layout: ParameterLayout | None = None,
+) -> Symmetry:
+    """Derive the scalings of a module's parameters that leave its outputs unchanged.
+
+    The module is exported to a graph in its present mode. Every operation imposes linear equations
+    on the log-scales of what it reads and writes; inputs, outputs and constants have scale 1. The
+    group is the null space, with integer exponents. An operation without a rule pins everything
+    it touches and is listed; it is never guessed at. See MATH 10 in the docs, and :func:`rule` to
+    teach it an operation.
+
+    Nothing of the module's changes. The answer depends on the mode (batch normalisation, dropout)
+    and on the graph for these inputs, not on the values of parameters.
+
+    Args:
+        model: Any module that ``torch.export`` can export.
+        example_inputs: A tensor, or a tuple of positional arguments, or a dict of keyword arguments.
+        layout: The parameters that may be scaled; by default all that require a gradient.
+            Others are constants.
+
+    Returns:
+        The group with a name for every generator, and an account of everything that limits it.
+
+    Raises:
+        TypeError: ``model`` is not a module, or ``layout`` no layout.
+        ValueError: The module cannot be exported; the message names the place.
+
+    Note:
+        Beyond the time of the export, linear in the number of operations and channels. One run of the
+        graph measures how good normalisations with an ``eps`` are as symmetries.
+
+    Example:
+        >>> import torch
+        >>> import quotientnet as qn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> symmetry = qn.discover(model, torch.randn(5, 4))
+        >>> symmetry.group.dimension
+        3
+        >>> symmetry.group.names[1]
+        '0 channel 1: rows of 0.weight and bias, columns of 2.weight'
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"discover: model must be a torch.nn.Module, got {type(model).__name__}"
+        )
+    args, kwargs = call_arguments(example_inputs, "discover")
+    layout = ParameterLayout.from_module(model) if layout is None else layout
+    if not isinstance(layout, ParameterLayout):
+        raise TypeError(
+            f"discover: layout must be a ParameterLayout, got {type(layout).__name__}"
+        )
+    program = export(model, args, kwargs)
+    walk = Walk(program, layout)
+    solution = walk.equations.solve()
+    group, namings = _group(layout, walk.leaves, solution)
+    return Symmetry(
+        group=group,
+        namings=tuple(namings),
+        pinned=tuple(_pinned(walk, solution)),
+        approximate=tuple(measure_eps(walk, args, kwargs)),
+        coverage=tuple(_coverage(walk)),
+        training=model.training,
+    )
+
+
+def call_arguments(inputs, caller: str) -> tuple[tuple, dict]:
+    """Positional and keyword arguments from what a user calls the inputs of a model."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs), {}
+    raise TypeError(
+        f"{caller}: inputs must be a tensor, a tuple of positional arguments or a dict of keyword "
+        f"arguments, got {type(inputs).__name__}"
+    )
+
+
+def _group(layout, leaves: Mapping[str, Leaf], solution: Solution):
+    """The group in compact form, generators in the order of what they scale first."""
+    rows = {
+        name: [(c, solution.row[compact(index).numpy()]) for c, index in leaf.terms]
+        for name, leaf in leaves.items()
+    }
+    used = [index.reshape(-1) for terms in rows.values() for _, index in terms]
+    used = np.unique(np.concatenate([np.array([PINNED]), *used]))
+    classes = sparse.csr_array(solution.basis[used])
+    incidence = {}
+    for name, terms in rows.items():
+        terms = [Term(np.searchsorted(used, index), c) for c, index in terms]
+        terms = [term for term in terms if term.index.any()]
+        if terms:
+            incidence[name] = terms
+    return named_group(layout, incidence, classes)
+
+
+def _pinned(walk: Walk, solution: Solution):
+    """The output channels that cannot be scaled, by layer and by the operation that pinned them."""
+    for record in walk.records:
+        if record.outputs is None or not record.outputs.shape:
+            continue
+        channels = record.outputs.map(lambda t: t[(0,) * (t.ndim - 1)])
+        reasons = np.full(channels.shape, -1)
+        total = sparse.csr_array((len(reasons), solution.basis.shape[1]), dtype=np.int64)
+        for c, index in channels.terms:
+            total = total + c * solution.basis[solution.row[index.numpy()]]
+            own = solution.reasons[index.numpy()]
+            reasons = np.where(own >= 0, own, reasons)
+        total.eliminate_zeros()
+        stuck = np.diff(total.indptr) == 0
+        for reason in np.unique(reasons[stuck]).tolist():
+            why = str(walk.records[reason]) if reason >= 0 else "several constraints together"
+            numbers = np.flatnonzero(stuck & (reasons == reason))
+            yield Pinned(record.place or record.node, tuple(numbers.tolist()), why)
+
+
+def _coverage(walk: Walk):
+    counts = Counter(
+        (record.operation, record.treatment)
+        for record in walk.records
+        if record.called
+    )
+    for (operation, treatment), count in sorted(counts.items()):
+        places = [
+            r.place for r in walk.records if (r.operation, r.treatment) == (operation, treatment)
+        ]
+        yield Coverage(operation, treatment, count, tuple(dict.fromkeys(places)))

@@ -1,0 +1,474 @@
+"""Linear equations between log-scales, collected without solving them, and their null space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy import sparse
+from scipy.sparse.csgraph import breadth_first_order
+from torch import Tensor
+
+from quotientnet import exact
+from quotientnet.symmetry.scales import PINNED, ZERO, LogScale, Unset, compact
+
+__all__ = ["Equations", "Solution"]
+
+
+class Equations:
+    """Unknown log-scales and the linear equations that the operations of a network impose.
+
+    Equalities of two unknowns are merged at once (union-find); what involves more is kept and
+    eliminated exactly at the end. Rules of operations are written with :meth:`fresh`,
+    :meth:`equal`, :meth:`uniform`, :meth:`contract` and :meth:`pin`, and with sums and differences of
+    :class:`LogScale`, which stand for products and quotients of tensors.
+    """
+
+    def __init__(self):
+        self._parent = np.zeros(1 << 10, dtype=np.int64)
+        self._size = 1
+        self._shifts: list[int] = []
+        self._rows: list[tuple[np.ndarray, np.ndarray, int]] = []
+        self._edges: list[tuple[np.ndarray, np.ndarray, int]] = []
+        self._reason = -1
+
+    # -- unknowns ---
+
+    def fresh(self, *shape: int) -> LogScale:
+        """One new unknown for each entry of a tensor."""
+        number = torch.Size(shape).numel()
+        first, self._size = self._size, self._size + number
+        while self._size > len(self._parent):
+            self._parent = np.concatenate([self._parent, np.zeros_like(self._parent)])
+        self._parent[first : self._size] = np.arange(first, self._size)
+        index = torch.arange(first, self._size).view(shape)
+        return LogScale([(1, index)], shape)
+
+    def pinned(self, *shape: int) -> LogScale:
+        """The log-scale 0 of a tensor that cannot be scaled."""
+        return LogScale((), shape)
+
+    def constant(self, value: Tensor | float | bool) -> LogScale:
+        """The log-scale of a constant: 0, and anything where the constant is zero."""
+        value = torch.as_tensor(value)
+        if bool((value != 0).all()):
+            return self.pinned(*value.shape)
+        return LogScale([(1, torch.where(value != 0, PINNED, ZERO))], value.shape)
+
+    def resolve(self, x: LogScale) -> LogScale:
+        """``x`` with unknowns for the entries whose log-scale was not determined yet."""
+        if not isinstance(x, Unset):
+            return x
+        leaf, order = x.leaf, x.order()
+        if leaf.known is None and order is not None:
+            leaf.terms = list(self.fresh(*leaf.shape).terms)
+            leaf.known = torch.empty(0, dtype=torch.bool)
+        elif not leaf.complete:
+            self._fill(x)
+        if order is not None:
+            ordered = [x.shape[a] for a in order]
+            back = [order.index(a) for a in range(len(order))]
+            terms = [(c, i.reshape(ordered).permute(back)) for c, i in leaf.terms]
+        else:
+            terms = [(c, i.reshape(-1)[x.entries]) for c, i in leaf.terms]
+        return LogScale([(c, compact(index)) for c, index in terms], x.shape)
+
+    def _fill(self, x: Unset) -> None:
+        """Determine the entries of ``x`` that are not, by new unknowns."""
+        entries = x.entries.reshape(-1).unique()
+        if x.leaf.known is not None:
+            entries = entries[~x.leaf.known[entries]]
+        if len(entries):
+            self._determine(Unset(x.leaf, entries), self.fresh(len(entries)))
+
+    # -- equations ---
+
+    def equal(self, x: LogScale, y: LogScale) -> LogScale:
+        """Impose ``x = y`` after broadcasting, and return the common log-scale.
+
+        Entries that are always zero fit any scale.
+        """
+        shape = torch.broadcast_shapes(x.shape, y.shape)
+        if isinstance(y, Unset):
+            x, y = y, x
+        y = self.resolve(y)
+        if isinstance(x, Unset) and not self.has_zeros(y):
+            return self._define(x, y, shape)
+        x = self.resolve(x)
+        self._impose(x - y)
+        if self.has_zeros(x) or self.has_zeros(y):
+            a, b = (self.single(z).terms[0][1].expand(shape) for z in (x, y))
+            return LogScale([(1, torch.where(a == ZERO, b, a))], shape)
+        return LogScale(min(x.terms, y.terms, key=len), shape)
+
+    def uniform(self, x: LogScale, axes: Sequence[int]) -> LogScale:
+        """Impose that ``x`` does not vary along ``axes``, and return it with these of length 1."""
+        x = self.simplify(self.resolve(x))
+        axes = sorted({axis % len(x.shape) for axis in axes}) if x.shape else []
+        if self.has_zeros(x):
+            return self._uniform_with_zeros(x, axes)
+        others = [a for a in range(len(x.shape)) if a not in axes]
+        result = LogScale([t for t in x.terms if not _varies(t[1], axes)], x.shape)
+        varying = [(i.numpy(), c) for c, i in x.terms if _varies(i, axes)]
+        # A sum of functions of different axes is uniform iff each of them is.
+        for group in _groups_of_axes(varying):
+            part = LogScale([(c, torch.from_numpy(i)) for i, c in group], x.shape)
+            local = len(group) > 1 and not any(_varies(i, others) for _, i in part.terms)
+            common = self._shift(len(x.shape)) if local else _first(part, axes)
+            self._impose(part - common)
+            result = result + common
+        return _first(result, axes)
+
+    def pin(self, x: LogScale) -> LogScale:
+        """Impose that nothing of ``x`` can be scaled."""
+        return self.equal(x, self.pinned(*x.shape))
+
+    def power(self, x: LogScale, exponent: Fraction) -> LogScale:
+        """The log-scale of ``x^exponent``: ``exponent`` times that of ``x``."""
+        if exponent.denominator == 1:
+            return int(exponent) * x
+        x = self.single(x)
+        index = compact(x.terms[0][1])
+        root = self.fresh(*index.shape)
+        whole = LogScale([(exponent.numerator, index)], index.shape)
+        self._impose(exponent.denominator * root - whole)
+        if self.has_zeros(x):
+            root = LogScale([(1, torch.where(index == ZERO, ZERO, root.terms[0][1]))], root.shape)
+        return LogScale(root.terms, x.shape)
+
+    def contract(self, w: LogScale, x: LogScale, axes: Sequence[int]) -> LogScale:
+        """The log-scale of ``Σ w x`` over ``axes``: each term of a sum has the same scale.
+
+        Args:
+            w: The left factor, shape broadcastable against ``x``; a parameter that has not been
+                used yet is determined by this, with one unknown for each of its outputs.
+            x: The right factor.
+            axes: The axes summed over, counted from the end.
+
+        Returns:
+            Their sum's log-scale, with ``axes`` of length 1.
+        """
+        if isinstance(x, Unset) and not isinstance(w, Unset):
+            w, x = x, w
+        x = self.simplify(self.resolve(x))
+        if self.has_zeros(x):
+            self._pin_without_effect(w, x)
+        if not isinstance(w, Unset) or w.leaf.known is not None or self.has_zeros(x):
+            return self.uniform(self.resolve(w) + x, axes)
+        dims = max(len(w.shape), len(x.shape))
+        w = w.map(lambda t: t[(None,) * (dims - t.ndim)])
+        x = x.map(lambda t: t[(None,) * (dims - t.ndim)])
+        axes = [axis % dims for axis in axes]
+        rows = [a for a in range(dims) if w.shape[a] == 1 and a not in axes]
+        kept = [a for a in range(dims) if a not in axes and a not in rows]
+        out = self.fresh(*(w.shape[a] if a in kept else 1 for a in range(dims)))
+        if not any(_varies(index, rows) for _, index in x.terms):
+            column, row = _first(x, rows), self.pinned(*(1,) * dims)
+        else:
+            row = _first(x, axes)
+            column = self.uniform(x - row, rows)
+        self._define(w, out - column, torch.broadcast_shapes(w.shape, column.shape))
+        whole = torch.broadcast_shapes(w.shape, x.shape)
+        shape = [1 if a in axes else n for a, n in enumerate(whole)]
+        return LogScale((out + row).terms, shape)
+
+    def single(self, x: LogScale) -> LogScale:
+        """``x`` as one unknown an entry, new ones where it was a sum."""
+        x = self.simplify(self.resolve(x))
+        if not x.terms:
+            return LogScale([(1, torch.tensor(PINNED))], x.shape)
+        if len(x.terms) == 1 and x.terms[0][0] == 1:
+            return x
+        indices = torch.broadcast_tensors(*(compact(index) for _, index in x.terms))
+        rows = torch.stack(indices, -1).reshape(-1, len(indices))
+        unique, inverse = torch.unique(rows, dim=0, return_inverse=True)
+        new = self.fresh(len(unique))
+        sums = LogScale(
+            [(c, unique[:, m]) for m, (c, _) in enumerate(x.terms)], new.shape
+        )
+        self._impose(new - sums)
+        index = torch.where((unique == ZERO).any(1), ZERO, new.terms[0][1])[inverse]
+        return LogScale([(1, index.view(indices[0].shape))], x.shape)
+
+    def has_zeros(self, x: LogScale) -> bool:
+        """Whether an entry of ``x`` is known to be always zero."""
+        return any(bool((compact(index) == ZERO).any()) for _, index in x.terms)
+
+    def simplify(self, x: LogScale) -> LogScale:
+        """``x`` with merged unknowns, equal terms added up and terms that are 0 left out."""
+        terms = _collected(x.terms, self._find)
+        return LogScale([(c, torch.from_numpy(i)) for i, c in terms], x.shape)
+
+    @contextmanager
+    def because(self, reason: int):
+        """Give equations imposed inside a reason, for :meth:`Solution.reasons`."""
+        previous, self._reason = self._reason, reason
+        try:
+            yield
+        finally:
+            self._reason = previous
+
+    # -- inside ---
+
+    def _shift(self, dims: int) -> LogScale:
+        """A new unknown common to many entries; it stays free where it can, so generators are local."""
+        shift = self.fresh(*(1,) * dims)
+        self._shifts.append(int(shift.terms[0][1]))
+        return shift
+
+    def _pin_without_effect(self, w: LogScale, x: LogScale) -> None:
+        """Pin the factors of entries that are always zero: scaling them changes nothing."""
+        w = self.single(w)
+        index, other = torch.broadcast_tensors(w.terms[0][1], self.single(x).terms[0][1])
+        self._impose(LogScale([(1, torch.where(other == ZERO, index, ZERO))], index.shape))
+
+    def _define(self, w: Unset, value: LogScale, shape: Sequence[int]) -> LogScale:
+        """Impose ``w = value``; a definition where the entries of ``w`` are still undetermined."""
+        lead = len(shape) - len(w.shape)
+        extra = [a for a, n in enumerate(shape) if a < lead or w.shape[a - lead] != n]
+        value = self.uniform(LogScale(value.terms, shape), extra)
+        narrow = LogScale([(c, i[(0,) * lead]) for c, i in value.terms], w.shape)
+        undetermined = w.leaf.known is None or not (
+            w.leaf.complete or bool(w.leaf.known[w.entries].any())
+        )
+        if undetermined and _distinct(w):
+            self._determine(w, narrow)
+        else:
+            self._impose(self.resolve(w) - narrow)
+        return LogScale(narrow.terms, shape)
+
+    def _determine(self, w: Unset, value: LogScale) -> None:
+        leaf, order = w.leaf, w.order()
+        if leaf.known is None and order is not None:
+            leaf.terms = [(c, i.permute(order).reshape(leaf.shape)) for c, i in value.terms]
+            leaf.known = torch.empty(0, dtype=torch.bool)
+            return
+        if leaf.known is None:
+            leaf.known = torch.zeros(leaf.numel, dtype=torch.bool)
+        where = w.entries.reshape(-1)
+        slots = [(c, index.reshape(-1).clone()) for c, index in leaf.terms]
+        free = list(range(len(slots)))
+        for c, index in value.terms:
+            slot = next((m for m in free if slots[m][0] == c), None)
+            if slot is None:
+                slots.append((c, torch.full((leaf.numel,), PINNED)))
+                slot = len(slots) - 1
+            else:
+                free.remove(slot)
+            slots[slot][1][where] = index.reshape(-1)
+        leaf.terms = [(c, index.view(leaf.shape)) for c, index in slots]
+        leaf.known[where] = True
+        if bool(leaf.known.all()):
+            leaf.known = torch.empty(0, dtype=torch.bool)
+
+    def _uniform_with_zeros(self, x: LogScale, axes: Sequence[int]) -> LogScale:
+        """As :meth:`uniform`, where entries that are always zero do not count."""
+        x = self.single(x)
+        index = compact(x.terms[0][1])
+        reference = index.amax(axes, keepdim=True) if axes else index
+        self._impose(LogScale([(1, index), (-1, reference)], index.shape))
+        return LogScale([(1, reference)], _first(x, axes).shape)
+
+    def _impose(self, x: LogScale) -> None:
+        """Impose ``x = 0`` on every entry."""
+        terms = _collected(x.terms, self._find)
+        if any((index == ZERO).any() for index, _ in terms):
+            self._add_rows(terms)
+            return
+        groups = _groups_of_axes(terms)
+        if len(groups) <= 1:
+            self._add_rows(terms)
+            return
+        # A sum of functions of different axes vanishes iff each is constant, and these add to 0.
+        shifts = self.fresh(len(groups) - 1).terms[0][1].tolist()
+        self._shifts += shifts
+        constants = [[(np.array(s), -1)] for s in shifts]
+        constants.append([(np.array(s), 1) for s in shifts])
+        for group, constant in zip(groups, constants):
+            self._add_rows(group + constant)
+
+    def _add_rows(self, terms: Sequence[tuple[np.ndarray, int]]) -> None:
+        if not terms:
+            return
+        indices = np.broadcast_arrays(*(index for index, _ in terms))
+        rows = np.stack([index.reshape(-1) for index in indices], axis=1)
+        rows = rows[(rows != ZERO).all(1)]
+        coefficients = np.array([c for _, c in terms])
+        if len(coefficients) == 2 and coefficients.sum() == 0:
+            self._union(rows[:, 0], rows[:, 1], self._reason)
+        elif len(coefficients) == 1:
+            self._union(rows[:, 0], np.zeros_like(rows[:, 0]), self._reason)
+        else:
+            self._rows.append((np.unique(rows, axis=0), coefficients, self._reason))
+
+    def _find(self, index: np.ndarray) -> np.ndarray:
+        """The representative of each unknown, the least one merged with it."""
+        if (index == ZERO).any():
+            return np.where(index == ZERO, ZERO, self._find(np.maximum(index, 0)))
+        root = self._parent[index]
+        while True:
+            above = self._parent[root]
+            if (above == root).all():
+                break
+            root = above
+        self._parent[index] = root
+        return root
+
+    def _union(self, a: np.ndarray, b: np.ndarray, reason: int) -> None:
+        pairs = np.unique(np.stack([a, b], axis=1), axis=0)
+        a, b = pairs[:, 0], pairs[:, 1]
+        self._edges.append((a, b, reason))
+        while True:
+            a, b = self._find(a), self._find(b)
+            apart = a != b
+            if not apart.any():
+                return
+            a, b = a[apart], b[apart]
+            np.minimum.at(self._parent, np.maximum(a, b), np.minimum(a, b))
+
+    def solve(self) -> Solution:
+        """The null space: every log-scale as an integer combination of free ones."""
+        rows = self._reduced_rows()
+        roots = np.unique(self._find(np.arange(self._size)))
+        # Elimination keeps the least columns free: shifts come first, so that they stay.
+        early = np.isin(roots, np.array(self._shifts, dtype=np.int64))
+        order = np.concatenate([roots[:1], roots[early], roots[~early][1:]])
+        place = np.zeros(self._size, dtype=np.int64)
+        place[order] = np.arange(len(order))
+        pivots = exact.echelon(
+            {int(place[name]): c for name, c in row.items()} for row, _ in rows
+        )
+        pivots[PINNED] = {PINNED: 1}
+        basis = sparse.csr_array(exact.null_space(pivots, len(order)))
+        blamed = {int(place[name]): reason for row, reason in rows for name in row}
+        return Solution(
+            basis, place[self._find(np.arange(self._size))], self._edges, blamed
+        )
+
+    def _reduced_rows(self) -> list[tuple[dict[int, int], int]]:
+        """The equations of three unknowns or more, after merging through those of fewer."""
+        rows = [
+            (_added(line.tolist(), coefficients.tolist()), reason)
+            for lines, coefficients, reason in self._rows
+            for line in lines
+        ]
+        while True:
+            names = [name for row, _ in rows for name in row]
+            roots = iter(self._find(np.array(names, dtype=np.int64)).tolist())
+            merged, left = [], []
+            for row, reason in rows:
+                row = _added([next(roots) for _ in row], row.values())
+                row.pop(PINNED, None)
+                if len(row) == 1 or (len(row) == 2 and sum(row.values()) == 0):
+                    merged.append(((*row, PINNED)[:2], reason))
+                elif row:
+                    left.append((row, reason))
+            rows = left
+            if not merged:
+                return rows
+            for (a, b), reason in merged:
+                self._union(np.array([a]), np.array([b]), reason)
+
+
+class Solution:
+    """The null space of :class:`Equations`: each unknown as a combination of free ones.
+
+    Attributes:
+        basis: Sparse integer matrix, distinct unknowns × free ones.
+        row: For each unknown, its row in ``basis``.
+    """
+
+    def __init__(self, basis, row, edges, blamed):
+        self.basis, self.row = basis, row
+        self._edges, self._blamed = edges, blamed
+
+    @cached_property
+    def reasons(self) -> np.ndarray:
+        """For each unknown, the reason of the equation that pinned it; −1 where it is free."""
+        size, by_row = len(self.row), np.full(self.basis.shape[0], -1)
+        for row in np.flatnonzero(np.diff(self.basis.indptr) == 0).tolist():
+            by_row[row] = self._blamed.get(row, -1)
+        reasons = by_row[self.row]
+        if not self._edges:
+            return reasons
+        a, b = (np.concatenate([edge[k] for edge in self._edges]) for k in (0, 1))
+        why = np.concatenate([np.full(len(a), reason) for a, _, reason in self._edges])
+        keys, first = np.unique(
+            np.minimum(a, b) * size + np.maximum(a, b), return_index=True
+        )
+        graph = sparse.coo_array((np.ones(len(a)), (a, b)), shape=(size, size))
+        order, above = breadth_first_order(graph.tocsr(), PINNED, directed=False)
+        for name in order[1:].tolist():
+            parent = int(above[name])
+            if parent != PINNED:
+                reasons[name] = reasons[parent]
+            else:
+                reasons[name] = why[first[np.searchsorted(keys, name)]]
+        return reasons
+
+
+def _varies(index: Tensor, axes: Sequence[int]) -> bool:
+    """Whether an index tensor varies along one of the axes; it is 1 long where it does not."""
+    return any(index.shape[a] > 1 and index.stride(a) != 0 for a in axes)
+
+
+def _first(x: LogScale, axes: Sequence[int]) -> LogScale:
+    """``x`` at the first place along ``axes``, which are kept with length 1."""
+    shape = [1 if a in axes else n for a, n in enumerate(x.shape)]
+
+    def narrow(index: Tensor) -> Tensor:
+        return index[tuple(slice(0, n) for n in shape)]
+
+    return LogScale([(c, narrow(index)) for c, index in x.terms], shape)
+
+
+def _distinct(w: Unset) -> bool:
+    """Whether no entry of a parameter is seen twice."""
+    if any(n > 1 and s == 0 for n, s in zip(w.shape, w.entries.stride())):
+        return False
+    return w.order() is not None or len(w.entries.unique()) == w.entries.numel()
+
+
+def _collected(terms, find) -> list[tuple[np.ndarray, int]]:
+    """Terms with merged unknowns, compact, coefficients of equal ones added, zeros left out."""
+    total: dict[tuple, tuple[np.ndarray, int]] = {}
+    for c, index in terms:
+        merged = find(compact(index).numpy())
+        merged = compact(torch.from_numpy(merged)).contiguous().numpy()
+        if not merged.any():
+            continue
+        key = (merged.shape, merged.tobytes())
+        total[key] = (merged, total.get(key, (merged, 0))[1] + c)
+    return [(index, c) for index, c in total.values() if c or (index == ZERO).any()]
+
+
+def _groups_of_axes(terms) -> list[list[tuple[np.ndarray, int]]]:
+    """Terms joined while they vary along a common axis; constants with the last of them."""
+    groups: list[tuple[set[int], list]] = []
+    constants = []
+    for index, c in terms:
+        axes = {a for a, n in enumerate(index.shape) if n > 1 and index.strides[a]}
+        if not axes:
+            constants.append((index, c))
+            continue
+        joined = [(index, c)]
+        for other in [group for group in groups if group[0] & axes]:
+            groups.remove(other)
+            axes, joined = axes | other[0], other[1] + joined
+        groups.append((axes, joined))
+    if not groups:
+        return [constants] if constants else []
+    groups[-1][1].extend(constants)
+    return [joined for _, joined in groups]
+
+
+def _added(names, coefficients) -> dict[int, int]:
+    """Coefficients by name, those of one name added, zeros left out."""
+    row: dict[int, int] = {}
+    for name, c in zip(names, coefficients):
+        row[name] = row.get(name, 0) + c
+    return {name: c for name, c in row.items() if c}

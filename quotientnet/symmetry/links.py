@@ -1,0 +1,160 @@
+"""Which generator scales what: the table behind a group, and a name for each generator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from quotientnet.group import ScalingGroup
+from quotientnet.layout import ParameterLayout
+from quotientnet.units import Term
+
+__all__ = ["Link", "Naming", "links_of", "named_group"]
+
+_LISTED = 6
+"""At most this many parts are spelled out in a name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """The generators that scale a parameter along some of its axes.
+
+    Attributes:
+        parameter: Its name.
+        axes: The axes along which the generators differ; none if one scales the whole tensor.
+        exponent: A generator ``t`` scales the entry by ``e^{exponent t}``.
+        generators: The number of the generator at each place along ``axes``, −1 where none.
+    """
+
+    parameter: str
+    axes: tuple[int, ...]
+    exponent: int
+    generators: np.ndarray
+
+
+def links_of(
+    layout: ParameterLayout, incidence: Mapping[str, Sequence[Term]], classes: sparse.csr_array
+) -> list[Link]:
+    """The links of a group, in the order of the layout."""
+    counts = np.diff(classes.indptr)
+    links = []
+    for entry in layout.entries:
+        for term in incidence.get(entry.name, ()):
+            index = term.index.reshape([term.index.shape[a] for a in term.axes])
+            for rank in range(int(counts[index].max(initial=0))):
+                present = counts[index] > rank
+                place = np.minimum(classes.indptr[index] + rank, classes.nnz - 1)
+                exponents = np.where(present, classes.data[place] * term.coefficient, 0)
+                for exponent in np.unique(exponents[present]).tolist():
+                    generators = np.where(exponents == exponent, classes.indices[place], -1)
+                    links.append(Link(entry.name, term.axes, exponent, generators))
+    return links
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Where a generator acts.
+
+    Attributes:
+        place: The layer whose output it scales.
+        channel: The channel of that layer; ``None`` if it scales all.
+        parts: What it scales, in words.
+        normalised: Whether it scales parameters in one direction only, as filters before a
+            normalisation.
+    """
+
+    place: str
+    channel: int | None
+    parts: str
+    normalised: bool
+
+    def __str__(self) -> str:
+        channel = "" if self.channel is None else f" channel {self.channel}"
+        return f"{self.place}{channel}: {self.parts}"
+
+
+def named_group(
+    layout: ParameterLayout, incidence: Mapping[str, Sequence[Term]], classes: sparse.csr_array
+) -> tuple[ScalingGroup, list[Naming]]:
+    """The group with a name for each generator, in the order of what they scale upwards first.
+
+    Generators that scale nothing are left out. A generator that divides more tensors than it
+    multiplies is replaced by its inverse.
+    """
+    first, sign = np.full(classes.shape[1], np.inf), np.zeros(classes.shape[1], dtype=np.int64)
+    links = links_of(layout, incidence, classes)
+    for link in links:
+        generators = np.unique(link.generators)
+        sign[generators[generators >= 0]] += np.sign(link.exponent)
+    sign = np.where(sign < 0, -1, 1)
+    for link in links:
+        entry, flat = layout[link.parameter], link.generators.reshape(-1)
+        hit = flat >= 0
+        place = entry.start + np.arange(len(flat)) * (entry.numel / max(len(flat), 1))
+        upwards = link.exponent * sign[flat[hit]] > 0
+        np.minimum.at(first, flat[hit], np.where(upwards, 0, layout.size) + place[hit])
+    order = np.argsort(first, kind="stable")
+    order = order[np.isfinite(first[order])]
+    classes = sparse.csr_array(classes[:, order] @ sparse.diags_array(sign[order], dtype=np.int64))
+    namings = _namings(layout, links_of(layout, incidence, classes), len(order))
+    return ScalingGroup(layout, incidence, classes, [str(n) for n in namings]), namings
+
+
+def _namings(layout: ParameterLayout, links: Sequence[Link], count: int) -> list[Naming]:
+    """A description of each generator."""
+    touched: list[list[int]] = [[] for _ in range(count)]
+    place: dict[tuple[int, int], int] = {}
+    for number, link in enumerate(links):
+        flat = link.generators.reshape(-1)
+        generators, first = np.unique(flat, return_index=True)
+        for generator, position in zip(generators.tolist(), first.tolist()):
+            if generator >= 0:
+                touched[generator].append(number)
+                place[generator, number] = position
+    texts: dict[tuple[int, ...], tuple] = {}
+    namings = []
+    for generator, numbers in enumerate(touched):
+        key = tuple(numbers)
+        if key not in texts:
+            texts[key] = _text(layout, [links[n] for n in numbers])
+        where, head, parts, normalised = texts[key]
+        link = links[numbers[head]]
+        channel = place[generator, numbers[head]] if len(link.axes) == 1 else None
+        namings.append(Naming(where, channel, parts, normalised))
+    return namings
+
+
+def _text(layout: ParameterLayout, links: Sequence[Link]) -> tuple[str, int, str, bool]:
+    """The place of generators, the link that counts their channels, their parts, their kind."""
+    own = [i for i, link in enumerate(links) if not layout[link.parameter].passive]
+    signs = {links[i].exponent > 0 for i in own}
+    heads = [i for i in own if links[i].exponent > 0 and len(links[i].axes) == 1]
+    head = (heads or own or [0])[0]
+    where = links[head].parameter
+    prefix, _, member = where.rpartition(".")
+    where = prefix if prefix and member in ("weight", "bias") else where
+    parts: list[str] = []
+    for link in links:
+        text = _part(layout, link)
+        stem, _, last = link.parameter.rpartition(".")
+        if parts and text == f"entries of {link.parameter}" and f" {stem}." in parts[-1] and stem:
+            if "columns" not in parts[-1] and "exponent" not in parts[-1]:
+                parts[-1] += f" and {last}"
+                continue
+        parts.append(text)
+    parts = list(dict.fromkeys(parts))
+    if len(parts) > _LISTED:
+        parts = [*parts[: _LISTED - 1], f"{len(parts) - _LISTED + 1} more"]
+    return where, head, ", ".join(parts), len(signs) == 1
+
+
+def _part(layout: ParameterLayout, link: Link) -> str:
+    dims = len(layout[link.parameter].shape)
+    role = {(): "all", (0,): "rows" if dims > 1 else "entries"}.get(link.axes, "entries")
+    role = "columns" if link.axes == (1,) or (dims > 1 and link.axes == (0, 1)) else role
+    usual = -1 if role == "columns" else 1
+    extra = "" if link.exponent == usual else f" (exponent {link.exponent})"
+    return f"{role} of {link.parameter}{extra}"

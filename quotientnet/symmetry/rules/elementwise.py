@@ -1,0 +1,178 @@
+"""Rules of operations that act on each entry by itself."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+
+from quotientnet.symmetry.rules.registry import rule
+
+__all__ = []
+
+HOMOGENEOUS = (
+    "relu leaky_relu rrelu abs neg dropout feature_dropout positive clone detach alias contiguous "
+    "lift_fresh lift_fresh_copy detach_copy"
+).split()
+
+PINNING = (
+    "gelu silu mish sigmoid tanh softmax _softmax log_softmax _log_softmax relu6 hardtanh hardsigmoid "
+    "hardswish elu selu celu softplus softsign softshrink hardshrink tanhshrink log_sigmoid "
+    "logsigmoid exp expm1 log log1p log2 log10 sin cos tan atan asin acos sinh cosh erf erfc erfinv "
+    "round floor ceil trunc frac alpha_dropout feature_alpha_dropout logsumexp cumprod "
+    "fmod remainder isnan isinf isfinite"
+).split()
+
+
+@rule(*(f"aten::{name}" for name in HOMOGENEOUS))
+def homogeneous(call, x, *args, **kwargs):
+    """Positively homogeneous: the scale passes."""
+    return x
+
+
+@rule(*(f"aten::{name}" for name in PINNING))
+def pinning(call, *args, **kwargs):
+    """Not homogeneous: neither argument nor result can be scaled."""
+    return call.pin(*args, *kwargs.values())
+
+
+@rule("aten::prelu")
+def prelu(call, x, slope):
+    call.equations.pin(slope)
+    return x
+
+
+@rule("aten::threshold")
+def threshold(call, x, threshold, value):
+    return x if threshold == value == 0 else call.pin(x)
+
+
+@rule("aten::clamp")
+def clamp(call, x, min=None, max=None):
+    return x if {min, max} in ({0, None}, {0}) else call.pin(x, min, max)
+
+
+@rule("aten::clamp_min", "aten::clamp_max")
+def clamp_one_side(call, x, bound):
+    return clamp(call, x, bound)
+
+
+@rule("aten::add", "aten::sub", "aten::rsub")
+def add(call, x, y, *, alpha=1):
+    """Terms of a sum have one scale."""
+    return call.equations.equal(call.scale(x), call.scale(y))
+
+
+@rule("aten::maximum", "aten::minimum", "aten::fmax", "aten::fmin", "aten::lerp", "aten::hypot")
+def alike(call, x, y, *args):
+    """Homogeneous in both arguments together; a weight after them is pinned."""
+    for other in args:
+        call.equations.pin(call.scale(other))
+    return call.equations.equal(call.scale(x), call.scale(y))
+
+
+@rule("aten::where")
+def where(call, condition, x, y):
+    return call.equations.equal(call.scale(x), call.scale(y))
+
+
+@rule("aten::masked_fill")
+def masked_fill(call, x, mask, value):
+    return call.equations.equal(call.scale(x), call.scale(value))
+
+
+@rule("aten::mul", "aten::multiply")
+def mul(call, x, y):
+    """Scales of factors multiply."""
+    eq = call.equations
+    return eq.simplify(eq.resolve(call.scale(x)) + eq.resolve(call.scale(y)))
+
+
+@rule("aten::div", "aten::divide", "aten::true_divide")
+def div(call, x, y, *, rounding_mode=None):
+    if rounding_mode is not None:
+        return call.pin(x, y)
+    eq = call.equations
+    divisor = eq.resolve(call.scale(y))
+    if eq.has_zeros(divisor):
+        return call.pin(x, y)
+    return eq.simplify(eq.resolve(call.scale(x)) - divisor)
+
+
+@rule("aten::addcmul")
+def addcmul(call, x, y, z, *, value=1):
+    return add(call, x, mul(call, y, z))
+
+
+@rule("aten::addcdiv")
+def addcdiv(call, x, y, z, *, value=1):
+    return add(call, x, div(call, y, z))
+
+
+def power_rule(name: str, exponent: Fraction) -> None:
+    """Register ``x^exponent``."""
+
+    @rule(f"aten::{name}")
+    def fixed_power(call, x):
+        return _power(call, x, exponent)
+
+
+for _name, _exponent in (
+    ("square", Fraction(2)), ("sqrt", Fraction(1, 2)), ("rsqrt", Fraction(-1, 2)),
+    ("reciprocal", Fraction(-1)),
+):  # fmt: skip
+    power_rule(_name, _exponent)
+
+
+@rule("aten::pow", "aten::float_power")
+def pow(call, x, exponent):
+    if isinstance(exponent, (int, float)) and not isinstance(x, (int, float)):
+        fraction = Fraction(exponent).limit_denominator(64)
+        if float(fraction) == float(exponent):
+            return _power(call, x, fraction)
+    return call.pin(x, exponent)
+
+
+def _power(call, x, exponent: Fraction):
+    x = call.equations.resolve(x)
+    if exponent <= 0 and call.equations.has_zeros(x):
+        return call.pin(x)
+    return call.equations.power(x, exponent)
+
+
+@rule("aten::glu")
+def glu(call, x, dim=-1):
+    half = x.shape[dim] // 2
+    value, gate = (x.map(lambda t: t.narrow(dim, start, half)) for start in (0, half))
+    call.equations.pin(gate)
+    return value
+
+
+@rule("aten::sign", "aten::sgn")
+def sign(call, x):
+    """Unchanged by any positive scale."""
+    return call.equations.pinned(*call.shape)
+
+
+@rule("aten::gt", "aten::ge", "aten::lt", "aten::le", "aten::eq", "aten::ne")
+def compare(call, x, y):
+    """Unchanged by a scale common to both sides, any scale against zero."""
+    call.equations.equal(call.scale(x), call.scale(y))
+    return call.equations.pinned(*call.shape)
+
+
+@rule("aten::copy", "aten::copy_")
+def copy(call, target, source, non_blocking=False):
+    return call.scale(source) + call.equations.pinned(*call.shape)
+
+
+@rule("aten::fill", "aten::zero")
+def fill(call, x, value=0.0):
+    return call.scale(value) + call.equations.pinned(*call.shape)
+
+
+@rule("aten::to", "aten::_to_copy", "aten::type_as")
+def to(call, x, *args, **kwargs):
+    """A change of dtype or device."""
+    dtypes = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)]
+    return call.pin(x) if any(not d.is_floating_point for d in dtypes) else x

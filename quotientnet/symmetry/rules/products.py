@@ -1,0 +1,140 @@
+"""Rules of matrix products and convolutions: a sum of products has one scale for each result."""
+
+from __future__ import annotations
+
+from quotientnet.symmetry.rules.registry import rule
+from quotientnet.symmetry.scales import LogScale, Unset
+
+__all__ = []
+
+
+@rule("aten::linear")
+def linear(call, x, weight, bias=None):
+    """``W[o, i]`` has the scale of ``out_o / in_i``."""
+    eq = call.equations
+    out = eq.contract(call.scale(weight), call.scale(x).map(lambda t: t.unsqueeze(-2)), [-1])
+    out = out.map(lambda t: t.squeeze(-1))
+    call.outputs = out
+    out = LogScale(out.terms, call.shape)
+    return out if bias is None else eq.equal(out, call.scale(bias))
+
+
+@rule("aten::matmul", "aten::mm", "aten::bmm", "aten::mv", "aten::dot")
+def matmul(call, x, y):
+    eq, x, y = call.equations, call.scale(x), call.scale(y)
+    row, column = len(x.shape) == 1, len(y.shape) == 1
+    x = x.map(lambda t: t.unsqueeze(0)) if row else x
+    y = y.map(lambda t: t.unsqueeze(-1)) if column else y
+    # (…, rows, 1, inner) times (…, 1, columns, inner), summed over the last axis.
+    x = x.map(lambda t: t.unsqueeze(-2))
+    y = y.map(lambda t: t.transpose(-1, -2).unsqueeze(-3))
+    out = eq.contract(y, x, [-1]).map(lambda t: t.squeeze(-1))
+    call.outputs = out
+    if row:
+        out = out.map(lambda t: t.squeeze(-2))
+    if column:
+        out = out.map(lambda t: t.squeeze(-1))
+    return LogScale(out.terms, call.shape)
+
+
+@rule("aten::addmm", "aten::baddbmm", "aten::addmv", "aten::addbmm")
+def addmm(call, bias, x, y, **kwargs):
+    return call.equations.equal(matmul(call, x, y), call.scale(bias))
+
+
+@rule("aten::einsum")
+def einsum(call, equation, tensors, **kwargs):
+    """Products of two tensors in which no index repeats within a tensor; others are pinned."""
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    names = inputs.split(",")
+    plain = len(names) == 2 and all(len(set(n)) == len(n) for n in names) and "." not in equation
+    if not plain or "->" not in equation:
+        return call.pin(*tensors)
+    summed = sorted(set(inputs) - set(output) - {","})
+    letters = [*output, *summed]
+
+    def align(x, own):
+        present = [letter for letter in letters if letter in own]
+        x = x.map(lambda t: t.permute([own.index(letter) for letter in present]))
+        cut = tuple(slice(None) if letter in own else None for letter in letters)
+        return x.map(lambda t: t[cut])
+
+    x, y = (align(call.scale(t), own) for t, own in zip(tensors, names))
+    if not summed:
+        return call.equations.resolve(x) + call.equations.resolve(y)
+    out = call.equations.contract(y, x, range(-len(summed), 0))
+    call.outputs = LogScale(out.terms, call.shape + (1,) * len(summed))
+    return call.outputs.map(lambda t: t[(..., *[0] * len(summed))])
+
+
+@rule("aten::embedding")
+def embedding(call, weight, index, *args):
+    """Any row may be read at any place: rows have one scale."""
+    row = call.equations.uniform(weight, [0]) if not isinstance(weight, Unset) else (
+        call.equations.equal(weight, call.equations.fresh(1, weight.shape[1])))
+    return LogScale(row.map(lambda t: t[0]).terms, call.shape)
+
+
+def _each(value, dims: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * dims if len(values) == 1 else values
+
+
+def _positions(call, x, dims, kernel, stride, padding):
+    """``x`` of shape (N, channels, …) with one scale along axes that a kernel extends over."""
+    padding = [1] * dims if isinstance(padding, str) else _each(padding, dims)
+    single = [k == 1 and p == 0 for k, p in zip(kernel, padding)]
+    x = call.equations.uniform(x, [a - dims for a in range(dims) if not single[a]])
+    steps = [s if one else 1 for s, one in zip(_each(stride, dims), single)]
+    return x.map(lambda t: t[(..., *(slice(None, None, s) for s in steps))])
+
+
+def _convolution(dims: int) -> None:
+    @rule(f"aten::conv{dims}d")
+    def conv(call, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        """``W[o, i]`` has the scale of ``out_o / in_i``, the same at every place of the kernel."""
+        weight, x = call.scale(weight), _batched(call.scale(x), dims)
+        kernel = weight.shape[2:]
+        x = _positions(call, x, dims, kernel, stride, padding)
+        # W (groups, out, in, *kernel); x (N, *positions, groups, 1, in, *1)
+        weight = weight.map(lambda t: t.reshape(groups, -1, *t.shape[1:]))
+        x = x.map(lambda t: t.movedim(1, -1).unflatten(-1, (groups, -1)).unsqueeze(-2))
+        x = x.map(lambda t: t[(..., *[None] * dims)])
+        out = call.equations.contract(weight, x, range(-1 - dims, 0))
+        out = out.map(lambda t: t[(..., *[0] * (1 + dims))].flatten(-2))
+        return _convolved(call, out, dims, bias)
+
+    @rule(f"aten::conv_transpose{dims}d")
+    def transposed(
+        call, x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+    ):
+        """As convolution, the weight's first two axes exchanged."""
+        weight, x = call.scale(weight), _batched(call.scale(x), dims)
+        x = call.equations.uniform(x, range(-dims, 0))
+        # W (groups, in, out, *kernel) -> (groups, out, in, *kernel)
+        weight = weight.map(
+            lambda t: t.reshape(groups, -1, *t.shape[1:]).transpose(1, 2)
+        )
+        x = x.map(lambda t: t.movedim(1, -1).unflatten(-1, (groups, -1)).unsqueeze(-2))
+        x = x.map(lambda t: t[(..., *[None] * dims)])
+        out = call.equations.contract(weight, x, range(-1 - dims, 0))
+        out = out.map(lambda t: t[(..., *[0] * (1 + dims))].flatten(-2))
+        return _convolved(call, out, dims, bias)
+
+
+def _batched(x: LogScale, dims: int) -> LogScale:
+    return x if len(x.shape) == dims + 2 else x.map(lambda t: t.unsqueeze(0))
+
+
+def _convolved(call, out: LogScale, dims: int, bias) -> LogScale:
+    """The result (N, *positions, channels) as (N, channels, *positions), with the bias."""
+    call.outputs = out
+    if bias is not None:
+        out = call.equations.equal(out, call.scale(bias))
+    out = out.map(lambda t: t.movedim(-1, 1))
+    unbatched = len(call.shape) == dims + 1
+    return LogScale(out.map(lambda t: t[0]).terms if unbatched else out.terms, call.shape)
+
+
+for _dims in (1, 2, 3):
+    _convolution(_dims)

@@ -1,0 +1,95 @@
+"""Rules of operations that move entries; they run literally on index tensors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quotientnet.symmetry.rules.registry import rule
+from quotientnet.symmetry.scales import PINNED, ZERO, LogScale
+
+__all__ = ["MOVES"]
+
+MOVES = (
+    "view reshape _unsafe_view _reshape_alias permute transpose t numpy_T mT movedim moveaxis "
+    "swapaxes swapdims flatten unflatten squeeze unsqueeze expand broadcast_to repeat tile "
+    "repeat_interleave select slice narrow index index_select split split_with_sizes chunk unbind "
+    "tensor_split roll flip rot90 diagonal unfold pixel_shuffle pixel_unshuffle channel_shuffle "
+    "native_channel_shuffle ravel atleast_1d atleast_2d gather adjoint mH"
+).split()
+"""Operations whose result holds entries of their first argument."""
+
+
+def move(operation, x: LogScale, args, kwargs):
+    """The operation applied to ``x``'s index tensors."""
+    first = [t for _, t in x.terms] if not hasattr(x, "entries") else [x.entries]
+    example = operation(first[0] if first else torch.zeros(()).expand(x.shape), *args, **kwargs)
+    if isinstance(example, Tensor):
+        return x.map(lambda t: operation(t, *args, **kwargs))
+    return [
+        x.map(lambda t, i=i: operation(t, *args, **kwargs)[i]) for i in range(len(example))
+    ]
+
+
+def _register(name: str) -> None:
+    operation = getattr(torch.ops.aten, name)
+
+    @rule(f"aten::{name}")
+    def moving(call, x, *args, **kwargs):
+        if any(isinstance(a, LogScale) for a in args):
+            return call.pin(x, *args)
+        return move(operation, x, args, kwargs)
+
+
+for _name in MOVES:
+    if hasattr(torch.ops.aten, _name):
+        _register(_name)
+
+
+@rule("aten::view_as", "aten::reshape_as")
+def shape_of_another(call, x, other):
+    return x.map(lambda t: t.reshape(call.shape))
+
+
+@rule("aten::expand_as")
+def expand_as(call, x, other):
+    return x.map(lambda t: t.expand(call.shape))
+
+
+def _join(name: str) -> None:
+    operation = getattr(torch.ops.aten, name)
+
+    @rule(f"aten::{name}")
+    def joined(call, tensors, *args, **kwargs):
+        singles = [call.equations.single(call.scale(x)) for x in tensors]
+        index = operation([x.terms[0][1] for x in singles], *args, **kwargs)
+        return LogScale([(1, index)], index.shape)
+
+
+for _name in ("cat", "concat", "stack", "hstack", "vstack", "dstack", "column_stack"):
+    if hasattr(torch.ops.aten, _name):
+        _join(_name)
+
+
+@rule("aten::pad", "aten::constant_pad_nd")
+def pad(call, x, pad, mode="constant", value=None):
+    if not isinstance(mode, str):
+        mode, value = "constant", mode
+    x = call.equations.single(x)
+    index = x.terms[0][1]
+    if mode == "constant":
+        padded = F.pad(index, pad, value=PINNED if value else ZERO)
+    else:
+        padded = F.pad(index.double(), pad, mode=mode).long()
+    return LogScale([(1, padded)], padded.shape)
+
+
+@rule("aten::reflection_pad1d", "aten::reflection_pad2d", "aten::reflection_pad3d")
+def reflection_pad(call, x, padding):
+    return pad(call, x, padding, "reflect")
+
+
+@rule("aten::replication_pad1d", "aten::replication_pad2d", "aten::replication_pad3d")
+def replication_pad(call, x, padding):
+    return pad(call, x, padding, "replicate")

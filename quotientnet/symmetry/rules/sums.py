@@ -1,0 +1,131 @@
+"""Rules of sums, maxima, pooling and interpolation: what is summed has one scale."""
+
+from __future__ import annotations
+
+from quotientnet.symmetry.rules.registry import rule
+from quotientnet.symmetry.scales import LogScale
+
+__all__ = []
+
+
+def _reduced(call, x, dim) -> LogScale:
+    """``x`` with one scale along ``dim`` (all axes if ``None`` or empty), in the result's shape."""
+    dims = [dim] if isinstance(dim, int) else list(dim or range(len(x.shape)))
+    x = call.equations.uniform(x, dims)
+    return x.map(lambda t: t.reshape(call.shape))
+
+
+@rule(
+    "aten::sum", "aten::mean", "aten::amax", "aten::amin", "aten::nansum", "aten::nanmean",
+    "aten::std",
+)  # fmt: skip
+def reduction(call, x, dim=None, *args, **kwargs):
+    return _reduced(call, x, None if isinstance(dim, bool) else dim)
+
+
+@rule("aten::var")
+def var(call, x, dim=None, *args, **kwargs):
+    return 2 * reduction(call, x, dim)
+
+
+@rule("aten::max", "aten::min", "aten::median", "aten::mode", "aten::nanmedian")
+def extremum(call, x, dim=None, keepdim=False):
+    if isinstance(dim, LogScale):
+        return call.equations.equal(x, dim)
+    return _reduced(call, x, dim) if dim is None else [_reduced(call, x, dim), None]
+
+
+@rule("aten::argmax", "aten::argmin", "aten::argsort")
+def position(call, x, dim=None, *args, **kwargs):
+    """Unchanged by a scale common to what is compared."""
+    call.equations.uniform(x, range(len(x.shape)) if dim is None else [dim])
+    return None
+
+
+@rule("aten::sort")
+def sort(call, x, dim=-1, *args, **kwargs):
+    return [_as(call, call.equations.uniform(x, [dim])), None]
+
+
+@rule("aten::topk", "aten::kthvalue")
+def topk(call, x, k, dim=-1, *args, **kwargs):
+    x = call.equations.uniform(x, [dim])
+    if len(call.shape) < len(x.shape):
+        x = x.map(lambda t: t.squeeze(dim))
+    return [_as(call, x), None]
+
+
+@rule("aten::cummax", "aten::cummin")
+def cumulative_extremum(call, x, dim):
+    return [cumsum(call, x, dim), None]
+
+
+@rule("aten::cumsum")
+def cumsum(call, x, dim, **kwargs):
+    return _as(call, call.equations.uniform(x, [dim]))
+
+
+@rule("aten::linalg_vector_norm", "aten::norm")
+def norm(call, x, ord=2, dim=None, keepdim=False, **kwargs):
+    """Homogeneous for orders other than 0, which counts."""
+    return call.pin(x) if ord == 0 else _reduced(call, x, dim)
+
+
+def _as(call, x) -> LogScale:
+    return LogScale(x.terms, call.shape)
+
+
+def _windows(call, x, dims, sizes, strides=None):
+    """One scale along each of the last ``dims`` axes, but those with windows of one entry."""
+    sizes = [sizes] * dims if isinstance(sizes, int) else list(sizes)
+    sizes = sizes * dims if len(sizes) == 1 else sizes
+    wide = [a - dims for a in range(dims) if sizes[a] != 1]
+    x = call.equations.uniform(x, wide)
+    strides = strides or sizes
+    strides = [strides] * dims if isinstance(strides, int) else list(strides)
+    strides = strides * dims if len(strides) == 1 else strides
+    for a in range(dims):
+        if sizes[a] == 1:
+            cut = (..., slice(None, None, strides[a]), *[slice(None)] * (dims - 1 - a))
+            x = x.map(lambda t, cut=cut: t[cut])
+    return x
+
+
+def _pooling(dims: int) -> None:
+    @rule(f"aten::max_pool{dims}d", f"aten::avg_pool{dims}d")
+    def pool(call, x, size, stride=None, padding=0, *args, **kwargs):
+        padded = padding != 0 and any([padding] if isinstance(padding, int) else padding)
+        return _as(call, _windows(call, x, dims, -1 if padded else size, stride))
+
+    @rule(f"aten::max_pool{dims}d_with_indices")
+    def pool_with_indices(call, x, *args, **kwargs):
+        return [pool(call, x, *args, **kwargs), None]
+
+    @rule(f"aten::adaptive_avg_pool{dims}d", f"aten::_adaptive_avg_pool{dims}d")
+    def adaptive(call, x, size):
+        if tuple(call.shape) == x.shape:
+            return x
+        return _as(call, call.equations.uniform(x, range(-dims, 0)))
+
+    @rule(f"aten::adaptive_max_pool{dims}d")
+    def adaptive_max(call, x, size):
+        return [adaptive(call, x, size), None]
+
+    @rule(f"aten::lp_pool{dims}d")
+    def lp(call, x, *args, **kwargs):
+        return _as(call, call.equations.uniform(x, range(-dims, 0)))
+
+
+for _dims in (1, 2, 3):
+    _pooling(_dims)
+
+
+@rule(
+    "aten::upsample_nearest1d", "aten::upsample_nearest2d", "aten::upsample_nearest3d",
+    "aten::upsample_linear1d", "aten::upsample_bilinear2d", "aten::upsample_trilinear3d",
+    "aten::upsample_bicubic2d", "aten::_upsample_nearest_exact1d",
+    "aten::_upsample_nearest_exact2d", "aten::_upsample_nearest_exact3d",
+    "aten::_upsample_bilinear2d_aa", "aten::_upsample_bicubic2d_aa",
+)  # fmt: skip
+def interpolate(call, x, *args, **kwargs):
+    return _as(call, call.equations.uniform(x, range(2, len(x.shape))))

@@ -1,0 +1,120 @@
+"""The log-scales of a tensor's entries, as sums of unknowns that are shared between entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["PINNED", "ZERO", "LogScale", "Leaf", "Unset", "compact"]
+
+PINNED = 0
+"""The unknown that is 0: what it scales cannot be scaled."""
+
+ZERO = -1
+"""The unknown of an entry that is always zero: any scale fits it."""
+
+
+class LogScale:
+    """``Σ_m coefficient_m u[index_m]``: for each entry of a tensor, its log-scale.
+
+    Index tensors are int64 and of the tensor's full shape; along axes where a scale is constant
+    they are expanded, and so take no memory. Operations on shapes act on them literally.
+
+    Args:
+        terms: Pairs of an integer coefficient and an index tensor.
+        shape: Of the tensor; index tensors are expanded to it.
+    """
+
+    def __init__(self, terms: Sequence[tuple[int, Tensor]], shape: Sequence[int]):
+        self.shape = tuple(shape)
+        self.terms = tuple((c, index.expand(self.shape)) for c, index in terms)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> LogScale:
+        """The same change of shape applied to every index tensor."""
+        if not self.terms:
+            return LogScale((), function(torch.zeros(()).expand(self.shape)).shape)
+        moved = [(c, function(index)) for c, index in self.terms]
+        return LogScale(moved, moved[0][1].shape)
+
+    def __add__(self, other: LogScale) -> LogScale:
+        shape = torch.broadcast_shapes(self.shape, other.shape)
+        return LogScale(self.terms + other.terms, shape)
+
+    def __mul__(self, factor: int) -> LogScale:
+        terms = [(factor * c, index) for c, index in self.terms] if factor else ()
+        return LogScale(terms, self.shape)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> LogScale:
+        return -1 * self
+
+    def __sub__(self, other: LogScale) -> LogScale:
+        return self + -other
+
+    def __repr__(self) -> str:
+        return f"LogScale(shape={self.shape}, terms={len(self.terms)})"
+
+
+@dataclass
+class Leaf:
+    """A parameter or running statistic: its log-scale, as far as its uses have determined it."""
+
+    name: str
+    shape: tuple[int, ...]
+    terms: list[tuple[int, Tensor]] = field(default_factory=list)
+    known: Tensor | None = None
+    """Which entries are determined, flat; ``None`` for none, an empty tensor for all."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every entry is determined."""
+        return self.known is not None and self.known.numel() == 0
+
+    @property
+    def numel(self) -> int:
+        """The number of entries."""
+        return torch.Size(self.shape).numel()
+
+
+class Unset(LogScale):
+    """Entries of a leaf, seen through changes of shape, whose log-scale the next use determines.
+
+    Args:
+        leaf: The parameter.
+        entries: The position in the flattened parameter of each entry.
+    """
+
+    def __init__(self, leaf: Leaf, entries: Tensor | None = None):
+        if entries is None:
+            entries = torch.arange(leaf.numel).view(leaf.shape)
+        self.leaf, self.entries, self.shape = leaf, entries, tuple(entries.shape)
+
+    @property
+    def terms(self):
+        """Not determined yet."""
+        raise TypeError(f"the log-scale of {self.leaf.name!r} is not determined yet")
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Unset:
+        """The same change of shape applied to the entries."""
+        return Unset(self.leaf, function(self.entries))
+
+    def order(self) -> list[int] | None:
+        """The permutation of axes that makes this the whole leaf in order; None if there is none."""
+        if self.entries.numel() != self.leaf.numel or self.entries.storage_offset():
+            return None
+        axes = sorted(range(self.entries.ndim), key=lambda a: -self.entries.stride(a))
+        return axes if self.entries.permute(axes).is_contiguous() else None
+
+
+def compact(index: Tensor) -> Tensor:
+    """``index`` with each axis along which it does not vary narrowed to length 1."""
+    for axis in range(index.ndim):
+        if index.shape[axis] > 1:
+            first = index.narrow(axis, 0, 1)
+            if index.stride(axis) == 0 or bool((index == first).all()):
+                index = first
+    return index
