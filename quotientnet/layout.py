@@ -165,7 +165,7 @@ class ParameterLayout:
         """
         batch = w.shape[:-1]
         return {
-            entry.name: piece.reshape(*batch, *entry.shape)
+            entry.name: piece.reshape((*batch, *entry.shape))
             for entry, piece in zip(self.entries, self.split(w))
         }
 
@@ -196,6 +196,30 @@ class ParameterLayout:
             pieces[entry.name] = tensor.reshape(*batch, entry.numel)
         _check_homogeneous(pieces)
         return torch.cat(list(pieces.values()), dim=-1)
+
+    def substitutes(self, module: nn.Module, w: Tensor) -> dict[str, Tensor]:
+        """What stands in for a module's parameters and buffers in ``torch.func.functional_call``.
+
+        Each module is named once, because ``functional_call`` leaves its tensors in a module that it
+        meets under two names: pass ``tie_weights=False``. Buffers are copies, which a forward in train
+        mode may write to.
+
+        Args:
+            module: A module with this layout.
+            w: A point, shape ``(size,)``.
+        """
+        views, tensors = self.unflatten(w), {}
+        for prefix, child in module.named_modules():
+            prefix = f"{prefix}." if prefix else ""
+            for member in child._parameters:
+                if prefix + member in self:
+                    tensors[prefix + member] = views[self[prefix + member].name]
+            for member, buffer in child._buffers.items():
+                if buffer is not None:
+                    # Never differentiated.
+                    value = views.get(prefix + member, buffer)
+                    tensors[prefix + member] = value.detach().clone()
+        return tensors
 
     @torch.no_grad()
     def assign(self, module: nn.Module, w: Tensor) -> None:

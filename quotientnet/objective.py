@@ -155,7 +155,7 @@ class Objective:
     def _batch_loss(self, w: Tensor, batch) -> tuple[Tensor, Tensor | float | None]:
         """A batch's loss and its normaliser, None for a sum."""
         args, kwargs, targets = self._read(batch, w)
-        tensors = self._tensors(w)
+        tensors = self.layout.substitutes(self.model, w)
         outputs = torch.func.functional_call(
             self.model, tensors, args, kwargs, tie_weights=False
         )
@@ -171,24 +171,6 @@ class Objective:
                 "use reduction='mean' or 'sum'"
             )
         return value, normaliser(self.loss, outputs, targets)
-
-    def _tensors(self, w: Tensor) -> dict[str, Tensor]:
-        """What stands in for the model's parameters and buffers, each module named once.
-
-        ``functional_call`` leaves its tensors in a module that it meets under two names.
-        """
-        views, tensors = self.layout.unflatten(w), {}
-        for prefix, module in self.model.named_modules():
-            prefix = f"{prefix}." if prefix else ""
-            for member in module._parameters:
-                if prefix + member in self.layout:
-                    tensors[prefix + member] = views[self.layout[prefix + member].name]
-            for member, buffer in module._buffers.items():
-                if buffer is not None:
-                    # Clones, because a forward in train mode writes to them; never differentiated.
-                    value = views.get(prefix + member, buffer)
-                    tensors[prefix + member] = value.detach().clone()
-        return tensors
 
     def _read(self, batch, w: Tensor):
         """Positional and keyword arguments, and targets, of a batch."""

@@ -29,7 +29,7 @@ class Term:
             first = index.take([0], axis) if index.shape[axis] else index
             if index.shape[axis] > 1 and (index == first).all():
                 index = first
-        self.index = np.ascontiguousarray(index, dtype=np.int64)
+        self.index = np.array(index, dtype=np.int64, order="C")
         self.index.setflags(write=False)
         self.coefficient = _integer(coefficient, "Term: coefficient")
 

@@ -107,8 +107,12 @@ class Equations:
 
     def uniform(self, x: LogScale, axes: Sequence[int]) -> LogScale:
         """Impose that ``x`` does not vary along ``axes``, and return it with these of length 1."""
-        x = self.simplify(self.resolve(x))
         axes = sorted({axis % len(x.shape) for axis in axes}) if x.shape else []
+        if isinstance(x, Unset) and x.leaf.known is None and _distinct(x):
+            common = self.fresh(*(1 if a in axes else n for a, n in enumerate(x.shape)))
+            self._determine(x, LogScale(common.terms, x.shape))
+            return common
+        x = self.simplify(self.resolve(x))
         if self.has_zeros(x):
             return self._uniform_with_zeros(x, axes)
         others = [a for a in range(len(x.shape)) if a not in axes]

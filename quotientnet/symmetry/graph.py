@@ -16,7 +16,7 @@ from torch.fx import Node
 from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.equations import Equations
 from quotientnet.symmetry.rules import Call, find_rule
-from quotientnet.symmetry.scales import Leaf, LogScale, Unset
+from quotientnet.symmetry.scales import Leaf, LogScale, Unset, scales_among
 
 __all__ = ["Record", "Walk", "export"]
 
@@ -103,27 +103,35 @@ class Walk:
         self._base: dict[Node, Node] = {}
         self._replay: dict[Node, Callable] = {}
         self._uncertain: set[Node] = set()
-        inputs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
-        for node in self.program.graph.nodes:
-            reason = len(self.records)
-            called = isinstance(node.target, torch._ops.OperatorBase)
-            self.records.append(
-                Record(_module(node), _operation(node), "constant", node.name, called)
-            )
-            with self.equations.because(reason):
+        self._fake = {node.name: node.meta.get("val") for node in self.program.graph.nodes}
+        signature = self.program.graph_signature.input_specs
+        inputs = [self._input(spec) for spec in signature]
+        self._run(self.program.graph_module, inputs)
+
+    def _run(self, module: torch.fx.GraphModule, inputs: Sequence):
+        """Walk a graph whose inputs have the given log-scales; returns what it returns."""
+        given = iter(inputs)
+        for node in module.graph.nodes:
+            self.records.append(Record(_module(node), _operation(node), "constant", node.name))
+            with self.equations.because(len(self.records) - 1):
                 if node.op == "placeholder":
-                    self._values[node] = self._input(inputs[node.name], node)
+                    self.records[-1].called = False
+                    self._values[node] = next(given)
                 elif node.op == "get_attr":
-                    self._values[node] = _attribute(self.program.graph_module, node.target)
+                    self.records[-1].called = False
+                    self._values[node] = operator.attrgetter(node.target)(module)
                 elif node.op == "output":
-                    self.records[-1].treatment = "pins"
-                    self._pin(self._arguments(node.args))
+                    self.records[-1].called = False
+                    result = self._arguments(node.args[0])
+                    if module is self.program.graph_module:
+                        self._pin(result)
+                    return result
                 else:
                     self._values[node] = self._called(node)
 
     # -- inputs ---
 
-    def _input(self, spec, node: Node):
+    def _input(self, spec):
         name = spec.target
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and name in self.layout:
             entry = self.layout[name]
@@ -133,10 +141,8 @@ class Walk:
             value = self.program.state_dict.get(name, self.program.constants.get(name))
             if isinstance(value, Tensor) and not value.is_floating_point():
                 return value
-        value = node.meta.get("val")
-        if isinstance(value, Tensor):
-            return self.equations.pinned(*value.shape)
-        return value
+        value = self._fake[spec.arg.name]
+        return self.equations.pinned(*value.shape) if isinstance(value, Tensor) else value
 
     # -- operations ---
 
@@ -153,7 +159,12 @@ class Walk:
             self._note_alias(node, args, kwargs)
             return self._values[node]
         record = self.records[-1]
-        if next(_scales([args, kwargs]), None) is not None:
+        if str(node.target) in _INLINED:
+            record.called = False
+            start = next(i for i, a in enumerate(args) if isinstance(a, torch.fx.GraphModule))
+            result = self._run(args[start], args[start + 1 :])
+            return list(result) if isinstance(result, tuple) else result
+        if next(scales_among([args, kwargs]), None) is not None:
             record.treatment = "unknown"
             self._pin([args, kwargs])
             return self._opaque(node)
@@ -165,7 +176,7 @@ class Walk:
         if name in _SHAPE_ONLY:
             value = node.args[0].meta["val"]
             args = (torch.empty(value.shape, dtype=value.dtype), *args[1:])
-        if next(_scales([args, kwargs]), None) is None:
+        if next(scales_among([args, kwargs]), None) is None:
             return self._constant(node, args, kwargs)
         rule = find_rule(operation)
         if rule is None:
@@ -197,7 +208,7 @@ class Walk:
         return [pinned(v) for v in values] if isinstance(values, (list, tuple)) else pinned(values)
 
     def _pin(self, arguments) -> None:
-        for scale in _scales(arguments):
+        for scale in scales_among(arguments):
             self.equations.pin(scale)
 
     def _arguments(self, arguments):
@@ -212,6 +223,9 @@ class Walk:
             return
         target, info = node.args[0], arguments[0].alias_info
         name = node.target._schema.name.removeprefix("aten::")
+        for argument, operand in zip(arguments[1:], node.args[1:]):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self._write(operand, self.equations.pinned(*_shape(operand)))
         if info is not None and info.is_write:
             self._write(target, self._values[node])
             self._base[node], self._replay[node] = target, lambda value: value
@@ -270,19 +284,13 @@ _SHAPE_ONLY = {
 }  # fmt: skip
 """Operations that need only the shape of their first argument."""
 
+_INLINED = {
+    "wrap_with_set_grad_enabled", "wrap_with_autocast", "tag_activation_checkpoint", "wrap",
+}  # fmt: skip
+"""Operations that only run a graph of their own."""
+
 _MAY_COPY = {"reshape", "flatten", "contiguous", "to", "ravel", "type_as"}
 """Operations whose result is a view only where the argument's memory allows it."""
-
-
-def _scales(arguments):
-    """The log-scales among arguments, in lists as well."""
-    if isinstance(arguments, LogScale):
-        yield arguments
-    elif isinstance(arguments, Mapping):
-        yield from _scales(list(arguments.values()))
-    elif isinstance(arguments, Sequence) and not isinstance(arguments, str):
-        for argument in arguments:
-            yield from _scales(argument)
 
 
 def _as_scale(equations: Equations, value) -> LogScale:
@@ -325,9 +333,3 @@ def _operation(node: Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.name.removeprefix("aten::")
     return {"placeholder": "input", "output": "output"}.get(node.op, str(node.target))
-
-
-def _attribute(module: nn.Module, name: str):
-    for part in name.split("."):
-        module = getattr(module, part)
-    return module

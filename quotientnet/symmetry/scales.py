@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-__all__ = ["PINNED", "ZERO", "LogScale", "Leaf", "Unset", "compact"]
+__all__ = ["PINNED", "ZERO", "LogScale", "Leaf", "Unset", "compact", "scales_among"]
 
 PINNED = 0
 """The unknown that is 0: what it scales cannot be scaled."""
@@ -118,3 +118,14 @@ def compact(index: Tensor) -> Tensor:
             if index.stride(axis) == 0 or bool((index == first).all()):
                 index = first
     return index
+
+
+def scales_among(arguments) -> Iterator[LogScale]:
+    """The log-scales among the arguments of an operation, in lists and mappings as well."""
+    if isinstance(arguments, LogScale):
+        yield arguments
+    elif isinstance(arguments, Mapping):
+        yield from scales_among(list(arguments.values()))
+    elif isinstance(arguments, (list, tuple)):
+        for argument in arguments:
+            yield from scales_among(argument)

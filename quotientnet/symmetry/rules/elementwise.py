@@ -7,6 +7,7 @@ from fractions import Fraction
 import torch
 
 from quotientnet.symmetry.rules.registry import rule
+from quotientnet.symmetry.scales import Unset
 
 __all__ = []
 
@@ -84,19 +85,28 @@ def masked_fill(call, x, mask, value):
 @rule("aten::mul", "aten::multiply")
 def mul(call, x, y):
     """Scales of factors multiply."""
+    x, y = call.scale(x), call.scale(y)
+    for factor, other in ((x, y), (y, x)):
+        if _without_effect(other) and factor.shape == call.shape:
+            return factor
     eq = call.equations
-    return eq.simplify(eq.resolve(call.scale(x)) + eq.resolve(call.scale(y)))
+    return eq.simplify(eq.resolve(x) + eq.resolve(y))
 
 
 @rule("aten::div", "aten::divide", "aten::true_divide")
 def div(call, x, y, *, rounding_mode=None):
     if rounding_mode is not None:
         return call.pin(x, y)
-    eq = call.equations
-    divisor = eq.resolve(call.scale(y))
-    if eq.has_zeros(divisor):
-        return call.pin(x, y)
-    return eq.simplify(eq.resolve(call.scale(x)) - divisor)
+    eq, x, y = call.equations, call.scale(x), call.scale(y)
+    if _without_effect(y) and x.shape == call.shape:
+        return x
+    y = eq.resolve(y)
+    return call.pin(x, y) if eq.has_zeros(y) else eq.simplify(eq.resolve(x) - y)
+
+
+def _without_effect(x) -> bool:
+    """Whether multiplying by ``x`` changes no scale."""
+    return not isinstance(x, Unset) and not x.terms
 
 
 @rule("aten::addcmul")
@@ -146,6 +156,12 @@ def glu(call, x, dim=-1):
     value, gate = (x.map(lambda t: t.narrow(dim, start, half)) for start in (0, half))
     call.equations.pin(gate)
     return value
+
+
+@rule("aten::_assert_tensor_metadata", "aten::_assert_async", "aten::sym_size")
+def no_result(call, *args, **kwargs):
+    """Checks of shapes and types."""
+    return None
 
 
 @rule("aten::sign", "aten::sgn")

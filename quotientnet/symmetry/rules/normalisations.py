@@ -44,8 +44,9 @@ def group_norm(call, x, groups, weight=None, bias=None, eps=1e-5, *args):
 def _affine(call, shape, weight, bias) -> LogScale:
     """The scale of ``weight · normalised + bias``: that of the weight, and the bias has it, too."""
     eq = call.equations
-    out = eq.pinned(*shape) if weight is None else eq.resolve(call.scale(weight))
-    call.outputs = out
+    out = eq.pinned(*shape)
+    if weight is not None:
+        call.outputs = out = eq.resolve(call.scale(weight))
     return out if bias is None else eq.equal(out, call.scale(bias))
 
 

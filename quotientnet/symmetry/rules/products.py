@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quotientnet.symmetry.rules.registry import rule
-from quotientnet.symmetry.scales import LogScale, Unset
+from quotientnet.symmetry.scales import LogScale
 
 __all__ = []
 
@@ -69,10 +69,19 @@ def einsum(call, equation, tensors, **kwargs):
 
 @rule("aten::embedding")
 def embedding(call, weight, index, *args):
-    """Any row may be read at any place: rows have one scale."""
-    row = call.equations.uniform(weight, [0]) if not isinstance(weight, Unset) else (
-        call.equations.equal(weight, call.equations.fresh(1, weight.shape[1])))
+    """Rows read at places that the data choose have one scale."""
+    if not isinstance(index, LogScale):
+        return weight.map(lambda t: t[index])
+    row = call.equations.uniform(call.scale(weight), [0])
     return LogScale(row.map(lambda t: t[0]).terms, call.shape)
+
+
+@rule("aten::_weight_norm")
+def weight_norm(call, direction, length, dim=0):
+    """The scale of the length; each direction has one scale, which is forgotten."""
+    axes = [a for a in range(len(direction.shape)) if a != dim] if dim >= 0 else None
+    call.equations.uniform(direction, range(len(direction.shape)) if axes is None else axes)
+    return LogScale(call.equations.resolve(call.scale(length)).terms, call.shape)
 
 
 def _each(value, dims: int) -> list[int]:

@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quotientnet.symmetry.rules.registry import rule
-from quotientnet.symmetry.scales import PINNED, ZERO, LogScale
+from quotientnet.symmetry.scales import PINNED, ZERO, LogScale, scales_among
 
 __all__ = ["MOVES"]
 
 MOVES = (
     "view reshape _unsafe_view _reshape_alias permute transpose t numpy_T mT movedim moveaxis "
     "swapaxes swapdims flatten unflatten squeeze unsqueeze expand broadcast_to repeat tile "
-    "repeat_interleave select slice narrow index index_select split split_with_sizes chunk unbind "
+    "repeat_interleave select slice narrow split split_with_sizes chunk unbind "
     "tensor_split roll flip rot90 diagonal unfold pixel_shuffle pixel_unshuffle channel_shuffle "
-    "native_channel_shuffle ravel atleast_1d atleast_2d gather adjoint mH"
+    "native_channel_shuffle ravel atleast_1d atleast_2d adjoint mH"
 ).split()
 """Operations whose result holds entries of their first argument."""
 
@@ -37,14 +37,35 @@ def _register(name: str) -> None:
 
     @rule(f"aten::{name}")
     def moving(call, x, *args, **kwargs):
-        if any(isinstance(a, LogScale) for a in args):
-            return call.pin(x, *args)
+        if next(scales_among([args, kwargs]), None) is not None:
+            return call.pin(x, *args, *kwargs.values())
         return move(operation, x, args, kwargs)
 
 
 for _name in MOVES:
     if hasattr(torch.ops.aten, _name):
         _register(_name)
+
+
+@rule("aten::index")
+def index(call, x, indices):
+    """Entries at places that the data choose are alike."""
+    by_data = [a for a, i in enumerate(indices) if isinstance(i, LogScale)]
+    x = call.equations.uniform(x, by_data) if by_data else x
+    places = [_first_place(i) if a in by_data else i for a, i in enumerate(indices)]
+    return move(torch.ops.aten.index, x, (places,), {})
+
+
+@rule("aten::index_select", "aten::gather")
+def index_along(call, x, dim, places, **kwargs):
+    by_data = isinstance(places, LogScale)
+    x = call.equations.uniform(x, [dim]) if by_data else x
+    operation = torch.ops.aten.index_select if len(places.shape) <= 1 else torch.ops.aten.gather
+    return move(operation, x, (dim, _first_place(places) if by_data else places), {})
+
+
+def _first_place(places: LogScale) -> Tensor:
+    return torch.zeros(places.shape, dtype=torch.long)
 
 
 @rule("aten::view_as", "aten::reshape_as")
