@@ -1,7 +1,6 @@
 """The Riemannian geometry of network parameters modulo the symmetries of the network."""
 
-from quotientnet import curvature, sharpness
-from quotientnet.chains import layer_scale_group, node_wise_group
+from quotientnet import curvature, sharpness, symmetry
 from quotientnet.errors import NotOnManifoldError
 from quotientnet.estimate import Estimate
 from quotientnet.group import ScalingGroup
@@ -14,12 +13,20 @@ from quotientnet.manifolds import (
 )
 from quotientnet.objective import Objective, Point
 from quotientnet.operator import DenseOperator, Operator
+from quotientnet.symmetry import (
+    Symmetry,
+    discover,
+    layer_scale_group,
+    verify_complete,
+    verify_sound,
+)
 from quotientnet.units import Scale, Term, Unit
 from quotientnet.version import __version__
 
 __all__ = [
-    "ParameterLayout", "ScalingGroup", "Unit", "Scale", "Term", "layer_scale_group",
-    "node_wise_group", "QuotientManifold", "LogPolarQuotient", "LayerScaleQuotient",
-    "NodeWiseQuotient", "NotOnManifoldError", "Objective", "Point", "Operator", "DenseOperator",
-    "Estimate", "curvature", "sharpness", "__version__",
+    "ParameterLayout", "ScalingGroup", "Unit", "Scale", "Term", "discover", "Symmetry",
+    "verify_sound", "verify_complete", "layer_scale_group", "QuotientManifold",
+    "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient", "NotOnManifoldError",
+    "Objective", "Point", "Operator", "DenseOperator", "Estimate", "curvature", "sharpness",
+    "symmetry", "__version__",
 ]  # fmt: skip

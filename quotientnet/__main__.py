@@ -17,6 +17,7 @@ from torch import nn
 from quotientnet.digits import Digits, load_digits, make_network, train
 from quotientnet.invariance import Row, format_table, measure_points
 from quotientnet.objective import Objective
+from quotientnet.symmetry import Symmetry, discover
 from quotientnet.version import __version__
 
 NETWORKS = {"small batch (32)": (32, 60), "large batch (1437)": (1437, 300)}
@@ -35,9 +36,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(problem, file=sys.stderr)
         return 2
     digits = load_digits(options.seed, dtype, device)
-    tables, networks = {}, {}
+    tables, networks, symmetry = {}, {}, None
     for name in NETWORKS:
-        networks[name], tables[name] = _run(name, digits, options.seed, dtype, device)
+        networks[name], found, tables[name] = _run(
+            name, digits, options.seed, dtype, device
+        )
+        if symmetry is None:
+            symmetry = found
+            print(
+                "The scalings that leave the network unchanged, derived from its graph:"
+            )
+            print(symmetry, "", sep="\n")
         print(
             _summary(name, networks[name]),
             format_table(tables[name], TOLERANCES[dtype][1]),
@@ -48,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     report = {
         "quotientnet": __version__, "torch": torch.__version__, "seed": options.seed,
         "dtype": options.dtype, "device": str(device), "seconds": perf_counter() - started,
+        "symmetry": json.loads(symmetry.to_json()),
         "networks": {n: networks[n] | {"points": [asdict(r) for r in tables[n]]} for n in tables},
     }  # fmt: skip
     _write(
@@ -91,8 +101,10 @@ _LEGEND = """\
 Random unit scales are outside the layer-scale group: on its quotient they are another point."""
 
 
-def _run(name: str, digits: Digits, seed: int, dtype, device) -> tuple[dict, list[Row]]:
-    """Train one network and measure it: its accuracies and the rows of its table."""
+def _run(
+    name: str, digits: Digits, seed: int, dtype, device
+) -> tuple[dict, Symmetry, list[Row]]:
+    """Train one network and measure it: its accuracies, its symmetry, the rows of its table."""
     batch_size, epochs = NETWORKS[name]
     network = make_network(seed, dtype, device)
     train(
@@ -100,11 +112,13 @@ def _run(name: str, digits: Digits, seed: int, dtype, device) -> tuple[dict, lis
     )
     data = (digits.train_inputs, digits.train_targets)
     objective = Objective(network, nn.CrossEntropyLoss(), data)
+    symmetry = discover(network, data[0][:8], layout=objective.layout)
     from tqdm import tqdm
 
     rows = measure_points(
         objective,
         objective.layout.flatten(network),
+        symmetry,
         seed=seed,
         tolerance=TOLERANCES[dtype][0],
         wrap=lambda points: tqdm(points, desc="measuring", disable=None, leave=False),
@@ -115,7 +129,7 @@ def _run(name: str, digits: Digits, seed: int, dtype, device) -> tuple[dict, lis
         "train_accuracy": _accuracy(network, *data),
         "test_accuracy": _accuracy(network, digits.test_inputs, digits.test_targets),
     }
-    return facts, rows
+    return facts, symmetry, rows
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from quotientnet.gram import Gram
 from quotientnet.layout import ParameterLayout
 from quotientnet.units import Term, Unit, unit_index
 
-__all__ = ["ScalingGroup"]
+__all__ = ["ScalingGroup", "as_group"]
 
 _PIECE = 1 << 18
 """Coordinates summed at once, a part of the cache."""
@@ -42,9 +42,10 @@ class ScalingGroup:
     Example:
         >>> import quotientnet as qn
         >>> layout = qn.ParameterLayout({"first": (3, 2), "second": (1, 3)})
-        >>> group = qn.node_wise_group(layout)
+        >>> hidden = qn.Unit("hidden", 3, (qn.Scale("first", 0), qn.Scale("second", 1, -1)))
+        >>> group = qn.ScalingGroup.from_units(layout, [hidden])
         >>> group.dimension, group.names[0]
-        (3, 'unit 0 of first')
+        (3, 'unit 0 of hidden')
     """
 
     def __init__(
@@ -371,6 +372,17 @@ class ScalingGroup:
 
     def __repr__(self) -> str:
         return f"ScalingGroup(dimension={self.dimension}, size={self.layout.size})"
+
+
+def as_group(group, caller: str) -> ScalingGroup:
+    """A scaling group, or that of what :func:`discover` returned."""
+    found = getattr(group, "group", group)
+    if not isinstance(found, ScalingGroup):
+        raise TypeError(
+            f"{caller}: group must be a ScalingGroup or what discover returned, got "
+            f"{type(group).__name__}"
+        )
+    return found
 
 
 def _validated(layout: ParameterLayout, incidence) -> dict[str, tuple[Term, ...]]:

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from quotientnet import sharpness
-from quotientnet.chains import layer_scale_group, node_wise_group
 from quotientnet.group import ScalingGroup
 from quotientnet.manifolds import LayerScaleQuotient, NodeWiseQuotient
 from quotientnet.objective import Objective
+from quotientnet.symmetry import Symmetry
 
 __all__ = ["Row", "equivalent_points", "measure_points", "format_table"]
 
@@ -52,20 +53,20 @@ class Row:
 
 
 def equivalent_points(
-    w: Tensor, layers: ScalingGroup, units: ScalingGroup, seed: int
+    w: Tensor, symmetry: Symmetry, seed: int
 ) -> Iterator[tuple[str, Tensor]]:
     """``w``, its images under the paper's layer scales, and under random elements of each group.
 
     Args:
         w: A point of a three-layer network, shape ``(n,)``.
-        layers: Its layer-scale group.
-        units: Its node-wise group.
+        symmetry: Its symmetry.
         seed: Of the random elements.
     """
     generator = torch.Generator().manual_seed(seed)
+    layers, units = symmetry.layer_scales, symmetry.group
     yield "w", w
     for name, scales in PAPER_SCALES.items():
-        yield name, layers.act(w, layer_coordinates(scales))
+        yield name, layers.act(w, layer_coordinates(layers, scales))
     yield "random layer scales", layers.act(
         w, layers.random(spread=2.0, generator=generator)
     )
@@ -74,50 +75,62 @@ def equivalent_points(
     )
 
 
-def layer_coordinates(scales: Sequence[float]) -> Tensor:
-    """Coordinates in :func:`layer_scale_group` of the weights' scales ``λ``, whose product is 1.
+def layer_coordinates(group: ScalingGroup, scales: Sequence[float]) -> Tensor:
+    """The coordinates, shape ``(k,)``, that scale the weights of a network by the given scales.
+
+    Args:
+        group: A group that scales each tensor uniformly, from :func:`layer_scale_group`.
+        scales: A positive scale for each tensor of two axes or more, in the order of the layout.
 
     Raises:
-        ValueError: A scale that is not positive, or a product that is not 1.
+        ValueError: Another number of scales, or no element of the group has these.
     """
-    logs = torch.tensor(
-        [log(scale) if scale > 0 else float("nan") for scale in scales]
-    ).double()
-    if not abs(float(logs.sum())) < 1e-6:
+    weights = [entry.start for entry in group.layout.entries if len(entry.shape) > 1]
+    logs = [log(scale) if scale > 0 else float("nan") for scale in scales]
+    target = torch.tensor(logs, dtype=torch.float64)
+    exponents = group.exponents(torch.eye(group.dimension, dtype=torch.float64)).T[
+        weights
+    ]
+    if len(scales) != len(weights):
         raise ValueError(
-            f"layer_coordinates: scales must be positive with product 1, got {scales}"
+            f"layer_coordinates: got {len(scales)} scales for {len(weights)} weights"
         )
-    return logs.cumsum(0)[:-1]
+    t = torch.from_numpy(np.linalg.pinv(exponents.numpy())) @ target
+    if not (exponents @ t - target).abs().amax() < 1e-6:
+        raise ValueError(
+            f"layer_coordinates: no element of the group scales the weights by {scales}; in a "
+            "chain, scales must be positive with product 1"
+        )
+    return t
 
 
 def measure_points(
     objective: Objective,
     w: Tensor,
+    symmetry: Symmetry,
     *,
     seed: int = 0,
     tolerance: float = 1e-6,
     trace_samples: int = 500,
     wrap: Callable = iter,
 ) -> list[Row]:
-    """Measure a chain network of three layers at ``w`` and at equivalent points.
+    """Measure a network of three layers at ``w`` and at equivalent points.
 
     Every power iteration starts from its own random vector, so that agreement is no artefact.
 
     Args:
-        objective: The loss; its model a chain in order of registration.
+        objective: The loss.
         w: The point, shape ``(n,)``.
+        symmetry: What :func:`discover` says of its model.
         seed: Of the group elements and starting vectors.
         tolerance: Relative residual of the eigenvalues.
         trace_samples: Sign vectors of each trace.
         wrap: Wraps the iteration over points, as a progress bar does.
     """
-    layers, units = layer_scale_group(objective.layout), node_wise_group(
-        objective.layout
-    )
-    coarse, fine = LayerScaleQuotient(layers), NodeWiseQuotient(units)
+    coarse, fine = LayerScaleQuotient(symmetry), NodeWiseQuotient(symmetry)
     generator = torch.Generator(w.device).manual_seed(seed + 1)
     rows = []
-    for name, y in wrap(list(equivalent_points(w, layers, units, seed))):
+    for name, y in wrap(list(equivalent_points(w, symmetry, seed))):
         point = objective.at(y)
         options = {"tolerance": tolerance, "generator": generator}
         estimates = {

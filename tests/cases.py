@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+import chains
 import quotientnet as qn
 
 
@@ -124,11 +125,13 @@ class Case:
 
 
 KINDS = {
-    "layer-scale": lambda layout: qn.LayerScaleQuotient(qn.layer_scale_group(layout)),
-    "node-wise": lambda layout: qn.NodeWiseQuotient(qn.node_wise_group(layout)),
-    "coarsest": lambda layout: qn.LogPolarQuotient(qn.node_wise_group(layout)),
+    "layer-scale": lambda layout: qn.LayerScaleQuotient(
+        chains.layer_scale_group(layout)
+    ),
+    "node-wise": lambda layout: qn.NodeWiseQuotient(chains.node_wise_group(layout)),
+    "coarsest": lambda layout: qn.LogPolarQuotient(chains.node_wise_group(layout)),
     "filters": lambda layout: qn.LogPolarQuotient(
-        qn.layer_scale_group(layout), "filters"
+        chains.layer_scale_group(layout), "filters"
     ),
 }
 CASES = {
@@ -140,19 +143,23 @@ CASES |= {
     "layer-scale-zeros": Case(
         "mlp",
         lambda g: qn.LayerScaleQuotient(
-            qn.layer_scale_group(g), frozen_zeros=_zeros(g)
+            chains.layer_scale_group(g), frozen_zeros=_zeros(g)
         ),
     ),
     "node-wise-zeros": Case(
         "mlp",
-        lambda g: qn.NodeWiseQuotient(qn.node_wise_group(g), frozen_zeros=_zeros(g)),
+        lambda g: qn.NodeWiseQuotient(
+            chains.node_wise_group(g), frozen_zeros=_zeros(g)
+        ),
     ),
     "node-wise-zeros-conv": Case(
         "conv",
-        lambda g: qn.NodeWiseQuotient(qn.node_wise_group(g), frozen_zeros=_zeros(g)),
+        lambda g: qn.NodeWiseQuotient(
+            chains.node_wise_group(g), frozen_zeros=_zeros(g)
+        ),
     ),
-    "frame-only": Case("mlp", lambda g: FourNormQuotient(qn.layer_scale_group(g))),
+    "frame-only": Case("mlp", lambda g: FourNormQuotient(chains.layer_scale_group(g))),
     "frame-only-conv": Case(
-        "conv", lambda g: FourNormQuotient(qn.layer_scale_group(g))
+        "conv", lambda g: FourNormQuotient(chains.layer_scale_group(g))
     ),
 }

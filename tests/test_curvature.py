@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import NETWORKS
 
+import chains
 import quotientnet as qn
 from quotientnet.curvature import hutchinson_trace, power_method
 
@@ -118,8 +119,8 @@ def test_riemannian_spectral_norm_against_a_dense_eigensolver():
     objective = NETWORKS["mlp"].objective()
     w = objective.layout.flatten(objective.model)
     for manifold in (
-        qn.LayerScaleQuotient(qn.layer_scale_group(objective.layout)),
-        qn.NodeWiseQuotient(qn.node_wise_group(objective.layout)),
+        qn.LayerScaleQuotient(chains.layer_scale_group(objective.layout)),
+        qn.NodeWiseQuotient(chains.node_wise_group(objective.layout)),
     ):
         for connection in ("levi-civita", "flat"):
             dense = manifold.riemannian_hessian(objective.at(w), connection).to_dense()

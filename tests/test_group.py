@@ -9,6 +9,7 @@ import torch
 from cases import NETWORKS
 from scipy import sparse
 
+import chains
 import quotientnet as qn
 from quotientnet import exact
 from quotientnet.gram import Gram
@@ -21,7 +22,7 @@ def dense(group):
 
 def test_layer_scale_exponents_by_hand():
     layout = qn.ParameterLayout.from_module(NETWORKS["mlp"].build())
-    group = qn.layer_scale_group(layout)
+    group = chains.layer_scale_group(layout)
     by_tensor = torch.stack([dense(group)[entry.start] for entry in layout.entries])
     # W1, b1, W2, b2, W3, b3 with cumulated log-scales t1, t2 and t3 = 0.
     expected = torch.tensor([[1, 0], [1, 0], [-1, 1], [0, 1], [0, -1], [0, 0]]).double()
@@ -32,7 +33,7 @@ def test_node_wise_exponents_by_hand():
     layout = qn.ParameterLayout(
         {"0.weight": (2, 1), "0.bias": (2,), "1.weight": (1, 4)}
     )
-    group = qn.node_wise_group(layout)
+    group = chains.node_wise_group(layout)
     # The second weight reads each of the two units through two consecutive columns.
     rows = [[1, 0], [0, 1], [1, 0], [0, 1], [-1, 0], [-1, 0], [0, -1], [0, -1]]
     assert torch.equal(dense(group), torch.tensor(rows).double())
@@ -41,7 +42,7 @@ def test_node_wise_exponents_by_hand():
 
 def test_batch_normalisation_scales_running_statistics():
     layout = NETWORKS["batch-norm"].layout()
-    group = qn.layer_scale_group(layout)
+    group = chains.layer_scale_group(layout)
     t = torch.zeros(group.dimension).double()
     t[0] = 1.0
     scale = {
@@ -53,7 +54,7 @@ def test_batch_normalisation_scales_running_statistics():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("make", [qn.layer_scale_group, qn.node_wise_group])
+@pytest.mark.parametrize("make", [chains.layer_scale_group, chains.node_wise_group])
 @pytest.mark.parametrize("listed", [True, False])
 def test_gram_and_adjoint_against_dense_matrices(name, make, listed, monkeypatch):
     if not listed:
@@ -102,7 +103,7 @@ def test_gram_and_adjoint_against_dense_matrices(name, make, listed, monkeypatch
 @pytest.mark.parametrize("small", [1e-8, 1e-12, 1e-15])
 def test_solve_with_weights_of_very_different_size(small):
     names = {"0.weight": (3, 2), "1.weight": (3, 3), "2.weight": (2, 3)}
-    group = qn.node_wise_group(qn.ParameterLayout(names))
+    group = chains.node_wise_group(qn.ParameterLayout(names))
     weight = torch.ones(group.layout.size).double()
     weight[:15] = small  # the first units hold by small weights alone
     exact = torch.arange(1.0, group.dimension + 1).double()
@@ -115,7 +116,7 @@ def test_solve_with_weights_of_very_different_size(small):
 
 def wide_chain(width=300, depth=5, zeros=0):
     layout = qn.ParameterLayout({f"{i}.weight": (width, width) for i in range(depth)})
-    group = qn.node_wise_group(layout)
+    group = chains.node_wise_group(layout)
     weight = torch.ones(layout.size, dtype=torch.bool)
     weight[
         torch.randperm(layout.size, generator=torch.Generator().manual_seed(0))[:zeros]
@@ -161,9 +162,11 @@ def test_rank_is_exact_where_floating_point_is_not():
 
 def test_groups_compare_copy_and_pickle_by_value():
     layout = NETWORKS["conv"].layout()
-    a, b = qn.node_wise_group(layout), qn.node_wise_group(NETWORKS["conv"].layout())
+    a, b = chains.node_wise_group(layout), chains.node_wise_group(
+        NETWORKS["conv"].layout()
+    )
     a.exponents(a.random())  # fills its caches
-    assert a == b and hash(a) == hash(b) and a != qn.layer_scale_group(layout)
+    assert a == b and hash(a) == hash(b) and a != chains.layer_scale_group(layout)
     assert copy.deepcopy(a) == a and pickle.loads(pickle.dumps(a)) == a
 
 
@@ -227,22 +230,24 @@ def test_other_refusals():
     with pytest.raises(ValueError, match="classes must have integer entries"):
         qn.ScalingGroup(layout, {}, np.array([[1.5]]))
     with pytest.raises(ValueError, match="layer '1' has a one-dimensional weight"):
-        qn.node_wise_group(
+        chains.node_wise_group(
             qn.ParameterLayout(
                 {"0.weight": (2, 2), "1.weight": (1,), "2.weight": (2, 2)}
             )
         )
     with pytest.raises(ValueError, match="'b.weight' is tied or used twice"):
-        qn.node_wise_group(
+        chains.node_wise_group(
             qn.ParameterLayout({"a.weight": (2, 2)}, None, {"b.weight": "a.weight"})
         )
     with pytest.raises(TypeError, match="use ParameterLayout.from_module"):
-        qn.layer_scale_group(torch.nn.Linear(2, 2))
+        chains.layer_scale_group(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="layer 'third' has no weight"):
-        qn.layer_scale_group(qn.ParameterLayout({"a.weight": (2, 2)}), ["a", "third"])
+        chains.layer_scale_group(
+            qn.ParameterLayout({"a.weight": (2, 2)}), ["a", "third"]
+        )
     with pytest.raises(
         ValueError, match="normalisation 'bn' has no parameters that tell its place"
     ):
-        qn.layer_scale_group(
+        chains.layer_scale_group(
             qn.ParameterLayout({"a.weight": (2, 2)}, {"bn.running_mean": (2,)})
         )

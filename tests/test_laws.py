@@ -6,6 +6,7 @@ from cases import CASES, NETWORKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import chains
 import quotientnet as qn
 from quotientnet.testing import (
     GROUP_LAWS,
@@ -66,7 +67,7 @@ def test_drawn_chains_are_unchanged_by_their_groups(model, seed):
         6, *((2, 6, 6) if convolutional else (3,)), generator=generator
     ).double()
     w = layout.flatten(model)
-    for group in (qn.layer_scale_group(layout), qn.node_wise_group(layout)):
+    for group in (chains.layer_scale_group(layout), chains.node_wise_group(layout)):
         moved = group.act(w, group.random(spread=2.0, generator=generator))
         for mode in (True, False):
             model.train(mode)
@@ -138,7 +139,7 @@ Base = qn.LogPolarQuotient
 
 def broken(**methods):
     return type("Broken", (Base,), methods)(
-        qn.node_wise_group(NETWORKS["mlp"].layout())
+        chains.node_wise_group(NETWORKS["mlp"].layout())
     )
 
 
@@ -239,7 +240,7 @@ BROKEN = {
     },
     "copies_are_equal": {
         "__deepcopy__": lambda m, memo: qn.LogPolarQuotient(
-            qn.layer_scale_group(m.layout)
+            chains.layer_scale_group(m.layout)
         )
     },
 }
@@ -351,7 +352,7 @@ def test_the_hessian_refuses_a_loss_that_is_not_invariant():
     network = NETWORKS["batch-norm"]
     objective = network.objective(train=False)
     w = objective.layout.flatten(objective.model)
-    manifold = qn.LayerScaleQuotient(qn.layer_scale_group(objective.layout))
+    manifold = qn.LayerScaleQuotient(chains.layer_scale_group(objective.layout))
     with pytest.raises(ValueError, match="In eval mode the running statistics"):
         manifold.riemannian_hessian(objective.at(w))
 

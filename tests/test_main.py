@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cases import NETWORKS
 from torch import nn
 
 import quotientnet as qn
@@ -53,8 +54,9 @@ def test_table_marks_at_a_glance(finished):
     network = make_network()
     data = (digits.train_inputs[:100], digits.train_targets[:100])
     objective = qn.Objective(network, nn.CrossEntropyLoss(), data)
+    symmetry = qn.discover(network, data[0])
     rows = measure_points(
-        objective, objective.layout.flatten(network), trace_samples=50
+        objective, objective.layout.flatten(network), symmetry, trace_samples=50
     )
     lines = format_table(rows).splitlines()
     assert all(name in lines[0] for name in COLUMNS.values())
@@ -79,11 +81,14 @@ def test_training_depends_on_the_seed_alone():
 
 
 def test_layer_coordinates():
-    t = layer_coordinates((5, 4, 1 / 20))
+    group = qn.discover(NETWORKS["mlp"].build(), NETWORKS["mlp"].data()[0]).layer_scales
+    t = layer_coordinates(group, (5, 4, 1 / 20))
     assert t.exp().tolist() == pytest.approx([5, 20])
-    for scales in ((2, 3), (-1, -1), (0, 1)):
+    for scales in ((2, 3, 4), (-1, -1, 1), (0, 1, 1)):
         with pytest.raises(ValueError, match="positive with product 1"):
-            layer_coordinates(scales)
+            layer_coordinates(group, scales)
+    with pytest.raises(ValueError, match="2 scales for 3 weights"):
+        layer_coordinates(group, (2, 0.5))
 
 
 def test_refusals(capsys, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from geoopt.manifolds.base import ScalingInfo
 from torch import Tensor
 
 from quotientnet.errors import NotOnManifoldError
-from quotientnet.group import ScalingGroup
+from quotientnet.group import ScalingGroup, as_group
 from quotientnet.manifolds.frozen import Frozen
 from quotientnet.operator import Operator
 
@@ -36,7 +36,8 @@ class QuotientManifold(geoopt.Manifold):
     points, ``u`` and ``v`` tangent vectors.
 
     Args:
-        group: The scaling group; its layout names the coordinates.
+        group: The scaling group, or what :func:`discover` returned; its layout names the
+        coordinates.
         frozen: Boolean mask, shape ``(n,)``, of coordinates that do not move: tangent vectors
             vanish there and rows of ``A`` are dropped. Passive coordinates always are.
     """
@@ -47,11 +48,7 @@ class QuotientManifold(geoopt.Manifold):
 
     def __init__(self, group: ScalingGroup, frozen: Tensor | None = None):
         super().__init__()
-        if not isinstance(group, ScalingGroup):
-            raise TypeError(
-                f"{self.name}: group must be a ScalingGroup, got {type(group).__name__}"
-            )
-        self.group = group
+        self.group = as_group(group, self.name)
         mask = torch.zeros(self.layout.size, dtype=torch.bool)
         mask[self.layout.parameter_size :] = True
         if frozen is not None:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from quotientnet.errors import NotOnManifoldError
 from quotientnet.gram import Gram
-from quotientnet.group import ScalingGroup
+from quotientnet.group import ScalingGroup, as_group
 from quotientnet.manifolds.base import QuotientManifold, listed, safe_sqrt
 from quotientnet.manifolds.blocks import Blocks
 from quotientnet.manifolds.cylinders import Separation, make_cylinders
 from quotientnet.manifolds.frozen import Frozen
+from quotientnet.symmetry import layer_scale_group
 
 __all__ = ["LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient"]
 
@@ -50,10 +51,7 @@ class LogPolarQuotient(QuotientManifold):
         frozen_zeros: Tensor | None = None,
     ):
         name = type(self).__name__
-        if not isinstance(group, ScalingGroup):
-            raise TypeError(
-                f"{name}: group must be a ScalingGroup, got {type(group).__name__}"
-            )
+        group = as_group(group, name)
         self.blocks = Blocks(group.layout, _kept_axes(name, group, blocks))
         held = _zero_blocks(name, self.blocks, frozen_zeros)
         super().__init__(group, self.blocks.expand(held))
@@ -302,14 +300,17 @@ class LayerScaleQuotient(LogPolarQuotient):
     r"""Blocks are whole tensors: rangamani2019 Prop. 2.3 and, with biases, Prop. 2.5.
 
     Args:
-        group: A group that scales each tensor uniformly, such as :func:`layer_scale_group`.
+        group: Any scaling group, or what :func:`discover` returned; its coarsest subgroup
+        counts, see
+            :func:`layer_scale_group`.
         frozen_zeros: A point, shape ``(n,)``: the tensors that are zero there are held at zero.
 
     Example:
         >>> import torch
         >>> import quotientnet as qn
-        >>> layout = qn.ParameterLayout({"0.weight": (3, 2), "1.weight": (1, 3)})
-        >>> manifold = qn.LayerScaleQuotient(qn.layer_scale_group(layout))
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+        >>> manifold = qn.LayerScaleQuotient(qn.discover(model, torch.randn(4, 2)))
         >>> w = manifold.origin(dtype=torch.float64)
         >>> y = manifold.group.act(w, torch.tensor([2.0]))
         >>> bool(manifold.dist(w, y) < 1e-12)
@@ -317,6 +318,7 @@ class LayerScaleQuotient(LogPolarQuotient):
     """
 
     def __init__(self, group: ScalingGroup, *, frozen_zeros: Tensor | None = None):
+        group = layer_scale_group(as_group(group, type(self).__name__))
         super().__init__(group, "tensors", frozen_zeros)
 
 
@@ -326,14 +328,16 @@ class NodeWiseQuotient(LogPolarQuotient):
     The metric is :math:`\sum_i \xi_i \eta_i / w_i^2`, singular at a zero weight.
 
     Args:
-        group: Any scaling group, such as :func:`node_wise_group`.
+        group: Any scaling group, or what :func:`discover` returned.
         frozen_zeros: A point, shape ``(n,)``: the entries that are zero there are held at zero.
 
     Example:
+        >>> import torch
         >>> import quotientnet as qn
-        >>> layout = qn.ParameterLayout({"0.weight": (3, 2), "1.weight": (1, 3)})
-        >>> qn.NodeWiseQuotient(qn.node_wise_group(layout)).dimension
-        6
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+        >>> qn.NodeWiseQuotient(qn.discover(model, torch.randn(4, 2))).dimension
+        10
     """
 
     def __init__(self, group: ScalingGroup, *, frozen_zeros: Tensor | None = None):

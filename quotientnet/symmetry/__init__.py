@@ -11,6 +11,7 @@ from quotientnet.symmetry.scales import LogScale
 from quotientnet.symmetry.sound import Soundness, verify_sound
 
 __all__ = [
-    "discover", "verify_sound", "verify_complete", "layer_scale_group", "Soundness", "Completeness", "Symmetry", "Pinned", "Coverage", "Approximation", "Link",
-    "Naming", "rule", "RULES", "Call", "LogScale",
+    "discover", "Symmetry", "Pinned", "Coverage", "Approximation", "Link", "Naming",
+    "layer_scale_group", "verify_sound", "Soundness", "verify_complete", "Completeness", "rule",
+    "RULES", "Call", "LogScale",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from quotientnet.group import ScalingGroup
+from quotientnet.group import ScalingGroup, as_group
 from quotientnet.symmetry.equations import Equations
 from quotientnet.symmetry.links import named_group
 from quotientnet.symmetry.scales import PINNED, LogScale
@@ -33,10 +33,7 @@ def layer_scale_group(group: ScalingGroup) -> ScalingGroup:
         >>> qn.layer_scale_group(group).names
         ('0: all of 0.weight, all of 0.bias, all of 2.weight (exponent -1)',)
     """
-    if not isinstance(group, ScalingGroup):
-        raise TypeError(
-            f"layer_scale_group: group must be a ScalingGroup, got {type(group).__name__}"
-        )
+    group = as_group(group, "layer_scale_group")
     if all(not term.axes for terms in group.incidence.values() for term in terms):
         return group
     equations = Equations()
@@ -45,7 +42,11 @@ def layer_scale_group(group: ScalingGroup) -> ScalingGroup:
     for name, terms in group.incidence.items():
         shape = group.layout[name].shape
         scale = LogScale(
-            [(t.coefficient, unknowns[torch.from_numpy(t.index.copy())]) for t in terms], shape
+            [
+                (t.coefficient, unknowns[torch.from_numpy(t.index.copy())])
+                for t in terms
+            ],
+            shape,
         )
         equations.uniform(scale, range(len(shape)))
     solution = equations.solve()
@@ -61,7 +62,9 @@ def layer_scale_group(group: ScalingGroup) -> ScalingGroup:
     return named_group(group.layout, incidence, classes)[0]
 
 
-def _unknowns(equations: Equations, classes: sparse.csr_array, generators) -> np.ndarray:
+def _unknowns(
+    equations: Equations, classes: sparse.csr_array, generators
+) -> np.ndarray:
     """The unknown of each class: a generator's own, or one tied to a combination of them."""
     unknowns = np.full(classes.shape[0], PINNED)
     for row in range(classes.shape[0]):
@@ -71,7 +74,9 @@ def _unknowns(equations: Equations, classes: sparse.csr_array, generators) -> np
             unknowns[row] = generators[columns[0]]
         elif len(columns):
             own = equations.fresh()
-            sums = [(int(v), torch.tensor(generators[c])) for c, v in zip(columns, values)]
+            sums = [
+                (int(v), torch.tensor(generators[c])) for c, v in zip(columns, values)
+            ]
             equations.equal(own, LogScale(sums, ()))
             unknowns[row] = int(own.terms[0][1])
     return unknowns

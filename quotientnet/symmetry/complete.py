@@ -13,7 +13,7 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from quotientnet.group import ScalingGroup
+from quotientnet.group import ScalingGroup, as_group
 from quotientnet.symmetry.discover import call_arguments
 from quotientnet.symmetry.explanation import Symmetry
 from quotientnet.symmetry.replica import Degenerate, Replica, drawn_again
@@ -91,7 +91,8 @@ def verify_complete(
     r"""Compare a group with all scalings that leave the outputs unchanged to first order.
 
     A scaling with constant exponents ``a`` is a symmetry iff ``∂f(w) · (a ⊙ w) = 0`` at every
-    ``w``. Random combinations of the outputs' derivatives, each at its own random ``w`` and on its own
+    ``w``. Random combinations of the outputs' derivatives, each at its own random ``w`` and on
+    its own
     random inputs, are stacked until their rank stops growing; the null space is compared with
     the group. This uses nothing of how the group was derived. Entries without any effect (a bias
     before batch normalisation in train mode) do not count.
@@ -103,7 +104,8 @@ def verify_complete(
         model: Any module; it is copied to float64 and taken in its present mode.
         group: A group on its layout, or what ``discover`` returned.
         example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments;
-                floating-point ones are replaced by random numbers of the same shape, others drawn again
+                floating-point ones are replaced by random numbers of the same shape, others
+                drawn again
             from their own values.
         seed: Of points and inputs.
         max_rows: When to stop; by default four times the number of candidates plus 256.
@@ -127,7 +129,7 @@ def verify_complete(
         >>> qn.verify_complete(model, qn.discover(model, x), x).found
         3
     """
-    group = group.group if isinstance(group, Symmetry) else group
+    group = as_group(group, "verify_complete")
     replica = Replica(model, group.layout)
     layout = group.layout
     names, candidates = _candidates(replica, layout)
@@ -158,7 +160,9 @@ def _compare(group, candidates, stacked, live, rank, names, rows) -> Completenes
     _, values, vectors = np.linalg.svd(stacked, full_matrices=True)
     expand = candidates.toarray()
     found = _basis(expand[live] @ vectors[rank:].T)
-    exponents = group.exponents(torch.eye(group.dimension, dtype=torch.float64)).T.numpy()
+    exponents = group.exponents(
+        torch.eye(group.dimension, dtype=torch.float64)
+    ).T.numpy()
     derived = _basis(exponents[live])
     reach = _basis(expand[live])
     derived_within = _intersection(derived, reach)
@@ -166,7 +170,11 @@ def _compare(group, candidates, stacked, live, rank, names, rows) -> Completenes
     extra = _basis(derived_within - found @ (found.T @ derived_within), relative=1e-6)
     weight = np.zeros(layout.size)
     weight[live] = (missing**2).sum(1)
-    gap = values[rank - 1] / max(values[rank:].max(initial=0.0), 1e-300) if rank else np.inf
+    gap = (
+        values[rank - 1] / max(values[rank:].max(initial=0.0), 1e-300)
+        if rank
+        else np.inf
+    )
     where = [e.name for e in layout.entries if weight[e.slice].sum() > 1e-6]
     idle = [e.name for e in layout.entries if not live[e.slice].all() and e.numel]
     return Completeness(
@@ -228,8 +236,12 @@ def _candidates(replica: Replica, layout) -> tuple[str, sparse.csr_array]:
         add(entry, count + row // (shape[0] // number) * shape[1] + column)
         count += number * shape[1]
     where = (np.concatenate(coordinates), np.concatenate(columns))
-    matrix = sparse.coo_array((np.concatenate(exponents), where), shape=(layout.size, count))
-    return "entries" if fine else "rows and columns", sparse.csr_array(matrix).astype(float)
+    matrix = sparse.coo_array(
+        (np.concatenate(exponents), where), shape=(layout.size, count)
+    )
+    return "entries" if fine else "rows and columns", sparse.csr_array(matrix).astype(
+        float
+    )
 
 
 class _Rows:
@@ -257,14 +269,18 @@ class _Rows:
         slope = self.replica.derivative(w, args, kwargs, self._weights)
         row = (slope * w).cpu().numpy()
         if not np.isfinite(row).all():
-            raise RuntimeError("verify_complete: a derivative at a random point is not finite")
+            raise RuntimeError(
+                "verify_complete: a derivative at a random point is not finite"
+            )
         return row / max(np.linalg.norm(row), 1e-300)
 
     def _weights(self, y: Tensor) -> Tensor:
         return self._normal(y.shape, y) / (y.detach().norm() + 1e-30)
 
     def _normal(self, shape, like: Tensor) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(like.device)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(
+            like.device
+        )
 
     def _point(self) -> Tensor:
         """Parameters of either sign and every size, positive running statistics."""

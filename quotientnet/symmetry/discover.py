@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from quotientnet.group import ScalingGroup
 from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.epsilon import measure_eps
 from quotientnet.symmetry.equations import Solution
@@ -42,7 +40,8 @@ def discover(
 
     Args:
         model: Any module that ``torch.export`` can export.
-        example_inputs: A tensor, or a tuple of positional arguments, or a dict of keyword arguments.
+        example_inputs: A tensor, or a tuple of positional arguments, or a dict of keyword
+        arguments.
         layout: The parameters that may be scaled; by default all that require a gradient.
             Others are constants.
 
@@ -54,7 +53,8 @@ def discover(
         ValueError: The module cannot be exported; the message names the place.
 
     Note:
-        Beyond the time of the export, linear in the number of operations and channels. One run of the
+        Beyond the time of the export, linear in the number of operations and channels. One run
+        of the
         graph measures how good normalisations with an ``eps`` are as symmetries.
 
     Example:
@@ -131,7 +131,9 @@ def _pinned(walk: Walk, solution: Solution):
             continue
         channels = record.outputs.map(lambda t: t[(0,) * (t.ndim - 1)])
         reasons = np.full(channels.shape, -1)
-        total = sparse.csr_array((len(reasons), solution.basis.shape[1]), dtype=np.int64)
+        total = sparse.csr_array(
+            (len(reasons), solution.basis.shape[1]), dtype=np.int64
+        )
         for c, index in channels.terms:
             total = total + c * solution.basis[solution.row[index.numpy()]]
             own = solution.reasons[index.numpy()]
@@ -139,19 +141,23 @@ def _pinned(walk: Walk, solution: Solution):
         total.eliminate_zeros()
         stuck = np.diff(total.indptr) == 0
         for reason in np.unique(reasons[stuck]).tolist():
-            why = str(walk.records[reason]) if reason >= 0 else "several constraints together"
+            why = (
+                str(walk.records[reason])
+                if reason >= 0
+                else "several constraints together"
+            )
             numbers = np.flatnonzero(stuck & (reasons == reason))
             yield Pinned(record.place or record.node, tuple(numbers.tolist()), why)
 
 
 def _coverage(walk: Walk):
     counts = Counter(
-        (record.operation, record.treatment)
-        for record in walk.records
-        if record.called
+        (record.operation, record.treatment) for record in walk.records if record.called
     )
     for (operation, treatment), count in sorted(counts.items()):
         places = [
-            r.place for r in walk.records if (r.operation, r.treatment) == (operation, treatment)
+            r.place
+            for r in walk.records
+            if (r.operation, r.treatment) == (operation, treatment)
         ]
         yield Coverage(operation, treatment, count, tuple(dict.fromkeys(places)))

@@ -38,12 +38,15 @@ def measure_eps(walk: Walk, args: tuple, kwargs: dict) -> list[Approximation]:
     sizes: dict[str, float] = {}
     if records and not any(isinstance(x, Tensor) and x.is_meta for x in inputs):
         probe = _Probe(walk.program.graph_module, {r.node: r for r in records}, sizes)
-        device = next((x.device for x in inputs if isinstance(x, Tensor)), torch.device("cpu"))
+        device = next(
+            (x.device for x in inputs if isinstance(x, Tensor)), torch.device("cpu")
+        )
         devices = [device] if device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             probe.run(*inputs)
     return [
-        Approximation(r.place, r.operation, r.eps[0], sizes.get(r.node)) for r in records
+        Approximation(r.place, r.operation, r.eps[0], sizes.get(r.node))
+        for r in records
     ]
 
 
@@ -55,7 +58,9 @@ def _inputs(program, args: tuple, kwargs: dict) -> list:
         if spec.kind == InputKind.USER_INPUT:
             value = next(given)
         else:
-            value = program.state_dict.get(spec.target, program.constants.get(spec.target))
+            value = program.state_dict.get(
+                spec.target, program.constants.get(spec.target)
+            )
         copied = isinstance(value, Tensor) and spec.kind != InputKind.PARAMETER
         values.append(value.detach().clone() if copied else value)
     return values
@@ -87,7 +92,9 @@ def _variance(operation: str, args) -> Tensor:
     if operation == "group_norm":
         return x.reshape(x.shape[0], args[1], -1).var(-1, correction=0)
     axes = list(range(-len(args[1]), 0))
-    return x.square().mean(axes) if operation == "rms_norm" else x.var(axes, correction=0)
+    return (
+        x.square().mean(axes) if operation == "rms_norm" else x.var(axes, correction=0)
+    )
 
 
 def _change(variance: Tensor, eps: float) -> float:

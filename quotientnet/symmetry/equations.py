@@ -24,7 +24,8 @@ class Equations:
 
     Equalities of two unknowns are merged at once (union-find); what involves more is kept and
     eliminated exactly at the end. Rules of operations are written with :meth:`fresh`,
-    :meth:`equal`, :meth:`uniform`, :meth:`contract` and :meth:`pin`, and with sums and differences of
+    :meth:`equal`, :meth:`uniform`, :meth:`contract` and :meth:`pin`, and with sums and
+    differences of
     :class:`LogScale`, which stand for products and quotients of tensors.
     """
 
@@ -121,7 +122,9 @@ class Equations:
         # A sum of functions of different axes is uniform iff each of them is.
         for group in _groups_of_axes(varying):
             part = LogScale([(c, torch.from_numpy(i)) for i, c in group], x.shape)
-            local = len(group) > 1 and not any(_varies(i, others) for _, i in part.terms)
+            local = len(group) > 1 and not any(
+                _varies(i, others) for _, i in part.terms
+            )
             common = self._shift(len(x.shape)) if local else _first(part, axes)
             self._impose(part - common)
             result = result + common
@@ -141,7 +144,9 @@ class Equations:
         whole = LogScale([(exponent.numerator, index)], index.shape)
         self._impose(exponent.denominator * root - whole)
         if self.has_zeros(x):
-            root = LogScale([(1, torch.where(index == ZERO, ZERO, root.terms[0][1]))], root.shape)
+            root = LogScale(
+                [(1, torch.where(index == ZERO, ZERO, root.terms[0][1]))], root.shape
+            )
         return LogScale(root.terms, x.shape)
 
     def contract(self, w: LogScale, x: LogScale, axes: Sequence[int]) -> LogScale:
@@ -219,7 +224,7 @@ class Equations:
     # -- inside ---
 
     def _shift(self, dims: int) -> LogScale:
-        """A new unknown common to many entries; it stays free where it can, so generators are local."""
+        """A new unknown common to many entries; free where it can be: generators stay local."""
         shift = self.fresh(*(1,) * dims)
         self._shifts.append(int(shift.terms[0][1]))
         return shift
@@ -227,8 +232,12 @@ class Equations:
     def _pin_without_effect(self, w: LogScale, x: LogScale) -> None:
         """Pin the factors of entries that are always zero: scaling them changes nothing."""
         w = self.single(w)
-        index, other = torch.broadcast_tensors(w.terms[0][1], self.single(x).terms[0][1])
-        self._impose(LogScale([(1, torch.where(other == ZERO, index, ZERO))], index.shape))
+        index, other = torch.broadcast_tensors(
+            w.terms[0][1], self.single(x).terms[0][1]
+        )
+        self._impose(
+            LogScale([(1, torch.where(other == ZERO, index, ZERO))], index.shape)
+        )
 
     def _define(self, w: Unset, value: LogScale, shape: Sequence[int]) -> LogScale:
         """Impose ``w = value``; a definition where the entries of ``w`` are still undetermined."""
@@ -248,7 +257,9 @@ class Equations:
     def _determine(self, w: Unset, value: LogScale) -> None:
         leaf, order = w.leaf, w.order()
         if leaf.known is None and order is not None:
-            leaf.terms = [(c, i.permute(order).reshape(leaf.shape)) for c, i in value.terms]
+            leaf.terms = [
+                (c, i.permute(order).reshape(leaf.shape)) for c, i in value.terms
+            ]
             leaf.known = torch.empty(0, dtype=torch.bool)
             return
         if leaf.known is None:

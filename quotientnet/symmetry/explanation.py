@@ -36,9 +36,9 @@ class Coverage:
 
     Attributes:
         operation: Its name.
-        treatment: ``"rule"``; ``"pins"`` where a rule says that nothing scales; ``"constant"`` where
-            it only handles constants; ``"unknown"`` where there is no rule and so everything it
-            touches was pinned.
+        treatment: ``"rule"``; ``"pins"`` where a rule says that nothing scales; ``"constant"``
+            where it only handles constants; ``"unknown"`` where there is no rule and so everything
+            it touches was pinned.
         calls: How often it is called.
         places: The modules that call it.
     """
@@ -82,7 +82,9 @@ class Symmetry:
     @cached_property
     def table(self) -> tuple[Link, ...]:
         """For each parameter and axes, the generators that scale it along these."""
-        return tuple(links_of(self.group.layout, self.group.incidence, self.group.classes))
+        return tuple(
+            links_of(self.group.layout, self.group.incidence, self.group.classes)
+        )
 
     def to_json(self) -> str:
         """Everything as JSON: names, the table of generators, pinned channels, coverage."""
@@ -111,10 +113,13 @@ class Symmetry:
         if self.pinned:
             lines.append("pinned channels")
             lines += [
-                f"  {p.place}: {_ranges(p.channels)}, by {p.operation}" for p in self.pinned
+                f"  {p.place}: {_ranges(p.channels)}, by {p.operation}"
+                for p in self.pinned
             ]
         if self.approximate:
-            lines.append("approximate, by eps (change of a normalised channel when its input is halved)")
+            lines.append(
+                "approximate, by eps (change of a normalised channel when its input is halved)"
+            )
             lines += [f"  {_approximation(a)}" for a in self.approximate]
         lines.append("operations")
         lines += [f"  {_coverage(c)}" for c in self.coverage]
@@ -125,7 +130,9 @@ def _units(namings: Sequence[Naming]) -> list[str]:
     """Generators of one kind and place on one line."""
     units: dict[tuple, list] = {}
     for n in namings:
-        units.setdefault((n.place, n.parts, n.normalised, n.channel is None), []).append(n.channel)
+        units.setdefault(
+            (n.place, n.parts, n.normalised, n.channel is None), []
+        ).append(n.channel)
     lines = []
     for (place, parts, normalised, whole), channels in units.items():
         where = place if whole else f"{place} {_ranges(channels)}"
@@ -162,5 +169,7 @@ def _coverage(c: Coverage) -> str:
         "unknown": ": unknown, pins all it touches; teach it with quotientnet.symmetry.rule",
     }[c.treatment]  # fmt: skip
     named = [place for place in c.places if place]
-    where = f" in {', '.join(named[:4])}{', …' if len(named) > 4 else ''}" if named else ""
+    where = (
+        f" in {', '.join(named[:4])}{', …' if len(named) > 4 else ''}" if named else ""
+    )
     return f"{c.operation} × {c.calls}{where if c.treatment != 'rule' else ''}{what}"

@@ -49,8 +49,8 @@ def _place_of(error: BaseException, model: nn.Module) -> str:
         own = not str(frame.f_globals.get("__name__", "")).startswith("torch.")
         if own and isinstance(child, nn.Module) and id(child) in names:
             name = names[id(child)] or "the model"
-            code = frame.f_code
-            place = f"in {code.co_name} of {name} ({type(child).__name__}), {code.co_filename}:{line}"
+            code, kind = frame.f_code, type(child).__name__
+            place = f"in {code.co_name} of {name} ({kind}), {code.co_filename}:{line}"
     return place
 
 
@@ -103,16 +103,22 @@ class Walk:
         self._base: dict[Node, Node] = {}
         self._replay: dict[Node, Callable] = {}
         self._uncertain: set[Node] = set()
-        self._fake = {node.name: node.meta.get("val") for node in self.program.graph.nodes}
+        self._fake = {
+            node.name: node.meta.get("val") for node in self.program.graph.nodes
+        }
         signature = self.program.graph_signature.input_specs
         inputs = [self._input(spec) for spec in signature]
         self._run(self.program.graph_module, inputs)
 
     def _run(self, module: torch.fx.GraphModule, inputs: Sequence):
         """Walk a graph whose inputs have the given log-scales; returns what it returns."""
-        given = iter(inputs)
+        given, live = iter(inputs), _live(module.graph)
         for node in module.graph.nodes:
-            self.records.append(Record(_module(node), _operation(node), "constant", node.name))
+            if node not in live:
+                continue
+            self.records.append(
+                Record(_module(node), _operation(node), "constant", node.name)
+            )
             with self.equations.because(len(self.records) - 1):
                 if node.op == "placeholder":
                     self.records[-1].called = False
@@ -142,7 +148,9 @@ class Walk:
             if isinstance(value, Tensor) and not value.is_floating_point():
                 return value
         value = self._fake[spec.arg.name]
-        return self.equations.pinned(*value.shape) if isinstance(value, Tensor) else value
+        return (
+            self.equations.pinned(*value.shape) if isinstance(value, Tensor) else value
+        )
 
     # -- operations ---
 
@@ -161,13 +169,13 @@ class Walk:
         record = self.records[-1]
         if str(node.target) in _INLINED:
             record.called = False
-            start = next(i for i, a in enumerate(args) if isinstance(a, torch.fx.GraphModule))
+            start = next(
+                i for i, a in enumerate(args) if isinstance(a, torch.fx.GraphModule)
+            )
             result = self._run(args[start], args[start + 1 :])
             return list(result) if isinstance(result, tuple) else result
         if next(scales_among([args, kwargs]), None) is not None:
-            record.treatment = "unknown"
-            self._pin([args, kwargs])
-            return self._opaque(node)
+            return self._unknown(node, [args, kwargs])
         return node.target(*args, **kwargs)
 
     def _apply(self, node: Node, args, kwargs):
@@ -180,9 +188,7 @@ class Walk:
             return self._constant(node, args, kwargs)
         rule = find_rule(operation)
         if rule is None:
-            record.treatment = "unknown"
-            self._pin([args, kwargs])
-            return self._opaque(node)
+            return self._unknown(node, [args, kwargs])
         call = Call(self.equations, _shape(node))
         result = rule(call, *args, **kwargs)
         record.treatment = "pins" if call.pinned else "rule"
@@ -195,17 +201,37 @@ class Walk:
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             return self._opaque(node)
         kwargs = dict(kwargs) | ({"device": "cpu"} if "device" in kwargs else {})
-        args, kwargs = torch.utils._pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+        args, kwargs = torch.utils._pytree.tree_map_only(
+            Tensor, torch.clone, (args, kwargs)
+        )
         return node.target(*args, **kwargs)
+
+    def _unknown(self, node: Node, arguments):
+        """Pin all that an operation without a rule touches; nothing, if all is constant anyway."""
+        scales = list(scales_among(arguments))
+        if any(
+            isinstance(x, Unset) or self.equations.simplify(x).terms for x in scales
+        ):
+            self.records[-1].treatment = "unknown"
+        self._pin(arguments)
+        return self._opaque(node)
 
     def _opaque(self, node: Node):
         """The pinned results of an operation about which nothing is known."""
 
         def pinned(value):
-            return self.equations.pinned(*value.shape) if isinstance(value, Tensor) else value
+            return (
+                self.equations.pinned(*value.shape)
+                if isinstance(value, Tensor)
+                else value
+            )
 
         values = node.meta.get("val")
-        return [pinned(v) for v in values] if isinstance(values, (list, tuple)) else pinned(values)
+        return (
+            [pinned(v) for v in values]
+            if isinstance(values, (list, tuple))
+            else pinned(values)
+        )
 
     def _pin(self, arguments) -> None:
         for scale in scales_among(arguments):
@@ -253,9 +279,13 @@ class Walk:
         while node is not root:
             chain.insert(0, node)
             node = self._base[node]
-        moved = [node for node in chain if node.target not in (None,) and not _in_place(node)]
+        moved = [
+            node for node in chain if node.target not in (None,) and not _in_place(node)
+        ]
         if root.op == "placeholder" and isinstance(old, LogScale):
-            eq.equal(old, _as_scale(eq, result))  # state keeps its scale from call to call
+            eq.equal(
+                old, _as_scale(eq, result)
+            )  # state keeps its scale from call to call
             return
         if not moved:
             self._values[root] = result
@@ -263,8 +293,10 @@ class Walk:
             self._pin([_as_scale(eq, old), _as_scale(eq, result)])
             self._values[root] = eq.pinned(*_shape(root))
         else:
-            index = eq.single(_as_scale(eq, old)).terms[0][1].clone(
-                memory_format=torch.contiguous_format
+            index = (
+                eq.single(_as_scale(eq, old))
+                .terms[0][1]
+                .clone(memory_format=torch.contiguous_format)
             )
             view = LogScale([(1, index)], index.shape)
             for node in chain:
@@ -284,6 +316,9 @@ _SHAPE_ONLY = {
 }  # fmt: skip
 """Operations that need only the shape of their first argument."""
 
+_WITH_STATE = {"aten::batch_norm", "aten::instance_norm"}
+"""Operations that write to running statistics without saying so."""
+
 _INLINED = {
     "wrap_with_set_grad_enabled", "wrap_with_autocast", "tag_activation_checkpoint", "wrap",
 }  # fmt: skip
@@ -293,12 +328,29 @@ _MAY_COPY = {"reshape", "flatten", "contiguous", "to", "ravel", "type_as"}
 """Operations whose result is a view only where the argument's memory allows it."""
 
 
+def _live(graph: torch.fx.Graph) -> set[Node]:
+    """The nodes that results or state depend on; the others cannot limit a symmetry."""
+    live: set[Node] = set()
+    for node in reversed(graph.nodes):
+        overload = isinstance(node.target, torch._ops.OpOverload)
+        state = overload and (
+            node.target._schema.is_mutable or node.target._schema.name in _WITH_STATE
+        )
+        if node.op in ("placeholder", "output") or state or node in live:
+            live.add(node)
+            live.update(node.all_input_nodes)
+    return live
+
+
 def _as_scale(equations: Equations, value) -> LogScale:
     return value if isinstance(value, LogScale) else equations.constant(value)
 
 
 def _in_place(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return (
+        isinstance(node.target, torch._ops.OpOverload)
+        and node.target._schema.is_mutable
+    )
 
 
 def _contiguous(node: Node) -> bool:

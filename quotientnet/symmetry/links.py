@@ -36,7 +36,9 @@ class Link:
 
 
 def links_of(
-    layout: ParameterLayout, incidence: Mapping[str, Sequence[Term]], classes: sparse.csr_array
+    layout: ParameterLayout,
+    incidence: Mapping[str, Sequence[Term]],
+    classes: sparse.csr_array,
 ) -> list[Link]:
     """The links of a group, in the order of the layout."""
     counts = np.diff(classes.indptr)
@@ -49,7 +51,9 @@ def links_of(
                 place = np.minimum(classes.indptr[index] + rank, classes.nnz - 1)
                 exponents = np.where(present, classes.data[place] * term.coefficient, 0)
                 for exponent in np.unique(exponents[present]).tolist():
-                    generators = np.where(exponents == exponent, classes.indices[place], -1)
+                    generators = np.where(
+                        exponents == exponent, classes.indices[place], -1
+                    )
                     links.append(Link(entry.name, term.axes, exponent, generators))
     return links
 
@@ -77,14 +81,18 @@ class Naming:
 
 
 def named_group(
-    layout: ParameterLayout, incidence: Mapping[str, Sequence[Term]], classes: sparse.csr_array
+    layout: ParameterLayout,
+    incidence: Mapping[str, Sequence[Term]],
+    classes: sparse.csr_array,
 ) -> tuple[ScalingGroup, list[Naming]]:
     """The group with a name for each generator, in the order of what they scale upwards first.
 
     Generators that scale nothing are left out. A generator that divides more tensors than it
     multiplies is replaced by its inverse.
     """
-    first, sign = np.full(classes.shape[1], np.inf), np.zeros(classes.shape[1], dtype=np.int64)
+    first, sign = np.full(classes.shape[1], np.inf), np.zeros(
+        classes.shape[1], dtype=np.int64
+    )
     links = links_of(layout, incidence, classes)
     for link in links:
         generators = np.unique(link.generators)
@@ -98,12 +106,16 @@ def named_group(
         np.minimum.at(first, flat[hit], np.where(upwards, 0, layout.size) + place[hit])
     order = np.argsort(first, kind="stable")
     order = order[np.isfinite(first[order])]
-    classes = sparse.csr_array(classes[:, order] @ sparse.diags_array(sign[order], dtype=np.int64))
+    classes = sparse.csr_array(
+        classes[:, order] @ sparse.diags_array(sign[order], dtype=np.int64)
+    )
     namings = _namings(layout, links_of(layout, incidence, classes), len(order))
     return ScalingGroup(layout, incidence, classes, [str(n) for n in namings]), namings
 
 
-def _namings(layout: ParameterLayout, links: Sequence[Link], count: int) -> list[Naming]:
+def _namings(
+    layout: ParameterLayout, links: Sequence[Link], count: int
+) -> list[Naming]:
     """A description of each generator."""
     touched: list[list[int]] = [[] for _ in range(count)]
     place: dict[tuple[int, int], int] = {}
@@ -140,7 +152,12 @@ def _text(layout: ParameterLayout, links: Sequence[Link]) -> tuple[str, int, str
     for link in links:
         text = _part(layout, link)
         stem, _, last = link.parameter.rpartition(".")
-        if parts and text == f"entries of {link.parameter}" and f" {stem}." in parts[-1] and stem:
+        if (
+            parts
+            and text == f"entries of {link.parameter}"
+            and f" {stem}." in parts[-1]
+            and stem
+        ):
             if "columns" not in parts[-1] and "exponent" not in parts[-1]:
                 parts[-1] += f" and {last}"
                 continue
@@ -153,8 +170,12 @@ def _text(layout: ParameterLayout, links: Sequence[Link]) -> tuple[str, int, str
 
 def _part(layout: ParameterLayout, link: Link) -> str:
     dims = len(layout[link.parameter].shape)
-    role = {(): "all", (0,): "rows" if dims > 1 else "entries"}.get(link.axes, "entries")
-    role = "columns" if link.axes == (1,) or (dims > 1 and link.axes == (0, 1)) else role
+    role = {(): "all", (0,): "rows" if dims > 1 else "entries"}.get(
+        link.axes, "entries"
+    )
+    role = (
+        "columns" if link.axes == (1,) or (dims > 1 and link.axes == (0, 1)) else role
+    )
     usual = -1 if role == "columns" else 1
     extra = "" if link.exponent == usual else f" (exponent {link.exponent})"
     return f"{role} of {link.parameter}{extra}"

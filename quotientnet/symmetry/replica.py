@@ -28,7 +28,9 @@ class Replica:
         exact: Whether normalisations are taken with an ``eps`` so small that it has no effect.
     """
 
-    def __init__(self, model: nn.Module, layout: ParameterLayout, *, exact: bool = True):
+    def __init__(
+        self, model: nn.Module, layout: ParameterLayout, *, exact: bool = True
+    ):
         self.layout = layout
         layout.flatten(model)  # refuses a model with another layout
         self.model = copy.deepcopy(model, _loose_tensors(model)).double()
@@ -45,7 +47,9 @@ class Replica:
                 module.eps = EXACT
 
     @torch.no_grad()
-    def run(self, w: Tensor, args: tuple, kwargs: Mapping) -> tuple[list[Tensor], Tensor]:
+    def run(
+        self, w: Tensor, args: tuple, kwargs: Mapping
+    ) -> tuple[list[Tensor], Tensor]:
         """The floating-point outputs at ``w``, and the running statistics after the forward.
 
         Random numbers, as in dropout, are the same at each call.
@@ -54,10 +58,13 @@ class Replica:
         outputs = self._forward(args, kwargs)
         return outputs, self.layout.flatten(self.model)[self.layout.parameter_size :]
 
-    def derivative(self, w: Tensor, args: tuple, kwargs: Mapping, weigh: Callable) -> Tensor:
+    def derivative(
+        self, w: Tensor, args: tuple, kwargs: Mapping, weigh: Callable
+    ) -> Tensor:
         """The derivative by ``w``, shape ``(n,)``, of a weighted sum of the outputs.
 
-        It is that of the function, through ``detach`` and ``no_grad`` as well; running statistics take
+        It is that of the function, through ``detach`` and ``no_grad`` as well; running
+        statistics take
         part in eval mode.
 
         Raises:
@@ -67,7 +74,9 @@ class Replica:
         tensors = dict(self.model.named_parameters())
         if not self.model.training:
             tensors |= dict(self.model.named_buffers())
-        leaves = {e.name: tensors[e.name] for e in self.layout.entries if e.name in tensors}
+        leaves = {
+            e.name: tensors[e.name] for e in self.layout.entries if e.name in tensors
+        }
         try:
             with torch.enable_grad():
                 for leaf in leaves.values():
@@ -76,15 +85,20 @@ class Replica:
                     outputs = self._forward(args, kwargs)
                 total = sum((y * weigh(y)).sum() for y in outputs)
                 slopes = torch.autograd.grad(
-                    total, list(leaves.values()), allow_unused=True, materialize_grads=True
+                    total,
+                    list(leaves.values()),
+                    allow_unused=True,
+                    materialize_grads=True,
                 )
         finally:
             for leaf in leaves.values():
                 leaf.requires_grad_(False)
         slopes = dict(zip(leaves, slopes))
         return torch.cat(
-            [slopes[e.name].reshape(-1) if e.name in slopes else w.new_zeros(e.numel)
-             for e in self.layout.entries]
+            [
+                slopes[e.name].reshape(-1) if e.name in slopes else w.new_zeros(e.numel)
+                for e in self.layout.entries
+            ]
         )
 
     def _move(self, w: Tensor) -> None:
@@ -111,7 +125,11 @@ class Replica:
 def _loose_tensors(model: nn.Module) -> dict[int, Tensor]:
     """Copies of tensors that modules hold as plain attributes, which may have a history."""
     held = (value for module in model.modules() for value in vars(module).values())
-    return {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
+    return {
+        id(t): t.detach().clone()
+        for t in held
+        if isinstance(t, Tensor) and not t.is_leaf
+    }
 
 
 _NORMALISATIONS = (
@@ -143,11 +161,20 @@ class _Differentiable(TorchFunctionMode):
 
 
 def _batch_norm(
-    x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+    x,
+    running_mean,
+    running_var,
+    weight=None,
+    bias=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
 ):
     if training:
         _refuse_constant(x, [a for a in range(x.ndim) if a != 1])
-        return F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
+        return F.batch_norm(
+            x, running_mean, running_var, weight, bias, True, momentum, eps
+        )
     shape = (1, -1, *[1] * (x.ndim - 2))
     y = (x - running_mean.view(shape)) * (running_var.view(shape) + eps).rsqrt()
     y = y if weight is None else y * weight.view(shape)
@@ -159,9 +186,13 @@ def _instance_norm(
     momentum=0.1, eps=1e-5,
 ):  # fmt: skip
     if not use_input_stats:
-        return _batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+        return _batch_norm(
+            x, running_mean, running_var, weight, bias, False, momentum, eps
+        )
     _refuse_constant(x, range(2, x.ndim))
-    return F.instance_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
+    return F.instance_norm(
+        x, running_mean, running_var, weight, bias, True, momentum, eps
+    )
 
 
 def _refuse_constant(x: Tensor, axes) -> None:
@@ -180,8 +211,10 @@ def _copied(arguments):
 
 
 def drawn_again(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Random numbers of either sign in place of floating-point inputs; others from their own values."""
+    """Random numbers in place of floating-point inputs; others drawn from their own values."""
     if x.is_floating_point():
-        return 2 * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+        return 2 * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(
+            x.device
+        )
     place = torch.randint(max(x.numel(), 1), x.shape, generator=generator)
     return x.reshape(-1)[place.to(x.device)] if x.numel() else x

@@ -103,7 +103,7 @@ class Unset(LogScale):
         return Unset(self.leaf, function(self.entries))
 
     def order(self) -> list[int] | None:
-        """The permutation of axes that makes this the whole leaf in order; None if there is none."""
+        """The permutation of axes that makes this the whole leaf in order; None if none does."""
         if self.entries.numel() != self.leaf.numel or self.entries.storage_offset():
             return None
         axes = sorted(range(self.entries.ndim), key=lambda a: -self.entries.stride(a))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from quotientnet.group import ScalingGroup
+from quotientnet.group import ScalingGroup, as_group
 from quotientnet.symmetry.discover import call_arguments
 from quotientnet.symmetry.explanation import Symmetry
 from quotientnet.symmetry.replica import Replica, drawn_again
@@ -78,7 +78,8 @@ def verify_sound(
     """Try a group on a model: do random elements leave outputs and running statistics unchanged?
 
     The model is copied to float64, with normalisations whose ``eps`` has no effect, so that
-    their symmetries are exact; the effect of their own ``eps`` is measured apart. Running statistics
+    their symmetries are exact; the effect of their own ``eps`` is measured apart. Running
+    statistics
     after a forward in train mode must be those of the moved point.
 
     Args:
@@ -113,13 +114,15 @@ def verify_sound(
         >>> qn.verify_sound(model, wrong, torch.randn(5, 4)).holds
         False
     """
-    group = group.group if isinstance(group, Symmetry) else group
+    group = as_group(group, "verify_sound")
     exact, own = (Replica(model, group.layout, exact=e) for e in (True, False))
     generator = torch.Generator().manual_seed(seed)
     worst, blamed, checked, drift = 0.0, None, [], 0.0
     cases = list(_inputs(example_inputs, second_inputs, seed))
     if second_inputs is None and not _accepts(exact, cases[-1][1]):
-        checked.append(f"{cases.pop()[0]} are refused by the model; pass second_inputs=")
+        checked.append(
+            f"{cases.pop()[0]} are refused by the model; pass second_inputs="
+        )
     for mode in training:
         for label, (args, kwargs) in cases:
             checked.append(f"{'train' if mode else 'eval'} mode, {label}")
@@ -133,7 +136,9 @@ def verify_sound(
                     if not violation <= tolerance:
                         blamed = trial.blame(t, tolerance)
                 if sample == 0 and own.normalisations:
-                    drift = max(drift, _Trial(own, group, mode, args, kwargs).violation(t))
+                    drift = max(
+                        drift, _Trial(own, group, mode, args, kwargs).violation(t)
+                    )
     return Soundness(
         worst, tolerance, blamed, tuple(checked), drift if own.normalisations else None
     )
@@ -151,7 +156,7 @@ class _Trial:
 
     @torch.no_grad()
     def violation(self, t: Tensor, start: Tensor | None = None) -> float:
-        """The largest relative change from ``start``, by default the model's point, to its image."""
+        """The largest relative change from ``start``, the model's ``w`` if omitted."""
         self.replica.model.train(self.training)
         w = self.replica.w if start is None else start
         here, statistics = self.replica.run(w, self.args, self.kwargs)
@@ -163,7 +168,10 @@ class _Trial:
 
     def blame(self, t: Tensor, tolerance: float) -> str:
         """A generator that alone changes the outputs: half of those that do, until one is left."""
-        support, start = torch.arange(self.group.dimension, device=t.device), self.replica.w
+        support, start = (
+            torch.arange(self.group.dimension, device=t.device),
+            self.replica.w,
+        )
         while len(support) > 1:
             first, second = support[: len(support) // 2], support[len(support) // 2 :]
             # If neither half moved the outputs, the first at start and the second after it, nor
@@ -174,10 +182,9 @@ class _Trial:
             else:
                 start, support = self.group.act(start, part), second
         part = torch.zeros_like(t).index_copy(0, support, t[support])
-        change = self.violation(part, start)
-        mode = "train" if self.training else "eval"
+        change, mode = self.violation(part, start), "train" if self.training else "eval"
         name, scale = self.group.names[int(support)], float(t[support].exp())
-        return f"{name!r}, scaled by {scale:.1e}, changes the outputs by {change:.1e} in {mode} mode"
+        return f"{name!r}, scaled by {scale:.1e}, changes outputs by {change:.1e} in {mode} mode"
 
 
 def _accepts(replica: Replica, inputs: tuple[tuple, dict]) -> bool:
@@ -201,7 +208,9 @@ def _change(a: Tensor, b: Tensor) -> float:
 def _element(group: ScalingGroup, reach: float, generator: torch.Generator) -> Tensor:
     """Random coordinates whose scales of one entry by one generator lie within ``e^{±reach}``."""
     t = 2 * torch.rand(group.dimension, generator=generator, dtype=torch.float64) - 1
-    powers = torch.from_numpy(abs(group.classes).max(axis=0).toarray().reshape(-1)).double()
+    powers = torch.from_numpy(
+        abs(group.classes).max(axis=0).toarray().reshape(-1)
+    ).double()
     return reach * t / powers.clamp(min=1)
 
 
@@ -226,4 +235,6 @@ def _inputs(example, second, seed: int) -> Iterator[tuple[str, tuple[tuple, dict
 
 
 def _shapes(inputs) -> str:
-    return ", ".join(str(tuple(x.shape)) for x in tree_leaves(inputs) if isinstance(x, Tensor))
+    return ", ".join(
+        str(tuple(x.shape)) for x in tree_leaves(inputs) if isinstance(x, Tensor)
+    )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from quotientnet.chains import layer_scale_group, node_wise_group
-from quotientnet.layout import ParameterLayout
 from quotientnet.manifolds import LayerScaleQuotient, LogPolarQuotient, NodeWiseQuotient
+from quotientnet.symmetry import Symmetry, discover
 from quotientnet.testing.samples import Sample
 
 try:
@@ -18,13 +17,9 @@ except ModuleNotFoundError as error:
         "quotientnet.testing.strategies needs hypothesis: pip install quotientnet[test]"
     ) from error
 
-__all__ = ["chains", "groups", "manifolds", "samples"]
+__all__ = ["chains", "chain_inputs", "groups", "manifolds", "samples"]
 
-_QUOTIENTS = [
-    (LayerScaleQuotient, layer_scale_group),
-    (NodeWiseQuotient, node_wise_group),
-    (LogPolarQuotient, node_wise_group),
-]
+_QUOTIENTS = [LayerScaleQuotient, NodeWiseQuotient, LogPolarQuotient]
 _ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.Identity]
 
 
@@ -69,26 +64,40 @@ def _between(draw, normalisation, width: int) -> list[nn.Module]:
     return layers + [draw(st.sampled_from(_ACTIVATIONS))()]
 
 
+def chain_inputs(model: nn.Sequential, count: int = 6, seed: int = 0) -> torch.Tensor:
+    """Random inputs that a drawn chain takes."""
+    shape = (2, 6, 6) if isinstance(model[0], nn.Conv2d) else (3,)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, *shape, generator=generator, dtype=torch.float64).to(
+        model[0].weight.dtype
+    )
+
+
+@st.composite
+def _symmetries(draw) -> Symmetry:
+    model = draw(chains())
+    return discover(model, chain_inputs(model))
+
+
 @st.composite
 def groups(draw):
-    """The layer-scale or node-wise group of a drawn chain."""
-    layout = ParameterLayout.from_module(draw(chains()))
-    return draw(st.sampled_from([layer_scale_group, node_wise_group]))(layout)
+    """The whole group of a drawn chain, or its layer scales."""
+    symmetry = draw(_symmetries())
+    return draw(st.sampled_from([symmetry.group, symmetry.layer_scales]))
 
 
 @st.composite
 def manifolds(draw):
     """A log-polar quotient of a drawn chain, some with parameters frozen at zero; never a point."""
-    layout = ParameterLayout.from_module(draw(chains()))
-    zeros = None
+    symmetry = draw(_symmetries())
+    layout, zeros = symmetry.group.layout, None
     if draw(st.booleans()):
         density = draw(st.sampled_from([0.1, 0.5, 0.9]))
         generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
         zeros = (
             torch.rand(layout.size, generator=generator, dtype=torch.float64) > density
         ).double()
-    kind, group = draw(st.sampled_from(_QUOTIENTS))
-    manifold = kind(group(layout), frozen_zeros=zeros)
+    manifold = draw(st.sampled_from(_QUOTIENTS))(symmetry, frozen_zeros=zeros)
     assume(manifold.dimension > 0)
     return manifold
 

@@ -60,6 +60,14 @@ def tensor_group(layout: qn.ParameterLayout) -> qn.ScalingGroup:
     return qn.ScalingGroup.from_units(layout, units)
 
 
+def unit_group(layout: qn.ParameterLayout, depth: int, width: int) -> qn.ScalingGroup:
+    """One generator for each hidden unit of a chain of dense layers."""
+    scales = [(qn.Scale(f"{i}.weight", 0), qn.Scale(f"{i}.bias", 0),
+               qn.Scale(f"{i + 1}.weight", 1, -1)) for i in range(depth - 1)]  # fmt: skip
+    units = [qn.Unit(str(i), width, scale) for i, scale in enumerate(scales)]
+    return qn.ScalingGroup.from_units(layout, units)
+
+
 def measure(manifold, targets: dict, label: str, device) -> list:
     """Each operation of a manifold on one random point and tangent vector."""
     generator = torch.Generator(device).manual_seed(0)
@@ -112,7 +120,7 @@ def main() -> None:
         }
         layout = qn.ParameterLayout(chain)
         started = perf_counter()
-        node_wise = qn.NodeWiseQuotient(qn.node_wise_group(layout))
+        node_wise = qn.NodeWiseQuotient(unit_group(layout, 10, 2048))
         print(
             f"node-wise set-up of 10 layers of 2,048: {perf_counter() - started:.2f} s"
         )

@@ -53,7 +53,7 @@ def measure(network: str, dtype: torch.dtype) -> list[dict]:
     objective = qn.Objective(
         model, nn.CrossEntropyLoss(), (inputs, torch.randint(0, 10, (500,)))
     )
-    manifold = qn.LayerScaleQuotient(qn.layer_scale_group(objective.layout))
+    manifold = qn.LayerScaleQuotient(qn.discover(model, inputs))
     w, generator = objective.layout.flatten(model), torch.Generator().manual_seed(1)
     options = {
         "tolerance": TOLERANCES[dtype],
@@ -64,7 +64,9 @@ def measure(network: str, dtype: torch.dtype) -> list[dict]:
     rows = []
     for scales in (ones, *SCALES[network]):
         started = perf_counter()
-        point = objective.at(manifold.group.act(w, layer_coordinates(scales)))
+        point = objective.at(
+            manifold.group.act(w, layer_coordinates(manifold.group, scales))
+        )
         riemannian = qn.sharpness.riemannian_spectral_norm(point, manifold, **options)
         # The Euclidean number moves by orders of magnitude: four digits are enough.
         euclidean = qn.sharpness.spectral_norm(point, **options | {"tolerance": 1e-2})

@@ -17,9 +17,11 @@ HOMOGENEOUS = (
 ).split()
 
 PINNING = (
-    "gelu silu mish sigmoid tanh softmax _softmax log_softmax _log_softmax relu6 hardtanh hardsigmoid "
+    "gelu silu mish sigmoid tanh softmax _softmax log_softmax _log_softmax relu6 hardtanh "
+    "hardsigmoid "
     "hardswish elu selu celu softplus softsign softshrink hardshrink tanhshrink log_sigmoid "
-    "logsigmoid exp expm1 log log1p log2 log10 sin cos tan atan asin acos sinh cosh erf erfc erfinv "
+    "logsigmoid exp expm1 log log1p log2 log10 sin cos tan atan asin acos sinh cosh erf erfc "
+    "erfinv "
     "round floor ceil trunc frac alpha_dropout feature_alpha_dropout logsumexp cumprod "
     "fmod remainder isnan isinf isfinite"
 ).split()
@@ -64,7 +66,14 @@ def add(call, x, y, *, alpha=1):
     return call.equations.equal(call.scale(x), call.scale(y))
 
 
-@rule("aten::maximum", "aten::minimum", "aten::fmax", "aten::fmin", "aten::lerp", "aten::hypot")
+@rule(
+    "aten::maximum",
+    "aten::minimum",
+    "aten::fmax",
+    "aten::fmin",
+    "aten::lerp",
+    "aten::hypot",
+)
 def alike(call, x, y, *args):
     """Homogeneous in both arguments together; a weight after them is pinned."""
     for other in args:
@@ -179,7 +188,8 @@ def compare(call, x, y):
 
 @rule("aten::copy", "aten::copy_")
 def copy(call, target, source, non_blocking=False):
-    return call.scale(source) + call.equations.pinned(*call.shape)
+    source = call.equations.resolve(call.scale(source))
+    return source + call.equations.pinned(*call.shape)
 
 
 @rule("aten::fill", "aten::zero")

@@ -12,7 +12,9 @@ __all__ = []
 def linear(call, x, weight, bias=None):
     """``W[o, i]`` has the scale of ``out_o / in_i``."""
     eq = call.equations
-    out = eq.contract(call.scale(weight), call.scale(x).map(lambda t: t.unsqueeze(-2)), [-1])
+    out = eq.contract(
+        call.scale(weight), call.scale(x).map(lambda t: t.unsqueeze(-2)), [-1]
+    )
     out = out.map(lambda t: t.squeeze(-1))
     call.outputs = out
     out = LogScale(out.terms, call.shape)
@@ -47,7 +49,11 @@ def einsum(call, equation, tensors, **kwargs):
     """Products of two tensors in which no index repeats within a tensor; others are pinned."""
     inputs, _, output = equation.replace(" ", "").partition("->")
     names = inputs.split(",")
-    plain = len(names) == 2 and all(len(set(n)) == len(n) for n in names) and "." not in equation
+    plain = (
+        len(names) == 2
+        and all(len(set(n)) == len(n) for n in names)
+        and "." not in equation
+    )
     if not plain or "->" not in equation:
         return call.pin(*tensors)
     summed = sorted(set(inputs) - set(output) - {","})
@@ -80,7 +86,9 @@ def embedding(call, weight, index, *args):
 def weight_norm(call, direction, length, dim=0):
     """The scale of the length; each direction has one scale, which is forgotten."""
     axes = [a for a in range(len(direction.shape)) if a != dim] if dim >= 0 else None
-    call.equations.uniform(direction, range(len(direction.shape)) if axes is None else axes)
+    call.equations.uniform(
+        direction, range(len(direction.shape)) if axes is None else axes
+    )
     return LogScale(call.equations.resolve(call.scale(length)).terms, call.shape)
 
 
@@ -115,7 +123,15 @@ def _convolution(dims: int) -> None:
 
     @rule(f"aten::conv_transpose{dims}d")
     def transposed(
-        call, x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+        call,
+        x,
+        weight,
+        bias=None,
+        stride=1,
+        padding=0,
+        output_padding=0,
+        groups=1,
+        dilation=1,
     ):
         """As convolution, the weight's first two axes exchanged."""
         weight, x = call.scale(weight), _batched(call.scale(x), dims)
@@ -142,7 +158,9 @@ def _convolved(call, out: LogScale, dims: int, bias) -> LogScale:
         out = call.equations.equal(out, call.scale(bias))
     out = out.map(lambda t: t.movedim(-1, 1))
     unbatched = len(call.shape) == dims + 1
-    return LogScale(out.map(lambda t: t[0]).terms if unbatched else out.terms, call.shape)
+    return LogScale(
+        out.map(lambda t: t[0]).terms if unbatched else out.terms, call.shape
+    )
 
 
 for _dims in (1, 2, 3):

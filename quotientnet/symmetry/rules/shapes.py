@@ -24,11 +24,14 @@ MOVES = (
 def move(operation, x: LogScale, args, kwargs):
     """The operation applied to ``x``'s index tensors."""
     first = [t for _, t in x.terms] if not hasattr(x, "entries") else [x.entries]
-    example = operation(first[0] if first else torch.zeros(()).expand(x.shape), *args, **kwargs)
+    example = operation(
+        first[0] if first else torch.zeros(()).expand(x.shape), *args, **kwargs
+    )
     if isinstance(example, Tensor):
         return x.map(lambda t: operation(t, *args, **kwargs))
     return [
-        x.map(lambda t, i=i: operation(t, *args, **kwargs)[i]) for i in range(len(example))
+        x.map(lambda t, i=i: operation(t, *args, **kwargs)[i])
+        for i in range(len(example))
     ]
 
 
@@ -60,7 +63,9 @@ def index(call, x, indices):
 def index_along(call, x, dim, places, **kwargs):
     by_data = isinstance(places, LogScale)
     x = call.equations.uniform(x, [dim]) if by_data else x
-    operation = torch.ops.aten.index_select if len(places.shape) <= 1 else torch.ops.aten.gather
+    operation = (
+        torch.ops.aten.index_select if len(places.shape) <= 1 else torch.ops.aten.gather
+    )
     return move(operation, x, (dim, _first_place(places) if by_data else places), {})
 
 

@@ -94,7 +94,9 @@ def _windows(call, x, dims, sizes, strides=None):
 def _pooling(dims: int) -> None:
     @rule(f"aten::max_pool{dims}d", f"aten::avg_pool{dims}d")
     def pool(call, x, size, stride=None, padding=0, *args, **kwargs):
-        padded = padding != 0 and any([padding] if isinstance(padding, int) else padding)
+        padded = padding != 0 and any(
+            [padding] if isinstance(padding, int) else padding
+        )
         return _as(call, _windows(call, x, dims, -1 if padded else size, stride))
 
     @rule(f"aten::max_pool{dims}d_with_indices")

@@ -1,4 +1,7 @@
-"""The two groups of the papers for a chain of layers, written by hand."""
+"""The two groups of the papers for a chain of layers, from shapes and names alone.
+
+A reference for ``discover`` that never looks at a graph, and groups for tests that need no module.
+"""
 
 from __future__ import annotations
 
