@@ -86,10 +86,20 @@ def discover(
         group=group,
         namings=tuple(namings),
         pinned=tuple(_pinned(walk, solution)),
-        approximate=tuple(measure_eps(walk, args, kwargs)),
+        approximate=tuple(_measured_eps(walk, args, kwargs)),
         coverage=tuple(_coverage(walk)),
         training=model.training,
     )
+
+
+def _measured_eps(walk: Walk, args: tuple, kwargs: Mapping):
+    try:
+        return measure_eps(walk, args, kwargs)
+    except RuntimeError as error:
+        raise ValueError(
+            "discover: the model was exported but does not run on the example inputs: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
 
 
 def call_arguments(inputs, caller: str) -> tuple[tuple, dict]:

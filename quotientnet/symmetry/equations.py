@@ -313,6 +313,9 @@ class Equations:
         rows = np.stack([index.reshape(-1) for index in indices], axis=1)
         rows = rows[(rows != ZERO).all(1)]
         coefficients = np.array([c for _, c in terms])
+        rows, coefficients = rows[:, coefficients != 0], coefficients[coefficients != 0]
+        if not len(coefficients):
+            return
         if len(coefficients) == 2 and coefficients.sum() == 0:
             self._union(rows[:, 0], rows[:, 1], self._reason)
         elif len(coefficients) == 1:
@@ -324,9 +327,9 @@ class Equations:
         """The representative of each unknown, the least one merged with it."""
         if (index == ZERO).any():
             return np.where(index == ZERO, ZERO, self._find(np.maximum(index, 0)))
-        root = self._parent[index]
+        root = np.asarray(self._parent[index])
         while True:
-            above = self._parent[root]
+            above = np.asarray(self._parent[root])
             if (above == root).all():
                 break
             root = above

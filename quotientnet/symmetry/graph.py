@@ -65,6 +65,7 @@ class Record:
         outputs: The output channels of a layer.
         eps: What a normalisation adds to the variance, and its input's log-scale.
         node: Its name in the graph.
+        kind: The class of the module.
         called: Whether it is an operation, not an input or output of the graph.
     """
 
@@ -72,12 +73,16 @@ class Record:
     operation: str
     treatment: str
     node: str
+    kind: str = ""
     called: bool = True
     outputs: LogScale | None = None
     eps: tuple[float, LogScale] | None = None
 
     def __str__(self) -> str:
-        return f"{self.operation} in {self.place}" if self.place else self.operation
+        kind = f" ({self.kind})" if self.kind else ""
+        return (
+            f"{self.operation} in {self.place}{kind}" if self.place else self.operation
+        )
 
 
 @dataclass
@@ -116,8 +121,9 @@ class Walk:
         for node in module.graph.nodes:
             if node not in live:
                 continue
+            place, kind = _module(node)
             self.records.append(
-                Record(_module(node), _operation(node), "constant", node.name)
+                Record(place, _operation(node), "constant", node.name, kind)
             )
             with self.equations.because(len(self.records) - 1):
                 if node.op == "placeholder":
@@ -316,9 +322,6 @@ _SHAPE_ONLY = {
 }  # fmt: skip
 """Operations that need only the shape of their first argument."""
 
-_WITH_STATE = {"aten::batch_norm", "aten::instance_norm"}
-"""Operations that write to running statistics without saying so."""
-
 _INLINED = {
     "wrap_with_set_grad_enabled", "wrap_with_autocast", "tag_activation_checkpoint", "wrap",
 }  # fmt: skip
@@ -334,12 +337,18 @@ def _live(graph: torch.fx.Graph) -> set[Node]:
     for node in reversed(graph.nodes):
         overload = isinstance(node.target, torch._ops.OpOverload)
         state = overload and (
-            node.target._schema.is_mutable or node.target._schema.name in _WITH_STATE
+            node.target._schema.is_mutable or _writes_statistics(node)
         )
         if node.op in ("placeholder", "output") or state or node in live:
             live.add(node)
             live.update(node.all_input_nodes)
     return live
+
+
+def _writes_statistics(node: Node) -> bool:
+    """Whether a normalisation updates its running statistics, which its schema does not say."""
+    normalises = node.target._schema.name in ("aten::batch_norm", "aten::instance_norm")
+    return normalises and node.args[5] is True
 
 
 def _as_scale(equations: Equations, value) -> LogScale:
@@ -375,10 +384,14 @@ def _check(result, node: Node) -> None:
         )
 
 
-def _module(node: Node) -> str:
-    """The name of the module that called an operation."""
+def _module(node: Node) -> tuple[str, str]:
+    """The name of the module that called an operation, and its class."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
-    return stack[-1][0].split("@")[0] if stack else ""
+    if not stack:
+        return "", ""
+    name, kind = stack[-1]
+    kind = kind if isinstance(kind, str) else kind.__name__
+    return name.split("@")[0], kind.rpartition(".")[2]
 
 
 def _operation(node: Node) -> str:

@@ -149,20 +149,16 @@ def _text(layout: ParameterLayout, links: Sequence[Link]) -> tuple[str, int, str
     prefix, _, member = where.rpartition(".")
     where = prefix if prefix and member in ("weight", "bias") else where
     parts: list[str] = []
-    for link in links:
-        text = _part(layout, link)
-        stem, _, last = link.parameter.rpartition(".")
-        if (
-            parts
-            and text == f"entries of {link.parameter}"
-            and f" {stem}." in parts[-1]
-            and stem
-        ):
-            if "columns" not in parts[-1] and "exponent" not in parts[-1]:
+    for text, parameter in dict.fromkeys(
+        (_part(layout, link), link.parameter) for link in links
+    ):
+        stem, _, last = parameter.rpartition(".")
+        # "rows of fc.weight" and "entries of fc.bias" are "rows of fc.weight and bias".
+        if parts and stem and text == f"entries of {parameter}":
+            if parts[-1] in (f"rows of {stem}.weight", f"entries of {stem}.weight"):
                 parts[-1] += f" and {last}"
                 continue
         parts.append(text)
-    parts = list(dict.fromkeys(parts))
     if len(parts) > _LISTED:
         parts = [*parts[: _LISTED - 1], f"{len(parts) - _LISTED + 1} more"]
     return where, head, ", ".join(parts), len(signs) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -69,6 +70,11 @@ class Leaf:
     known: Tensor | None = None
     """Which entries are determined, flat; ``None`` for none, an empty tensor for all."""
 
+    @cached_property
+    def entries(self) -> Tensor:
+        """The position of each entry, of the parameter's shape; views of it tell what they hold."""
+        return torch.arange(self.numel).view(self.shape)
+
     @property
     def complete(self) -> bool:
         """Whether every entry is determined."""
@@ -89,8 +95,7 @@ class Unset(LogScale):
     """
 
     def __init__(self, leaf: Leaf, entries: Tensor | None = None):
-        if entries is None:
-            entries = torch.arange(leaf.numel).view(leaf.shape)
+        entries = leaf.entries if entries is None else entries
         self.leaf, self.entries, self.shape = leaf, entries, tuple(entries.shape)
 
     @property
@@ -104,6 +109,9 @@ class Unset(LogScale):
 
     def order(self) -> list[int] | None:
         """The permutation of axes that makes this the whole leaf in order; None if none does."""
+        own = self.leaf.entries.untyped_storage().data_ptr()
+        if self.entries.untyped_storage().data_ptr() != own:
+            return None  # a copy: the order in memory tells nothing
         if self.entries.numel() != self.leaf.numel or self.entries.storage_offset():
             return None
         axes = sorted(range(self.entries.ndim), key=lambda a: -self.entries.stride(a))

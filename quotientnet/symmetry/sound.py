@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -208,10 +209,9 @@ def _change(a: Tensor, b: Tensor) -> float:
 def _element(group: ScalingGroup, reach: float, generator: torch.Generator) -> Tensor:
     """Random coordinates whose scales of one entry by one generator lie within ``e^{±reach}``."""
     t = 2 * torch.rand(group.dimension, generator=generator, dtype=torch.float64) - 1
-    powers = torch.from_numpy(
-        abs(group.classes).max(axis=0).toarray().reshape(-1)
-    ).double()
-    return reach * t / powers.clamp(min=1)
+    powers = np.ones(group.dimension)
+    np.maximum.at(powers, group.classes.indices, abs(group.classes.data))
+    return reach * t / torch.from_numpy(powers)
 
 
 def _inputs(example, second, seed: int) -> Iterator[tuple[str, tuple[tuple, dict]]]:
