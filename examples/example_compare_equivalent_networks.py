@@ -30,7 +30,7 @@ print(*objective.layout.entries, sep="\n")
 # The layer-scale group has one generator a hidden layer. Along its first one, the first layer grows
 # by ``e^t`` and the second shrinks by as much; the loss does not change.
 
-group = qn.layer_scale_group(objective.layout)
+group = qn.discover(network, data[0]).layer_scales
 manifold = qn.LayerScaleQuotient(group)
 steps = torch.linspace(-3, 3, 7, dtype=torch.float64)
 points = [group.act(w, torch.tensor([t, 0.0])) for t in steps]

@@ -31,7 +31,8 @@ class FourNormQuotient(qn.QuotientManifold):
 
 model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
 layout = qn.ParameterLayout.from_module(model)
-manifold = FourNormQuotient(qn.layer_scale_group(layout))
+symmetry = qn.discover(model, torch.randn(20, 4).double())
+manifold = FourNormQuotient(symmetry.layer_scales)
 print(manifold, "of dimension", manifold.dimension)
 
 # %%
