@@ -9,7 +9,7 @@ FOLDER = Path(__file__).parent
 
 
 def write() -> None:
-    """Write ``_generated/geometry.rst`` and ``_generated/rangamani.rst``."""
+    """Write the tables of ``benchmarks.rst`` into ``_generated``."""
     target = FOLDER / "_generated"
     target.mkdir(exist_ok=True)
     geometry = json.loads((FOLDER / "results/geometry.json").read_text())
@@ -42,6 +42,18 @@ def write() -> None:
                 f"{r['difference']:.1e}", f"{r['euclidean_difference']:.1e}", str(r["products"]),
             ])  # fmt: skip
     (target / "rangamani.rst").write_text(_table(rows))
+    rows = [[
+        "Parameters", "Generators", "Export, s", "Beyond it, s", "Layer scales, s",
+        "Extra peak, MiB", "Parameters, MiB",
+    ]]  # fmt: skip
+    for r in json.loads((FOLDER / "results/discover.json").read_text())["rows"]:
+        seconds = (r["export_seconds"], r["beyond_seconds"], r["layer_scale_seconds"])
+        memory = (r["extra_peak_mebibytes"], r["parameter_mebibytes"])
+        rows.append([
+            f"{r['parameters']:,}", f"{r['generators']:,}", *(f"{s:.2f}" for s in seconds),
+            *(f"{m:.0f}" for m in memory),
+        ])  # fmt: skip
+    (target / "discover.rst").write_text(_table(rows))
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -55,7 +55,9 @@ def test_sound_complete_and_of_the_dimension_by_hand(name, training):
     qn.verify_sound(model, symmetry, inputs).require()
     found = qn.verify_complete(model, symmetry, inputs).require()
     assert found.gap > 1e6
-    if name not in NORMALISED:
+    if (
+        name != "layer normalisation"
+    ):  # a bias before it has an effect, its first scale has not
         assert found.found == group.dimension
 
 

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_map_only
 from quotientnet.group import ScalingGroup, as_group
 from quotientnet.symmetry.discover import call_arguments
 from quotientnet.symmetry.explanation import Symmetry
-from quotientnet.symmetry.replica import Degenerate, Replica, drawn_again
+from quotientnet.symmetry.derivative import Degenerate, slope
+from quotientnet.symmetry.replica import Replica, drawn_again
 
 __all__ = ["Completeness", "verify_complete"]
 
@@ -92,10 +93,11 @@ def verify_complete(
 
     A scaling with constant exponents ``a`` is a symmetry iff ``∂f(w) · (a ⊙ w) = 0`` at every
     ``w``. Random combinations of the outputs' derivatives, each at its own random ``w`` and on
-    its own
-    random inputs, are stacked until their rank stops growing; the null space is compared with
-    the group. This uses nothing of how the group was derived. Entries without any effect (a bias
-    before batch normalisation in train mode) do not count.
+    its own random inputs, are stacked until their rank stops growing; the null space is compared
+    with the group. This uses nothing of how the group was derived. Running statistics that the
+    forward updates count as outputs: they must scale as they are said to. Entries without any
+    effect
+    do not count.
 
     Candidates are single entries if there are no more than 1500, else rows, columns (by groups of a
     convolution) and entries of vectors.
@@ -104,9 +106,8 @@ def verify_complete(
         model: Any module; it is copied to float64 and taken in its present mode.
         group: A group on its layout, or what ``discover`` returned.
         example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments;
-                floating-point ones are replaced by random numbers of the same shape, others
-                drawn again
-            from their own values.
+            floating-point ones are replaced by random numbers of the same shape, others drawn
+            again from their own values.
         seed: Of points and inputs.
         max_rows: When to stop; by default four times the number of candidates plus 256.
 
@@ -245,7 +246,7 @@ def _candidates(replica: Replica, layout) -> tuple[str, sparse.csr_array]:
 
 
 class _Rows:
-    """Random combinations of ``∂ outputs/∂ log w``, each at a random point and on random inputs."""
+    """Random combinations of derivatives, each at a random point and on random inputs."""
 
     def __init__(self, replica: Replica, inputs, seed: int):
         self.replica, self.inputs = replica, inputs
@@ -265,9 +266,11 @@ class _Rows:
         args, kwargs = tree_map_only(
             Tensor, lambda x: drawn_again(x, self.generator), self.inputs
         )
-        w = self._point()
-        slope = self.replica.derivative(w, args, kwargs, self._weights)
-        row = (slope * w).cpu().numpy()
+        row = (
+            slope(self.replica, self._point(), args, kwargs, self._weights)
+            .cpu()
+            .numpy()
+        )
         if not np.isfinite(row).all():
             raise RuntimeError(
                 "verify_complete: a derivative at a random point is not finite"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.export.graph_signature import InputKind
 
-from quotientnet.symmetry.graph import Record, Walk
+from quotientnet.symmetry.graph import Record, Walk, by_position
 
 __all__ = ["Approximation", "measure_eps"]
 
@@ -75,7 +75,7 @@ class _Probe(torch.fx.Interpreter):
 
     def run_node(self, node):
         if node.name in self.records:
-            args, _ = self.fetch_args_kwargs_from_env(node)
+            args = self.map_nodes_to_values(by_position(node)[0], node)
             variance = _variance(self.records[node.name].operation, args)
             self.sizes[node.name] = _change(variance, self.records[node.name].eps[0])
         return super().run_node(node)

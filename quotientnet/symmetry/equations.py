@@ -66,8 +66,7 @@ class Equations:
             return x
         leaf, order = x.leaf, x.order()
         if leaf.known is None and order is not None:
-            leaf.terms = list(self.fresh(*leaf.shape).terms)
-            leaf.known = torch.empty(0, dtype=torch.bool)
+            leaf.complete_with(self.fresh(*leaf.shape).terms)
         elif not leaf.complete:
             self._fill(x)
         if order is not None:
@@ -165,8 +164,8 @@ class Equations:
             w, x = x, w
         x = self.simplify(self.resolve(x))
         if self.has_zeros(x):
-            self._pin_without_effect(w, x)
-        if not isinstance(w, Unset) or w.leaf.known is not None or self.has_zeros(x):
+            return self.uniform(self._resolve_with_effect(w, x) + x, axes)
+        if not isinstance(w, Unset) or w.leaf.known is not None:
             return self.uniform(self.resolve(w) + x, axes)
         dims = max(len(w.shape), len(x.shape))
         w = w.map(lambda t: t[(None,) * (dims - t.ndim)])
@@ -229,14 +228,14 @@ class Equations:
         self._shifts.append(int(shift.terms[0][1]))
         return shift
 
-    def _pin_without_effect(self, w: LogScale, x: LogScale) -> None:
-        """Pin the factors of entries that are always zero: scaling them changes nothing."""
-        w = self.single(w)
-        index, other = torch.broadcast_tensors(
-            w.terms[0][1], self.single(x).terms[0][1]
-        )
-        self._impose(
-            LogScale([(1, torch.where(other == ZERO, index, ZERO))], index.shape)
+    def _resolve_with_effect(self, w: LogScale, x: LogScale) -> LogScale:
+        """``w``, its entries left undetermined where ``x`` is always zero: they have no effect."""
+        if not isinstance(w, Unset) or w.leaf.complete:
+            return self.resolve(w)
+        entries, other = torch.broadcast_tensors(w.entries, self.single(x).terms[0][1])
+        self._fill(Unset(w.leaf, entries[other != ZERO]))
+        return LogScale(
+            [(c, i.reshape(-1)[w.entries]) for c, i in w.leaf.terms], w.shape
         )
 
     def _define(self, w: Unset, value: LogScale, shape: Sequence[int]) -> LogScale:
@@ -257,10 +256,9 @@ class Equations:
     def _determine(self, w: Unset, value: LogScale) -> None:
         leaf, order = w.leaf, w.order()
         if leaf.known is None and order is not None:
-            leaf.terms = [
-                (c, i.permute(order).reshape(leaf.shape)) for c, i in value.terms
-            ]
-            leaf.known = torch.empty(0, dtype=torch.bool)
+            leaf.complete_with(
+                [(c, i.permute(order).reshape(leaf.shape)) for c, i in value.terms]
+            )
             return
         if leaf.known is None:
             leaf.known = torch.zeros(leaf.numel, dtype=torch.bool)

@@ -18,7 +18,7 @@ from quotientnet.symmetry.equations import Equations
 from quotientnet.symmetry.rules import Call, find_rule
 from quotientnet.symmetry.scales import Leaf, LogScale, Unset, scales_among
 
-__all__ = ["Record", "Walk", "export"]
+__all__ = ["Record", "Walk", "export", "by_position"]
 
 
 def export(model: nn.Module, args: tuple, kwargs: Mapping) -> ExportedProgram:
@@ -167,7 +167,7 @@ class Walk:
                 self._base[node] = container
                 self._replay[node] = operator.itemgetter(index)
             return self._values[container][index]
-        args, kwargs = self._arguments(node.args), self._arguments(node.kwargs)
+        args, kwargs = (self._arguments(a) for a in by_position(node))
         if isinstance(node.target, torch._ops.OpOverload):
             self._values[node] = self._apply(node, args, kwargs)
             self._note_alias(node, args, kwargs)
@@ -348,7 +348,20 @@ def _live(graph: torch.fx.Graph) -> set[Node]:
 def _writes_statistics(node: Node) -> bool:
     """Whether a normalisation updates its running statistics, which its schema does not say."""
     normalises = node.target._schema.name in ("aten::batch_norm", "aten::instance_norm")
-    return normalises and node.args[5] is True
+    return normalises and by_position(node)[0][5] is True
+
+
+def by_position(node: Node) -> tuple[tuple, dict]:
+    """The arguments of a call, by position as far as its schema allows."""
+    args, kwargs = list(node.args), dict(node.kwargs)
+    if isinstance(node.target, torch._ops.OpOverload):
+        for argument in node.target._schema.arguments[len(args) :]:
+            if argument.kwarg_only or not (
+                argument.name in kwargs or argument.has_default_value()
+            ):
+                break
+            args.append(kwargs.pop(argument.name, argument.default_value))
+    return tuple(args), kwargs
 
 
 def _as_scale(equations: Equations, value) -> LogScale:

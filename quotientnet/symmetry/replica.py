@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from quotientnet.layout import ParameterLayout
 
-__all__ = ["Replica", "Degenerate", "drawn_again"]
+__all__ = ["Replica", "drawn_again"]
 
 EXACT = 1e-30
 """The ``eps`` that stands in for 0, which batch normalisation refuses in train mode."""
@@ -54,61 +52,19 @@ class Replica:
 
         Random numbers, as in dropout, are the same at each call.
         """
-        self._move(w)
-        outputs = self._forward(args, kwargs)
+        self.move(w)
+        outputs = self.forward(args, kwargs)
         return outputs, self.layout.flatten(self.model)[self.layout.parameter_size :]
 
-    def derivative(
-        self, w: Tensor, args: tuple, kwargs: Mapping, weigh: Callable
-    ) -> Tensor:
-        """The derivative by ``w``, shape ``(n,)``, of a weighted sum of the outputs.
-
-        It is that of the function, through ``detach`` and ``no_grad`` as well; running
-        statistics take
-        part in eval mode.
-
-        Raises:
-            Degenerate: A channel is constant where it is to be normalised.
-        """
-        self._move(w)
-        tensors = dict(self.model.named_parameters())
-        if not self.model.training:
-            tensors |= dict(self.model.named_buffers())
-        leaves = {
-            e.name: tensors[e.name] for e in self.layout.entries if e.name in tensors
-        }
-        try:
-            with torch.enable_grad():
-                for leaf in leaves.values():
-                    leaf.requires_grad_()
-                with _Differentiable():
-                    outputs = self._forward(args, kwargs)
-                total = sum((y * weigh(y)).sum() for y in outputs)
-                slopes = torch.autograd.grad(
-                    total,
-                    list(leaves.values()),
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-        finally:
-            for leaf in leaves.values():
-                leaf.requires_grad_(False)
-        slopes = dict(zip(leaves, slopes))
-        return torch.cat(
-            [
-                slopes[e.name].reshape(-1) if e.name in slopes else w.new_zeros(e.numel)
-                for e in self.layout.entries
-            ]
-        )
-
-    def _move(self, w: Tensor) -> None:
+    def move(self, w: Tensor) -> None:
         """Set parameters and running statistics to ``w``, other buffers as they were."""
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(self._buffers[name])
             self.layout.assign(self.model, w.double())
 
-    def _forward(self, args: tuple, kwargs: Mapping) -> list[Tensor]:
+    def forward(self, args: tuple, kwargs: Mapping) -> list[Tensor]:
+        """The floating-point outputs where the copy is now."""
         devices = [self.w.device] if self.w.is_cuda else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(0)
@@ -135,70 +91,6 @@ def _loose_tensors(model: nn.Module) -> dict[int, Tensor]:
 _NORMALISATIONS = (
     nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
 )  # fmt: skip
-
-
-class Degenerate(ArithmeticError):
-    """A channel is constant where it is to be normalised."""
-
-
-class _Differentiable(TorchFunctionMode):
-    """Derivatives of the function computed, whatever the module hides from autograd.
-
-    Normalisation by fixed statistics is plain arithmetic, so that it has derivatives by them. Where
-    channels are normalised by their own statistics, constant ones are refused.
-    """
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch._C._set_grad_enabled:
-            return None
-        if function in (Tensor.detach, torch.detach, Tensor.data.__get__):
-            return args[0]
-        if function is F.batch_norm:
-            return _batch_norm(*args, **kwargs or {})
-        if function is F.instance_norm:
-            return _instance_norm(*args, **kwargs or {})
-        return function(*args, **kwargs or {})
-
-
-def _batch_norm(
-    x,
-    running_mean,
-    running_var,
-    weight=None,
-    bias=None,
-    training=False,
-    momentum=0.1,
-    eps=1e-5,
-):
-    if training:
-        _refuse_constant(x, [a for a in range(x.ndim) if a != 1])
-        return F.batch_norm(
-            x, running_mean, running_var, weight, bias, True, momentum, eps
-        )
-    shape = (1, -1, *[1] * (x.ndim - 2))
-    y = (x - running_mean.view(shape)) * (running_var.view(shape) + eps).rsqrt()
-    y = y if weight is None else y * weight.view(shape)
-    return y if bias is None else y + bias.view(shape)
-
-
-def _instance_norm(
-    x, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True,
-    momentum=0.1, eps=1e-5,
-):  # fmt: skip
-    if not use_input_stats:
-        return _batch_norm(
-            x, running_mean, running_var, weight, bias, False, momentum, eps
-        )
-    _refuse_constant(x, range(2, x.ndim))
-    return F.instance_norm(
-        x, running_mean, running_var, weight, bias, True, momentum, eps
-    )
-
-
-def _refuse_constant(x: Tensor, axes) -> None:
-    variance = x.detach().var(tuple(axes), correction=0)
-    if (variance <= 1e-20 * x.detach().square().mean(tuple(axes))).any():
-        raise Degenerate("a channel is constant where it is to be normalised")
 
 
 def _copied(arguments):

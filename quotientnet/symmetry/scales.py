@@ -72,8 +72,16 @@ class Leaf:
 
     @cached_property
     def entries(self) -> Tensor:
-        """The position of each entry, of the parameter's shape; views of it tell what they hold."""
+        """The position of each entry, of the parameter's shape; views of it tell what they hold.
+
+        Made when needed and dropped once the parameter is determined: it is as large as that.
+        """
         return torch.arange(self.numel).view(self.shape)
+
+    def complete_with(self, terms: Sequence[tuple[int, Tensor]]) -> None:
+        """Determine every entry."""
+        self.terms, self.known = list(terms), torch.empty(0, dtype=torch.bool)
+        self.__dict__.pop("entries", None)
 
     @property
     def complete(self) -> bool:
@@ -95,8 +103,13 @@ class Unset(LogScale):
     """
 
     def __init__(self, leaf: Leaf, entries: Tensor | None = None):
-        entries = leaf.entries if entries is None else entries
-        self.leaf, self.entries, self.shape = leaf, entries, tuple(entries.shape)
+        self.leaf, self._entries = leaf, entries
+        self.shape = leaf.shape if entries is None else tuple(entries.shape)
+
+    @property
+    def entries(self) -> Tensor:
+        """The position in the flattened parameter of each entry."""
+        return self.leaf.entries if self._entries is None else self._entries
 
     @property
     def terms(self):

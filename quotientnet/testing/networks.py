@@ -67,25 +67,11 @@ class DrawnNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The outputs, shape ``(N, 3)``."""
         results = [self.layers["first"](x)]
-        for number, step in enumerate(self.steps, 1):
-            inputs = [results[i] for i in step.inputs]
-            unused = number not in self._used()
-            # Statistics of what is never used would be state that no output depends on.
-            idle = unused and isinstance(self._layer(step), nn.BatchNorm2d)
-            skipped = idle or any(result is None for result in inputs)
-            results.append(None if skipped else self._result(step.operation, inputs))
+        for step in self.steps:
+            results.append(
+                self._result(step.operation, [results[i] for i in step.inputs])
+            )
         return self.layers["last"](results[-1].mean((2, 3)))
-
-    def _layer(self, step: Step) -> nn.Module | None:
-        return self.layers[step.operation] if step.operation in self.layers else None
-
-    def _used(self) -> set[int]:
-        """The results that the output depends on."""
-        used = {len(self.steps)}
-        for number in range(len(self.steps), 0, -1):
-            if number in used:
-                used.update(self.steps[number - 1].inputs)
-        return used
 
     def _result(self, operation: str, inputs: list[Tensor]) -> Tensor:
         if operation in _UNARY:

@@ -41,8 +41,8 @@ def pinning(call, *args, **kwargs):
 
 @rule("aten::prelu")
 def prelu(call, x, slope):
-    call.equations.pin(slope)
-    return x
+    call.equations.pin(call.scale(slope))
+    return call.scale(x)
 
 
 @rule("aten::threshold")
@@ -78,17 +78,17 @@ def alike(call, x, y, *args):
     """Homogeneous in both arguments together; a weight after them is pinned."""
     for other in args:
         call.equations.pin(call.scale(other))
-    return call.equations.equal(call.scale(x), call.scale(y))
+    return call.spread(call.equations.equal(call.scale(x), call.scale(y)))
 
 
 @rule("aten::where")
 def where(call, condition, x, y):
-    return call.equations.equal(call.scale(x), call.scale(y))
+    return call.spread(call.equations.equal(call.scale(x), call.scale(y)))
 
 
 @rule("aten::masked_fill")
 def masked_fill(call, x, mask, value):
-    return call.equations.equal(call.scale(x), call.scale(value))
+    return call.spread(call.equations.equal(call.scale(x), call.scale(value)))
 
 
 @rule("aten::mul", "aten::multiply")
@@ -188,13 +188,12 @@ def compare(call, x, y):
 
 @rule("aten::copy", "aten::copy_")
 def copy(call, target, source, non_blocking=False):
-    source = call.equations.resolve(call.scale(source))
-    return source + call.equations.pinned(*call.shape)
+    return call.spread(call.equations.resolve(call.scale(source)))
 
 
 @rule("aten::fill", "aten::zero")
 def fill(call, x, value=0.0):
-    return call.scale(value) + call.equations.pinned(*call.shape)
+    return call.spread(call.scale(value))
 
 
 @rule("aten::to", "aten::_to_copy", "aten::type_as")

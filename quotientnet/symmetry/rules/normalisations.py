@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import torch
+
 from quotientnet.symmetry.rules.registry import rule
 from quotientnet.symmetry.scales import LogScale
 
 __all__ = []
 
+_DEFAULT_EPS = torch.finfo(torch.float32).eps
+"""What ``rms_norm`` adds where nothing is said, in float32."""
+
 
 @rule("aten::batch_norm", "aten::instance_norm")
-def batch_norm(call, x, weight, bias, mean, variance, *args):
+def batch_norm(
+    call, x, weight, bias, mean, variance, training, momentum, eps, cudnn_enabled
+):
     """One scale a channel; running mean and variance scale along, in either mode."""
     eq = call.equations
     x = eq.uniform(x, [a for a in range(len(x.shape)) if a != 1])
-    call.eps = (args[2], x)
+    call.eps = (eps, x)
     channels = x.map(lambda t: t.reshape(-1))
     if mean is not None:
         eq.equal(call.scale(mean), channels)
@@ -22,15 +29,19 @@ def batch_norm(call, x, weight, bias, mean, variance, *args):
     return LogScale(_spread(out, len(call.shape), 1).terms, call.shape)
 
 
-@rule("aten::layer_norm", "aten::rms_norm")
-def layer_norm(call, x, shape, weight=None, *args):
+@rule("aten::layer_norm")
+def layer_norm(call, x, shape, weight=None, bias=None, eps=1e-5, *args):
     """One scale a normalised group."""
-    eq = call.equations
-    bias = args[0] if args and isinstance(args[0], LogScale) else None
-    x = eq.uniform(x, range(-len(shape), 0))
-    eps = [a for a in args if isinstance(a, float)]
-    call.eps = (eps[0] if eps else 1e-5, x)
-    return LogScale(_affine(call, tuple(shape), weight, bias).terms, call.shape)
+    x = call.equations.uniform(x, range(-len(shape), 0))
+    call.eps = (eps, x)
+    return call.spread(_affine(call, tuple(shape), weight, bias))
+
+
+@rule("aten::rms_norm")
+def rms_norm(call, x, shape, weight=None, eps=None):
+    return layer_norm(
+        call, x, shape, weight, None, _DEFAULT_EPS if eps is None else eps
+    )
 
 
 @rule("aten::group_norm")

@@ -17,7 +17,7 @@ def linear(call, x, weight, bias=None):
     )
     out = out.map(lambda t: t.squeeze(-1))
     call.outputs = out
-    out = LogScale(out.terms, call.shape)
+    out = call.spread(out)
     return out if bias is None else eq.equal(out, call.scale(bias))
 
 
@@ -36,7 +36,7 @@ def matmul(call, x, y):
         out = out.map(lambda t: t.squeeze(-2))
     if column:
         out = out.map(lambda t: t.squeeze(-1))
-    return LogScale(out.terms, call.shape)
+    return call.spread(out)
 
 
 @rule("aten::addmm", "aten::baddbmm", "aten::addmv", "aten::addbmm")
@@ -76,10 +76,11 @@ def einsum(call, equation, tensors, **kwargs):
 @rule("aten::embedding")
 def embedding(call, weight, index, *args):
     """Rows read at places that the data choose have one scale."""
+    weight = call.scale(weight)
     if not isinstance(index, LogScale):
         return weight.map(lambda t: t[index])
-    row = call.equations.uniform(call.scale(weight), [0])
-    return LogScale(row.map(lambda t: t[0]).terms, call.shape)
+    row = call.equations.uniform(weight, [0])
+    return call.spread(row.map(lambda t: t[0]))
 
 
 @rule("aten::_weight_norm")

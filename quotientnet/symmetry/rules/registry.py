@@ -39,6 +39,10 @@ class Call:
         """The log-scale of an argument: its own, or that of a constant."""
         return x if isinstance(x, LogScale) else self.equations.constant(x)
 
+    def spread(self, x: LogScale) -> LogScale:
+        """``x`` broadcast to the shape of the result."""
+        return LogScale(x.terms, self.shape)
+
     def pin(self, *arguments) -> LogScale:
         """Pin every tensor among the arguments; the result is pinned, too."""
         self.pinned = True

@@ -44,7 +44,7 @@ def position(call, x, dim=None, *args, **kwargs):
 
 @rule("aten::sort")
 def sort(call, x, dim=-1, *args, **kwargs):
-    return [_as(call, call.equations.uniform(x, [dim])), None]
+    return [call.spread(call.equations.uniform(x, [dim])), None]
 
 
 @rule("aten::topk", "aten::kthvalue")
@@ -52,7 +52,7 @@ def topk(call, x, k, dim=-1, *args, **kwargs):
     x = call.equations.uniform(x, [dim])
     if len(call.shape) < len(x.shape):
         x = x.map(lambda t: t.squeeze(dim))
-    return [_as(call, x), None]
+    return [call.spread(x), None]
 
 
 @rule("aten::cummax", "aten::cummin")
@@ -62,17 +62,13 @@ def cumulative_extremum(call, x, dim):
 
 @rule("aten::cumsum")
 def cumsum(call, x, dim, **kwargs):
-    return _as(call, call.equations.uniform(x, [dim]))
+    return call.spread(call.equations.uniform(x, [dim]))
 
 
 @rule("aten::linalg_vector_norm", "aten::norm")
 def norm(call, x, ord=2, dim=None, keepdim=False, **kwargs):
     """Homogeneous for orders other than 0, which counts."""
     return call.pin(x) if ord == 0 else _reduced(call, x, dim)
-
-
-def _as(call, x) -> LogScale:
-    return LogScale(x.terms, call.shape)
 
 
 def _windows(call, x, dims, sizes, strides=None):
@@ -97,7 +93,7 @@ def _pooling(dims: int) -> None:
         padded = padding != 0 and any(
             [padding] if isinstance(padding, int) else padding
         )
-        return _as(call, _windows(call, x, dims, -1 if padded else size, stride))
+        return call.spread(_windows(call, x, dims, -1 if padded else size, stride))
 
     @rule(f"aten::max_pool{dims}d_with_indices")
     def pool_with_indices(call, x, *args, **kwargs):
@@ -107,7 +103,7 @@ def _pooling(dims: int) -> None:
     def adaptive(call, x, size):
         if tuple(call.shape) == x.shape:
             return x
-        return _as(call, call.equations.uniform(x, range(-dims, 0)))
+        return call.spread(call.equations.uniform(x, range(-dims, 0)))
 
     @rule(f"aten::adaptive_max_pool{dims}d")
     def adaptive_max(call, x, size):
@@ -115,7 +111,7 @@ def _pooling(dims: int) -> None:
 
     @rule(f"aten::lp_pool{dims}d")
     def lp(call, x, *args, **kwargs):
-        return _as(call, call.equations.uniform(x, range(-dims, 0)))
+        return call.spread(call.equations.uniform(x, range(-dims, 0)))
 
 
 for _dims in (1, 2, 3):
@@ -130,4 +126,4 @@ for _dims in (1, 2, 3):
     "aten::_upsample_bilinear2d_aa", "aten::_upsample_bicubic2d_aa",
 )  # fmt: skip
 def interpolate(call, x, *args, **kwargs):
-    return _as(call, call.equations.uniform(x, range(2, len(x.shape))))
+    return call.spread(call.equations.uniform(x, range(2, len(x.shape))))
