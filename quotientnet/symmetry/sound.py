@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -90,7 +89,8 @@ def verify_sound(
         second_inputs: Inputs of another shape; by default the example with one more sample.
         training: The modes to try.
         samples: Group elements for each mode and inputs.
-        decades: Scales of one generator range over so many orders of magnitude.
+        decades: Scales of a generator range over so many orders of magnitude; over fewer where
+            several generators or high exponents would scale one entry by more than their square.
         tolerance: Largest relative change of an output.
         seed: Of elements and random inputs.
 
@@ -207,11 +207,10 @@ def _change(a: Tensor, b: Tensor) -> float:
 
 
 def _element(group: ScalingGroup, reach: float, generator: torch.Generator) -> Tensor:
-    """Random coordinates whose scales of one entry by one generator lie within ``e^{±reach}``."""
+    """Random coordinates within ``±reach``; smaller if an entry would move by more than twice."""
     t = 2 * torch.rand(group.dimension, generator=generator, dtype=torch.float64) - 1
-    powers = np.ones(group.dimension)
-    np.maximum.at(powers, group.classes.indices, abs(group.classes.data))
-    return reach * t / torch.from_numpy(powers)
+    largest = float(group.exponents(t).abs().amax()) if group.dimension else 0.0
+    return reach * t / max(largest / 2, 1.0)
 
 
 def _inputs(example, second, seed: int) -> Iterator[tuple[str, tuple[tuple, dict]]]:
