@@ -16,8 +16,13 @@ from torch.utils._pytree import tree_map_only
 from quotientnet.group import ScalingGroup, as_group
 from quotientnet.symmetry.discover import call_arguments
 from quotientnet.symmetry.explanation import Symmetry
-from quotientnet.symmetry.derivative import Degenerate, slope
-from quotientnet.symmetry.replica import Replica, drawn_again
+from quotientnet.symmetry.derivative import slope
+from quotientnet.symmetry.replica import (
+    Degenerate,
+    Replica,
+    drawn_again,
+    relative_change,
+)
 
 __all__ = ["Completeness", "verify_complete"]
 
@@ -41,9 +46,11 @@ class Completeness:
         idle: The parameters, at least some entries of which have no effect at all.
         candidates: ``"entries"`` if every entry could have had its own scale, else ``"rows and
             columns"``.
-        gap: The smallest nonzero singular value over the largest that counts as zero: how clear the
-            answer is.
+        gap: The smallest nonzero singular value over the largest that counts as zero: how clear
+            the answer is.
         rows: The number of random points.
+        jump: If something is missing, how far a random scaling of that kind changes the outputs
+            when it is applied in full: if at all, it crosses a jump that derivatives do not see.
     """
 
     derived: int
@@ -55,6 +62,7 @@ class Completeness:
     candidates: str
     gap: float
     rows: int
+    jump: float = 0.0
 
     @property
     def holds(self) -> bool:
@@ -74,11 +82,17 @@ class Completeness:
     def __str__(self) -> str:
         if self.holds:
             return f"complete: {self.derived} of {self.found} dimensions, gap {self.gap:.0e}"
-        return (
-            f"not the whole group: {self.derived} dimensions, the derivatives allow {self.found}; "
-            f"{self.missing} missing, moving {', '.join(self.where) or 'nothing'}; {self.extra} "
-            "that are no symmetries"
-        )
+        text = f"not the whole group: {self.derived} dimensions, derivatives allow {self.found}"
+        if self.extra:
+            text += f"; {self.extra} that are no symmetries"
+        if self.missing:
+            text += f"; {self.missing} missing, moving {', '.join(self.where)}"
+        if self.jump > 1e-6:
+            text += (
+                f"; but applied in full, a missing one changes outputs by {self.jump:.1e}: it "
+                "crosses a jump (a threshold, a comparison), where derivatives say nothing"
+            )
+        return text
 
 
 def verify_complete(
@@ -96,8 +110,7 @@ def verify_complete(
     its own random inputs, are stacked until their rank stops growing; the null space is compared
     with the group. This uses nothing of how the group was derived. Running statistics that the
     forward updates count as outputs: they must scale as they are said to. Entries without any
-    effect
-    do not count.
+    effect do not count.
 
     Candidates are single entries if there are no more than 1500, else rows, columns (by groups of a
     convolution) and entries of vectors.
@@ -115,11 +128,15 @@ def verify_complete(
         Both dimensions, and what is missing.
 
     Raises:
-        RuntimeError: The rank still grew after ``max_rows``.
+        RuntimeError: The rank still grew after ``max_rows``, or every random point made a
+            normalisation see a constant channel.
+        ValueError: The group's layout is not that of the model; the model does not run on the
+            inputs; no parameter has an effect; a derivative is not finite.
 
     Note:
         One forward and backward for each candidate at least, and a factorisation of a square
-        matrix of their number every so often.
+        matrix of their number every so often: for small copies of an architecture. Jumps (of a
+        threshold, a comparison) are invisible to derivatives; see ``jump``.
 
     Example:
         >>> import torch
@@ -131,18 +148,20 @@ def verify_complete(
         3
     """
     group = as_group(group, "verify_complete")
-    replica = Replica(model, group.layout)
-    layout = group.layout
+    replica, layout = Replica(model, group.layout, "verify_complete"), group.layout
     names, candidates = _candidates(replica, layout)
     source = _Rows(replica, call_arguments(example_inputs, "verify_complete"), seed)
     count = candidates.shape[1]
     limit = 4 * count + 256 if max_rows is None else max_rows
-    stacked, effect, rows, rank = np.zeros((0, count)), np.zeros(layout.size), 0, -1
+    stacked, by_generator = np.zeros((0, count)), np.zeros((0, group.dimension))
+    effect, rows, rank = np.zeros(layout.size), 0, -1
     while True:
         block = np.stack([source.draw() for _ in range(max(count // 4, 32))])
         effect = np.maximum(effect, np.abs(block).max(0))
         rows += len(block)
         stacked = np.linalg.qr(np.vstack([stacked, _directed(block @ candidates)]), "r")
+        slopes = group.adjoint(torch.from_numpy(block)).numpy()
+        by_generator = np.linalg.qr(np.vstack([by_generator, slopes]), "r")
         values = np.linalg.svd(stacked, compute_uv=False)
         previous, rank = rank, int((values > _NEGLIGIBLE * values[0]).sum())
         if rank == previous and rows >= count + 64:
@@ -153,22 +172,15 @@ def verify_complete(
                 "max_rows"
             )
     live = effect > _NEGLIGIBLE * effect.max()
-    return _compare(group, candidates, stacked, live, rank, names, rows)
-
-
-def _compare(group, candidates, stacked, live, rank, names, rows) -> Completeness:
-    layout = group.layout
-    _, values, vectors = np.linalg.svd(stacked, full_matrices=True)
-    expand = candidates.toarray()
-    found = _basis(expand[live] @ vectors[rank:].T)
-    exponents = group.exponents(
-        torch.eye(group.dimension, dtype=torch.float64)
-    ).T.numpy()
-    derived = _basis(exponents[live])
-    reach = _basis(expand[live])
-    derived_within = _intersection(derived, reach)
-    missing = _basis(found - derived @ (derived.T @ found), relative=1e-6)
-    extra = _basis(derived_within - found @ (found.T @ derived_within), relative=1e-6)
+    if not live.any():
+        raise ValueError(
+            "verify_complete: no parameter has an effect on the derivatives of the outputs; there "
+            "is nothing to compare"
+        )
+    extra = (
+        np.linalg.svd(by_generator, compute_uv=False) > _NEGLIGIBLE * rows**0.5
+    ).sum()
+    found, derived, missing = _spaces(group, candidates.toarray(), stacked, live, rank)
     weight = np.zeros(layout.size)
     weight[live] = (missing**2).sum(1)
     gap = (
@@ -176,12 +188,23 @@ def _compare(group, candidates, stacked, live, rank, names, rows) -> Completenes
         if rank
         else np.inf
     )
-    where = [e.name for e in layout.entries if weight[e.slice].sum() > 1e-6]
-    idle = [e.name for e in layout.entries if not live[e.slice].all() and e.numel]
     return Completeness(
-        derived.shape[1], found.shape[1], missing.shape[1], extra.shape[1], tuple(where),
-        tuple(idle), names, float(gap), rows,
+        derived.shape[1], found.shape[1], missing.shape[1], int(extra),
+        tuple(e.name for e in layout.entries if weight[e.slice].sum() > 1e-6),
+        tuple(e.name for e in layout.entries if not live[e.slice].all()),
+        names, float(gap), rows, source.jump(missing, live),
     )  # fmt: skip
+
+
+def _spaces(
+    group, candidates, stacked, live, rank
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bases, on entries with an effect, of what was found, the group, and what it misses."""
+    vectors = np.linalg.svd(stacked, full_matrices=True)[2]
+    found = _basis(candidates[live] @ vectors[rank:].T)
+    exponents = group.exponents(torch.eye(group.dimension, dtype=torch.float64))
+    derived = _basis(exponents.T.numpy()[live])
+    return found, derived, _basis(found - derived @ (derived.T @ found), relative=1e-6)
 
 
 def _basis(columns: np.ndarray, relative: float = _NEGLIGIBLE) -> np.ndarray:
@@ -190,12 +213,6 @@ def _basis(columns: np.ndarray, relative: float = _NEGLIGIBLE) -> np.ndarray:
         return columns[:, :0]
     u, s, _ = np.linalg.svd(columns, full_matrices=False)
     return u[:, s > relative * max(s[0], 1.0)]
-
-
-def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of what two orthonormal bases both span."""
-    u, s, _ = np.linalg.svd(a.T @ b)
-    return a @ u[:, : len(s)][:, s > 1 - 1e-9]
 
 
 def _directed(rows: np.ndarray) -> np.ndarray:
@@ -263,37 +280,47 @@ class _Rows:
         )
 
     def _draw(self) -> np.ndarray:
-        args, kwargs = tree_map_only(
-            Tensor, lambda x: drawn_again(x, self.generator), self.inputs
-        )
-        row = (
-            slope(self.replica, self._point(), args, kwargs, self._weights)
-            .cpu()
-            .numpy()
-        )
+        args, kwargs = self._inputs()
+        w = self.replica.random_point(self.generator)
+        row = slope(self.replica, w, args, kwargs, self._weights).cpu().numpy()
         if not np.isfinite(row).all():
-            raise RuntimeError(
+            raise ValueError(
                 "verify_complete: a derivative at a random point is not finite"
             )
         return row / max(np.linalg.norm(row), 1e-300)
 
-    def _weights(self, y: Tensor) -> Tensor:
-        return self._normal(y.shape, y) / (y.detach().norm() + 1e-30)
-
-    def _normal(self, shape, like: Tensor) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(
-            like.device
+    def _inputs(self) -> tuple[tuple, dict]:
+        return tree_map_only(
+            Tensor, lambda x: drawn_again(x, self.generator), self.inputs
         )
 
-    def _point(self) -> Tensor:
-        """Parameters of either sign and every size, positive running statistics."""
-        layout, pieces = self.replica.layout, []
-        w = self.replica.w
-        for entry in layout.entries:
-            noise = self._normal((entry.numel,), w)
-            if entry.passive:
-                pieces.append((noise / 2).exp())
-            else:
-                fan = prod(entry.shape[1:]) if len(entry.shape) > 1 else 1
-                pieces.append(noise / fan**0.5)
-        return torch.cat(pieces)
+    def _weights(self, y: Tensor) -> Tensor:
+        """Random, and such that every feature counts by its own size."""
+        noise = torch.randn(y.shape, generator=self.generator, dtype=torch.float64).to(
+            y.device
+        )
+        size = y.detach().abs()
+        features = size.amax(0, keepdim=True) if y.ndim > 1 else size.amax()
+        return noise / features.clamp(min=1e-30)
+
+    def jump(self, directions: np.ndarray, live: np.ndarray) -> float:
+        """How far a random scaling along directions changes the outputs, applied in full."""
+        if not directions.shape[1]:
+            return 0.0
+        changes = [0.0]
+        for _ in range(8):
+            args, kwargs = self._inputs()
+            w = self.replica.random_point(self.generator)
+            mix = torch.randn(
+                directions.shape[1], generator=self.generator, dtype=torch.float64
+            )
+            exponents = torch.zeros_like(w)
+            along = torch.from_numpy(directions) @ mix
+            exponents[torch.from_numpy(live).to(w.device)] = (
+                along / along.abs().amax()
+            ).to(w)
+            with suppress(Degenerate):
+                here, _ = self.replica.run(w, args, kwargs)
+                there, _ = self.replica.run(exponents.exp() * w, args, kwargs)
+                changes += [relative_change(a, b) for a, b in zip(here, there)]
+        return max(changes)

@@ -7,15 +7,10 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from quotientnet.symmetry.replica import Replica
+from quotientnet.symmetry.replica import EXACT, Exact, Replica, refuse_constant
 
-__all__ = ["Degenerate", "slope"]
-
-
-class Degenerate(ArithmeticError):
-    """A channel is constant where it is to be normalised."""
+__all__ = ["slope"]
 
 
 def slope(
@@ -27,11 +22,9 @@ def slope(
 ) -> Tensor:
     r"""How a weighted sum of the results changes with the exponents of a scaling.
 
-    Scale each coordinate by ``e^{a_i t}`` and divide the updated running statistics by their
-    own scales:
-    the derivative by ``t`` at 0 is ``⟨slope, a⟩``. It is that of the function, through
-    ``detach`` and
-    ``no_grad`` as well.
+    Scale each coordinate by ``e^{a_i t}`` and divide the updated running statistics by their own
+    scales: the derivative by ``t`` at 0 is ``⟨slope, a⟩``. It is that of the function, through
+    ``detach`` and ``no_grad`` as well.
 
     Args:
         replica: The model.
@@ -56,8 +49,10 @@ def slope(
         with torch.enable_grad():
             for leaf in leaves:
                 leaf.requires_grad_()
-            with _Differentiable() as mode:
-                outputs = replica.forward(args, kwargs)
+            mode = _Differentiable()
+            outputs = replica.forward(args, kwargs, mode)
+            # A masked entry, at minus infinity, is the same at all equivalent points.
+            outputs = [torch.where(torch.isfinite(y), y, 0.0) for y in outputs]
             total = sum((y * weigh(y)).sum() for y in outputs)
             own = {}
             for number, leaf in enumerate(leaves):
@@ -79,7 +74,7 @@ def slope(
     return result
 
 
-class _Differentiable(TorchFunctionMode):
+class _Differentiable(Exact):
     """Derivatives of what is computed, whatever the module hides from autograd.
 
     Normalisation by running statistics is plain arithmetic, and so are their updates, which are
@@ -100,7 +95,7 @@ class _Differentiable(TorchFunctionMode):
             return self._batch_norm(*args, **kwargs or {})
         if function is F.instance_norm:
             return self._instance_norm(*args, **kwargs or {})
-        return function(*args, **kwargs or {})
+        return super().__torch_function__(function, types, args, kwargs)
 
     def _batch_norm(
         self, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1,
@@ -108,25 +103,25 @@ class _Differentiable(TorchFunctionMode):
     ):  # fmt: skip
         if not training:
             return _by_statistics(
-                x, self._now(running_mean), self._now(running_var), weight, bias, eps
+                x, self._now(running_mean), self._now(running_var), weight, bias
             )
         axes = [a for a in range(x.ndim) if a != 1]
-        _refuse_constant(x, axes)
+        refuse_constant(x, axes, zeros=True)
         self._update(running_mean, x.mean(axes), momentum)
         self._update(running_var, x.var(axes), momentum)
-        return F.batch_norm(x, None, None, weight, bias, True, momentum, eps)
+        return F.batch_norm(x, None, None, weight, bias, True, momentum, EXACT)
 
     def _instance_norm(
         self, x, running_mean=None, running_var=None, weight=None, bias=None,
         use_input_stats=True, momentum=0.1, eps=1e-5,
     ):  # fmt: skip
         if not use_input_stats:
-            return self._batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+            return self._batch_norm(x, running_mean, running_var, weight, bias)
         axes = list(range(2, x.ndim))
-        _refuse_constant(x, axes)
+        refuse_constant(x, axes, zeros=True)
         self._update(running_mean, x.mean(axes).mean(0), momentum)
         self._update(running_var, x.var(axes).mean(0), momentum)
-        return F.instance_norm(x, None, None, weight, bias, True, momentum, eps)
+        return F.instance_norm(x, None, None, weight, bias, True, momentum, EXACT)
 
     def _now(self, buffer: Tensor) -> Tensor:
         return self.statistics.get(id(buffer), buffer)
@@ -137,14 +132,8 @@ class _Differentiable(TorchFunctionMode):
             self.statistics[id(buffer)] = (1 - momentum) * before + momentum * value
 
 
-def _by_statistics(x, mean, variance, weight, bias, eps):
+def _by_statistics(x, mean, variance, weight, bias):
     shape = (1, -1, *[1] * (x.ndim - 2))
-    y = (x - mean.view(shape)) * (variance.view(shape) + eps).rsqrt()
+    y = (x - mean.view(shape)) * variance.view(shape).rsqrt()
     y = y if weight is None else y * weight.view(shape)
     return y if bias is None else y + bias.view(shape)
-
-
-def _refuse_constant(x: Tensor, axes) -> None:
-    variance = x.var(axes, correction=0)
-    if (variance <= 1e-20 * x.square().mean(axes)).any():
-        raise Degenerate("a channel is constant where it is to be normalised")

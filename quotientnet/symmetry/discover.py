@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import sparse
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.epsilon import measure_eps
@@ -15,6 +16,7 @@ from quotientnet.symmetry.equations import Solution
 from quotientnet.symmetry.explanation import Coverage, Pinned, Symmetry
 from quotientnet.symmetry.graph import Walk, export
 from quotientnet.symmetry.links import named_group
+from quotientnet.symmetry.replica import require_layout
 from quotientnet.symmetry.scales import PINNED, Leaf, compact
 from quotientnet.units import Term
 
@@ -73,11 +75,12 @@ def discover(
             f"discover: model must be a torch.nn.Module, got {type(model).__name__}"
         )
     args, kwargs = call_arguments(example_inputs, "discover")
-    layout = ParameterLayout.from_module(model) if layout is None else layout
+    layout = _own_layout(model) if layout is None else layout
     if not isinstance(layout, ParameterLayout):
         raise TypeError(
             f"discover: layout must be a ParameterLayout, got {type(layout).__name__}"
         )
+    require_layout(model, layout, "discover")
     program = export(model, args, kwargs)
     walk = Walk(program, layout)
     solution = walk.equations.solve()
@@ -92,6 +95,15 @@ def discover(
     )
 
 
+def _own_layout(model: nn.Module) -> ParameterLayout:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"discover: {type(model).__name__} has no parameters that require a gradient; pass "
+            "layout=ParameterLayout.from_module(model, include_frozen=True) to scale frozen ones"
+        )
+    return ParameterLayout.from_module(model)
+
+
 def _measured_eps(walk: Walk, args: tuple, kwargs: Mapping):
     try:
         return measure_eps(walk, args, kwargs)
@@ -104,6 +116,11 @@ def _measured_eps(walk: Walk, args: tuple, kwargs: Mapping):
 
 def call_arguments(inputs, caller: str) -> tuple[tuple, dict]:
     """Positional and keyword arguments from what a user calls the inputs of a model."""
+    empty = [x for x in tree_leaves(inputs) if isinstance(x, Tensor) and not x.numel()]
+    if empty:
+        raise ValueError(
+            f"{caller}: an input of shape {tuple(empty[0].shape)} is empty; pass one sample or more"
+        )
     if isinstance(inputs, Tensor):
         return (inputs,), {}
     if isinstance(inputs, Mapping):
@@ -151,13 +168,14 @@ def _pinned(walk: Walk, solution: Solution):
         total.eliminate_zeros()
         stuck = np.diff(total.indptr) == 0
         for reason in np.unique(reasons[stuck]).tolist():
-            why = (
-                str(walk.records[reason])
-                if reason >= 0
-                else "several constraints together"
-            )
+            why = str(walk.records[reason]) if reason >= 0 else _WHAT_IT_READS
             numbers = np.flatnonzero(stuck & (reasons == reason))
             yield Pinned(record.place or record.node, tuple(numbers.tolist()), why)
+
+
+_WHAT_IT_READS = (
+    "what it reads, none of which can be scaled, or several operations together"
+)
 
 
 def _coverage(walk: Walk):

@@ -99,5 +99,5 @@ def _variance(operation: str, args) -> Tensor:
 
 def _change(variance: Tensor, eps: float) -> float:
     """``1 − √((v + ε)/(v + 4ε))`` at its largest; a constant channel is 0 at every scale."""
-    v = variance[variance > 0].double()
+    v = variance[~(variance <= 0)].double()
     return float((1 - ((v + eps) / (v + 4 * eps)).sqrt()).max()) if v.numel() else 0.0

@@ -18,6 +18,9 @@ from quotientnet.symmetry.scales import PINNED, ZERO, LogScale, Unset, compact
 
 __all__ = ["Equations", "Solution"]
 
+_LARGEST = 1 << 20
+"""The largest exponent: a scale of 1.001 to this power overflows."""
+
 
 class Equations:
     """Unknown log-scales and the linear equations that the operations of a network impose.
@@ -54,11 +57,20 @@ class Equations:
         return LogScale((), shape)
 
     def constant(self, value: Tensor | float | bool) -> LogScale:
-        """The log-scale of a constant: 0, and anything where the constant is zero."""
-        value = torch.as_tensor(value)
-        if bool((value != 0).all()):
+        """The log-scale of a constant: 0, and anything where the constant is zero or infinite."""
+        value = torch.as_tensor(value).cpu()
+        any_scale = (value == 0) | torch.isinf(value)
+        if not bool(any_scale.any()):
             return self.pinned(*value.shape)
-        return LogScale([(1, torch.where(value != 0, PINNED, ZERO))], value.shape)
+        return LogScale([(1, torch.where(any_scale, ZERO, PINNED))], value.shape)
+
+    def with_zeros_pinned(self, x: LogScale) -> LogScale:
+        """``x`` with log-scale 0 where it would fit any."""
+        x = self.resolve(x)
+        if not self.has_zeros(x):
+            return x
+        index = self.single(x).terms[0][1]
+        return LogScale([(1, torch.where(index == ZERO, PINNED, index))], x.shape)
 
     def resolve(self, x: LogScale) -> LogScale:
         """``x`` with unknowns for the entries whose log-scale was not determined yet."""
@@ -459,6 +471,8 @@ def _collected(terms, find) -> list[tuple[np.ndarray, int]]:
             continue
         key = (merged.shape, merged.tobytes())
         total[key] = (merged, total.get(key, (merged, 0))[1] + c)
+        if abs(total[key][1]) > _LARGEST:
+            raise OverflowError(f"an exponent beyond {_LARGEST}")
     return [(index, c) for index, c in total.values() if c or (index == ZERO).any()]
 
 

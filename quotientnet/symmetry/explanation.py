@@ -122,7 +122,9 @@ class Symmetry:
             )
             lines += [f"  {_approximation(a)}" for a in self.approximate]
         lines.append("operations")
-        lines += [f"  {_coverage(c)}" for c in self.coverage]
+        lines += [
+            f"  {_coverage(c)}" for c in self.coverage if c.treatment != "constant"
+        ]
         return "\n".join(lines)
 
 
@@ -165,7 +167,7 @@ def _approximation(a: Approximation) -> str:
 
 def _coverage(c: Coverage) -> str:
     what = {
-        "rule": "", "pins": ": pins", "constant": ": on constants",
+        "rule": "", "pins": ": pins",
         "unknown": ": unknown, pins all it touches; teach it with quotientnet.symmetry.rule",
     }[c.treatment]  # fmt: skip
     named = [place for place in c.places if place]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import operator
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +20,7 @@ from torch.fx import Node
 
 from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.equations import Equations
+from quotientnet.symmetry.replica import first_line
 from quotientnet.symmetry.rules import Call, find_rule
 from quotientnet.symmetry.scales import Leaf, LogScale, Unset, scales_among
 
@@ -25,33 +31,88 @@ def export(model: nn.Module, args: tuple, kwargs: Mapping) -> ExportedProgram:
     """The model's graph, with an error that names the place where there is none.
 
     Raises:
-        ValueError: The model cannot be exported: it branches on data, say.
+        ValueError: The model does not run on the inputs, or cannot be exported: it branches on
+            data, say.
     """
     try:
-        return torch.export.export(model, args, dict(kwargs), strict=False)
+        with _attributes_kept(model), _quietly():
+            return torch.export.export(model, args, dict(kwargs), strict=False)
     except Exception as error:
-        place = _place_of(error, model)
-        reason = next((line for line in str(error).splitlines() if line.strip()), "")
         raise ValueError(
-            f"discover: the model cannot be exported as one graph; {place}: "
-            f"{type(error).__name__}: {reason.strip()}. Its operations must not depend on the "
-            "values of tensors (branches, loops, .item()); torch.where selects without a branch"
+            f"discover: the model cannot be exported as one graph {_place_of(error, model)}: "
+            f"{type(error).__name__}: {first_line(error)}. {_remedy(error, kwargs)}"
         ) from error
 
 
+def _remedy(error: Exception, kwargs: Mapping) -> str:
+    if "DataDependent" in type(error).__name__ or "data-dependent" in str(error):
+        return (
+            "Its operations must not depend on the values of tensors (branches, loops, .item()); "
+            "torch.where selects without a branch"
+        )
+    if kwargs and isinstance(error, TypeError):
+        return "A dict is taken as keyword arguments; pass ({...},) to give the model a dict"
+    return (
+        "Does it run on example_inputs, and does torch.export(strict=False) support it?"
+    )
+
+
 def _place_of(error: BaseException, model: nn.Module) -> str:
-    """The innermost line of a module's own code on the way to the error."""
+    """The innermost module on the way to the error, and the innermost line of a user's own."""
     names = {id(child): name for name, child in model.named_modules()}
-    place = f"in {type(model).__name__}"
-    frames = error.__traceback__
-    for frame, line in traceback.walk_tb(frames):
-        child = frame.f_locals.get("self")
-        own = not str(frame.f_globals.get("__name__", "")).startswith("torch.")
-        if own and isinstance(child, nn.Module) and id(child) in names:
+    place, line_of = f"in {type(model).__name__}", ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        child, code = frame.f_locals.get("self"), frame.f_code
+        if (
+            isinstance(child, nn.Module)
+            and id(child) in names
+            and code.co_name != "_call_impl"
+        ):
             name = names[id(child)] or "the model"
-            code, kind = frame.f_code, type(child).__name__
-            place = f"in {code.co_name} of {name} ({kind}), {code.co_filename}:{line}"
-    return place
+            place = f"in {name} ({type(child).__name__})"
+            if not str(frame.f_globals.get("__name__", "")).startswith("torch."):
+                line_of = f", {code.co_filename}:{line}"
+    return place + line_of
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module):
+    """Give back plain attributes that a forward assigns: an export leaves fake tensors there."""
+    kept = [(module, dict(vars(module))) for module in model.modules()]
+    held = [
+        (value, copy.copy(value))
+        for _, attributes in kept
+        for value in attributes.values()
+        if type(value) in (list, dict)
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes in kept:
+            vars(module).clear()
+            vars(module).update(attributes)
+        for value, content in held:
+            value.clear()
+            (value.extend if isinstance(value, list) else value.update)(content)
+
+
+@contextmanager
+def _quietly():
+    """Without torch's own log of what the error will say, and its warning on attributes."""
+
+    def silent(record) -> bool:
+        return False
+
+    handlers = logging.getLogger("torch").handlers
+    for handler in handlers:
+        handler.addFilter(silent)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*assigned during export.*")
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(silent)
 
 
 @dataclass
@@ -108,6 +169,7 @@ class Walk:
         self._base: dict[Node, Node] = {}
         self._replay: dict[Node, Callable] = {}
         self._uncertain: set[Node] = set()
+        self._returned: dict[Node, Sequence] = {}
         self._fake = {
             node.name: node.meta.get("val") for node in self.program.graph.nodes
         }
@@ -115,9 +177,22 @@ class Walk:
         inputs = [self._input(spec) for spec in signature]
         self._run(self.program.graph_module, inputs)
 
-    def _run(self, module: torch.fx.GraphModule, inputs: Sequence):
-        """Walk a graph whose inputs have the given log-scales; returns what it returns."""
-        given, live = iter(inputs), _live(module.graph)
+    def _run(
+        self,
+        module: torch.fx.GraphModule,
+        inputs: Sequence,
+        outer: Sequence = (),
+        caller=None,
+    ):
+        """Walk a graph whose inputs have the given log-scales; returns what it returns.
+
+        Args:
+            module: The graph.
+            inputs: The log-scales of its inputs.
+            outer: The nodes that they are in the graph that calls this one.
+            caller: The node of the call.
+        """
+        given, live, names = iter(inputs), _live(module.graph), iter(outer)
         for node in module.graph.nodes:
             if node not in live:
                 continue
@@ -129,14 +204,17 @@ class Walk:
                 if node.op == "placeholder":
                     self.records[-1].called = False
                     self._values[node] = next(given)
+                    self._same_as(node, next(names, None))
                 elif node.op == "get_attr":
                     self.records[-1].called = False
                     self._values[node] = operator.attrgetter(node.target)(module)
                 elif node.op == "output":
                     self.records[-1].called = False
                     result = self._arguments(node.args[0])
-                    if module is self.program.graph_module:
+                    if caller is None:
                         self._pin(result)
+                    else:
+                        self._returned[caller] = node.args[0]
                     return result
                 else:
                     self._values[node] = self._called(node)
@@ -151,7 +229,8 @@ class Walk:
             return Unset(leaf)
         if spec.kind == InputKind.BUFFER or spec.kind == InputKind.CONSTANT_TENSOR:
             value = self.program.state_dict.get(name, self.program.constants.get(name))
-            if isinstance(value, Tensor) and not value.is_floating_point():
+            literal = name.rpartition(".")[2].startswith("lifted_tensor")
+            if isinstance(value, Tensor) and (literal or not value.is_floating_point()):
                 return value
         value = self._fake[spec.arg.name]
         return (
@@ -162,8 +241,11 @@ class Walk:
 
     def _called(self, node: Node):
         if node.target is operator.getitem:
+            self.records[-1].called = False
             container, index = node.args
-            if container in self._base:
+            if container in self._returned:
+                self._same_as(node, self._returned[container][index])
+            elif container in self._base:
                 self._base[node] = container
                 self._replay[node] = operator.itemgetter(index)
             return self._values[container][index]
@@ -178,7 +260,9 @@ class Walk:
             start = next(
                 i for i, a in enumerate(args) if isinstance(a, torch.fx.GraphModule)
             )
-            result = self._run(args[start], args[start + 1 :])
+            result = self._run(
+                args[start], args[start + 1 :], node.args[start + 1 :], node
+            )
             return list(result) if isinstance(result, tuple) else result
         if next(scales_among([args, kwargs]), None) is not None:
             return self._unknown(node, [args, kwargs])
@@ -193,13 +277,41 @@ class Walk:
         if next(scales_among([args, kwargs]), None) is None:
             return self._constant(node, args, kwargs)
         rule = find_rule(operation)
-        if rule is None:
+        call = Call(self.equations, _shape(node), _dtype(node))
+        written = any(
+            a.kwarg_only and _is_written(a) for a in operation._schema.arguments
+        )
+        if rule is None or written or not _takes(rule, call, args, kwargs):
             return self._unknown(node, [args, kwargs])
-        call = Call(self.equations, _shape(node))
-        result = rule(call, *args, **kwargs)
-        record.treatment = "pins" if call.pinned else "rule"
+        try:
+            result = rule(call, *args, **kwargs)
+        except Exception as error:
+            raise ValueError(
+                f"discover: the rule of {record} failed with {type(error).__name__}: {error}"
+            ) from error
+        record.treatment = (
+            "unknown" if call.unknown else "pins" if call.pinned else "rule"
+        )
         record.outputs, record.eps = call.outputs, call.eps
-        _check(result, node)
+        return self._completed(result, node)
+
+    def _completed(self, result, node: Node):
+        """A rule's result, checked; pinned what it left out, such as the indices of a maximum."""
+        opaque = self._opaque(node)
+        if isinstance(opaque, list):
+            result = [b if a is None else a for a, b in zip(result, opaque)]
+        elif result is None:
+            result = opaque
+        first = result[0] if isinstance(result, list) else result
+        if isinstance(first, Tensor):
+            first = result = self.equations.pinned(*first.shape)
+        if isinstance(first, LogScale) and first.shape != _shape(node):
+            raise ValueError(
+                f"discover: the rule of {_operation(node)} returned a log-scale of shape "
+                f"{first.shape}, its result has shape {_shape(node)}"
+            )
+        if not (_dtype(node).is_floating_point or _dtype(node).is_complex):
+            self._pin(first)  # rounding knows no scale
         return result
 
     def _constant(self, node: Node, args, kwargs):
@@ -226,18 +338,14 @@ class Walk:
         """The pinned results of an operation about which nothing is known."""
 
         def pinned(value):
-            return (
-                self.equations.pinned(*value.shape)
-                if isinstance(value, Tensor)
-                else value
-            )
+            if isinstance(value, Tensor):
+                return self.equations.pinned(*value.shape)
+            symbolic = isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+            return self.equations.pinned() if symbolic else value
 
         values = node.meta.get("val")
-        return (
-            [pinned(v) for v in values]
-            if isinstance(values, (list, tuple))
-            else pinned(values)
-        )
+        several = isinstance(values, (list, tuple))
+        return [pinned(value) for value in values] if several else pinned(values)
 
     def _pin(self, arguments) -> None:
         for scale in scales_among(arguments):
@@ -248,27 +356,41 @@ class Walk:
 
     # -- views, and operations in place ---
 
+    def _same_as(self, node: Node, other) -> None:
+        """``node`` is the same tensor as ``other``."""
+        if isinstance(other, Node):
+            self._base[node], self._replay[node] = other, lambda value: value
+
     def _note_alias(self, node: Node, args, kwargs) -> None:
         """Remember views, and carry what is written in place to all views of the same tensor."""
-        arguments = node.target._schema.arguments
-        if not node.args or not isinstance(node.args[0], Node):
-            return
-        target, info = node.args[0], arguments[0].alias_info
-        name = node.target._schema.name.removeprefix("aten::")
-        for argument, operand in zip(arguments[1:], node.args[1:]):
-            if argument.alias_info is not None and argument.alias_info.is_write:
+        written = [
+            operand
+            for argument, operand in _operands(node)
+            if _is_written(argument) and isinstance(operand, Node)
+        ]
+        target = node.args[0] if node.args and isinstance(node.args[0], Node) else None
+        for operand in written:
+            if operand is not target:
                 self._write(operand, self.equations.pinned(*_shape(operand)))
-        if info is not None and info.is_write:
+        shape_only = torch.Tag.inplace_view in node.target.tags
+        if target is not None and target in written and not shape_only:
             self._write(target, self._values[node])
-            self._base[node], self._replay[node] = target, lambda value: value
-        elif info is not None or name.endswith("dropout") and False in args:
-            if name in _MAY_COPY and not _contiguous(target):
-                self._uncertain.add(self._root(target))
-            rest, rule = args[1:], find_rule(node.target)
-            call = Call(self.equations, _shape(node))
-            if rule is not None:
-                self._base[node] = target
-                self._replay[node] = lambda value: rule(call, value, *rest, **kwargs)
+            self._same_as(node, target)
+        elif target is not None and (shape_only or _may_alias(node)):
+            self._note_view(node, target, args, kwargs)
+
+    def _note_view(self, node: Node, target: Node, args, kwargs) -> None:
+        rule, rest = find_rule(node.target), args[1:]
+        call = Call(self.equations, _shape(node), _dtype(node))
+        self._base[node] = target
+        known = rule is not None and _takes(rule, call, args, kwargs)
+        if known and self.records[-1].treatment != "unknown":
+            self._replay[node] = lambda value: rule(call, value, *rest, **kwargs)
+        else:
+            self._replay[node] = lambda value: self._opaque(node)
+            self._uncertain.add(self._root(target))
+        if _name(node) in _MAY_COPY and not _contiguous(target):
+            self._uncertain.add(self._root(target))
 
     def _root(self, node: Node) -> Node:
         while node in self._base:
@@ -278,42 +400,43 @@ class Walk:
     def _write(self, target: Node, result) -> None:
         """``target`` now holds ``result``: so do the tensor it is a view of and all its views."""
         eq, root = self.equations, self._root(target)
-        old = self._values[root]
         family = [node for node in self._base if self._root(node) is root]
-        chain = []
-        node = target
+        chain, node = [], target
         while node is not root:
             chain.insert(0, node)
             node = self._base[node]
-        moved = [
-            node for node in chain if node.target not in (None,) and not _in_place(node)
-        ]
-        if root.op == "placeholder" and isinstance(old, LogScale):
-            eq.equal(
-                old, _as_scale(eq, result)
-            )  # state keeps its scale from call to call
+        if root.op == "placeholder" and isinstance(self._values[root], LogScale):
+            # State keeps its scale from call to call.
+            eq.equal(_as_scale(eq, self._values[target]), _as_scale(eq, result))
             return
-        if not moved:
+        if root in self._uncertain or not isinstance(root.meta.get("val"), Tensor):
+            self._pin([_as_scale(eq, self._values[root]), _as_scale(eq, result)])
+            self._values[root] = self._opaque(root)
+        elif all(_in_place(node) for node in chain):
             self._values[root] = result
-        elif root in self._uncertain or not isinstance(root.meta.get("val"), Tensor):
-            self._pin([_as_scale(eq, old), _as_scale(eq, result)])
-            self._values[root] = eq.pinned(*_shape(root))
         else:
-            index = (
-                eq.single(_as_scale(eq, old))
-                .terms[0][1]
-                .clone(memory_format=torch.contiguous_format)
-            )
-            view = LogScale([(1, index)], index.shape)
-            for node in chain:
-                view = self._replay[node](view)
-            view.terms[0][1].copy_(eq.single(_as_scale(eq, result)).terms[0][1])
-            self._values[root] = LogScale([(1, index)], index.shape)
+            self._values[root] = self._written(root, chain, result)
         for node in family:
             value = self._values[self._base[node]]
             self._values[node] = self._replay[node](
                 value if isinstance(value, list) else _as_scale(eq, value)
             )
+
+    def _written(self, root: Node, chain: Sequence[Node], result) -> LogScale:
+        """``root`` after a view of it, at the end of a chain of views, was overwritten."""
+        eq, old = self.equations, _as_scale(self.equations, self._values[root])
+        result = _as_scale(eq, result)
+        index = eq.single(old).terms[0][1].clone(memory_format=torch.contiguous_format)
+        view = LogScale([(1, index)], index.shape)
+        for node in chain:
+            view = self._replay[node](view)
+        seen = view.terms[0][1]
+        copied = seen.untyped_storage().data_ptr() != index.untyped_storage().data_ptr()
+        if copied:
+            self._pin([old, result])
+            return eq.pinned(*_shape(root))
+        seen.copy_(eq.single(result).terms[0][1])
+        return LogScale([(1, index)], index.shape)
 
 
 _SHAPE_ONLY = {
@@ -327,18 +450,45 @@ _INLINED = {
 }  # fmt: skip
 """Operations that only run a graph of their own."""
 
-_MAY_COPY = {"reshape", "flatten", "contiguous", "to", "ravel", "type_as"}
+_MAY_COPY = {"reshape", "flatten", "contiguous", "ravel"}
 """Operations whose result is a view only where the argument's memory allows it."""
+
+
+def _name(node: Node) -> str:
+    return node.target._schema.name.removeprefix("aten::")
+
+
+def _operands(node: Node) -> list[tuple]:
+    """The arguments of a call, each with what its schema says of it."""
+    given = zip(node.target._schema.arguments, node.args)
+    named = {argument.name: argument for argument in node.target._schema.arguments}
+    return [*given, *((named[name], value) for name, value in node.kwargs.items())]
+
+
+def _is_written(argument) -> bool:
+    return argument.alias_info is not None and argument.alias_info.is_write
+
+
+def _may_alias(node: Node) -> bool:
+    """Whether the result may be a view of the first argument."""
+    name, args = _name(node), node.args
+    if name.endswith("dropout"):
+        return any(a is False for a in args)
+    if name in ("to", "type_as", "contiguous"):
+        plain = node.kwargs.get("memory_format") in (None, torch.preserve_format)
+        moved = _dtype(node) != _dtype(args[0]) or any(a is True for a in args[1:])
+        return not moved and (plain or name != "contiguous")
+    return node.target._schema.arguments[0].alias_info is not None
 
 
 def _live(graph: torch.fx.Graph) -> set[Node]:
     """The nodes that results or state depend on; the others cannot limit a symmetry."""
     live: set[Node] = set()
     for node in reversed(graph.nodes):
-        overload = isinstance(node.target, torch._ops.OpOverload)
-        state = overload and (
-            node.target._schema.is_mutable or _writes_statistics(node)
-        )
+        if isinstance(node.target, torch._ops.OpOverload):
+            state = node.target._schema.is_mutable or _writes_statistics(node)
+        else:
+            state = isinstance(node.target, torch._ops.HigherOrderOperator)
         if node.op in ("placeholder", "output") or state or node in live:
             live.add(node)
             live.update(node.all_input_nodes)
@@ -385,16 +535,31 @@ def _shape(node: Node) -> tuple[int, ...]:
     value = node.meta.get("val")
     if isinstance(value, (list, tuple)):
         value = value[0]
-    return tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else ()
-
-
-def _check(result, node: Node) -> None:
-    first = result[0] if isinstance(result, list) else result
-    if isinstance(first, LogScale) and first.shape != _shape(node):
+    if not isinstance(value, Tensor):
+        return ()
+    if not all(isinstance(n, int) for n in value.shape):
+        place = " in ".join([_operation(node), *filter(None, _module(node)[:1])])
         raise ValueError(
-            f"discover: the rule of {_operation(node)} returned a log-scale of shape "
-            f"{first.shape}, its result has shape {_shape(node)}"
+            f"discover: the shape {tuple(value.shape)} of the result of {place} depends on data; "
+            "its channels cannot be told apart"
         )
+    return tuple(value.shape)
+
+
+def _dtype(node: Node) -> torch.dtype:
+    """The dtype of the result, or of the first of several."""
+    value = node.meta.get("val")
+    value = value[0] if isinstance(value, (list, tuple)) and value else value
+    return value.dtype if isinstance(value, Tensor) else torch.float32
+
+
+def _takes(rule: Callable, call: Call, args: tuple, kwargs: Mapping) -> bool:
+    """Whether a rule knows the arguments of an overload."""
+    try:
+        signature(rule).bind(call, *args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _module(node: Node) -> tuple[str, str]:
@@ -410,4 +575,5 @@ def _module(node: Node) -> tuple[str, str]:
 def _operation(node: Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.name.removeprefix("aten::")
-    return {"placeholder": "input", "output": "output"}.get(node.op, str(node.target))
+    plain = getattr(node.target, "__name__", str(node.target))
+    return {"placeholder": "input", "output": "output"}.get(node.op, plain)

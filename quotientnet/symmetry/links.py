@@ -54,8 +54,22 @@ def links_of(
                     generators = np.where(
                         exponents == exponent, classes.indices[place], -1
                     )
-                    links.append(Link(entry.name, term.axes, exponent, generators))
+                    links.append(_link(entry.name, term.axes, exponent, generators))
     return links
+
+
+def _link(
+    name: str, axes: tuple[int, ...], exponent: int, generators: np.ndarray
+) -> Link:
+    """A link along the axes that generators differ along."""
+    kept = []
+    for axis in axes:
+        first = generators.take([0], len(kept))
+        if (generators == first).all():
+            generators = generators.take(0, len(kept))
+        else:
+            kept.append(axis)
+    return Link(name, tuple(kept), exponent, generators)
 
 
 @dataclass(frozen=True)

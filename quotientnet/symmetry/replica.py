@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
+from contextlib import nullcontext
+from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from quotientnet.layout import ParameterLayout
 
-__all__ = ["Replica", "drawn_again"]
+__all__ = [
+    "Replica", "Degenerate", "Exact", "drawn_again", "first_line", "refuse_constant",
+    "relative_change", "require_layout", "shapes_of",
+]  # fmt: skip
 
-EXACT = 1e-30
+EXACT = 1e-200
 """The ``eps`` that stands in for 0, which batch normalisation refuses in train mode."""
+
+
+class Degenerate(ArithmeticError):
+    """A channel is constant where it is to be normalised."""
+
+
+def require_layout(model: nn.Module, layout: ParameterLayout, caller: str) -> None:
+    """Refuse a layout whose coordinates are not the model's."""
+    own = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers()
+    )
+    for entry in layout.entries:
+        if entry.name not in own or tuple(own[entry.name].shape) != entry.shape:
+            got = tuple(own[entry.name].shape) if entry.name in own else "nothing"
+            raise ValueError(
+                f"{caller}: the layout belongs to another model: it has {entry.name!r} of shape "
+                f"{entry.shape}, this {type(model).__name__} has {got}"
+            )
 
 
 class Replica:
@@ -23,37 +49,45 @@ class Replica:
     Args:
         model: Any module; its copy has the same mode.
         layout: Its coordinates.
-        exact: Whether normalisations are taken with an ``eps`` so small that it has no effect.
+        caller: Named in errors.
     """
 
-    def __init__(
-        self, model: nn.Module, layout: ParameterLayout, *, exact: bool = True
-    ):
-        self.layout = layout
-        layout.flatten(model)  # refuses a model with another layout
+    def __init__(self, model: nn.Module, layout: ParameterLayout, caller: str):
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}"
+            )
+        require_layout(model, layout, caller)
+        if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+            raise ValueError(
+                f"{caller}: the model is on the meta device and has no values"
+            )
+        self.layout, self.caller = layout, caller
         self.model = copy.deepcopy(model, _loose_tensors(model)).double()
         self.model.requires_grad_(False)
         self.w = layout.flatten(self.model)
+        self.normalises = False
         self._buffers = {name: b.clone() for name, b in self.model.named_buffers()}
-        self.normalisations = [
-            module
-            for module in self.model.modules()
-            if isinstance(module, _NORMALISATIONS) and getattr(module, "eps", None)
-        ]
-        if exact:
-            for module in self.normalisations:
-                module.eps = EXACT
 
     @torch.no_grad()
     def run(
-        self, w: Tensor, args: tuple, kwargs: Mapping
+        self, w: Tensor, args: tuple, kwargs: Mapping, *, exact: bool = True
     ) -> tuple[list[Tensor], Tensor]:
         """The floating-point outputs at ``w``, and the running statistics after the forward.
 
         Random numbers, as in dropout, are the same at each call.
+
+        Args:
+            w: A point.
+            args: Positional arguments of the model.
+            kwargs: Keyword arguments.
+            exact: Whether normalisations are taken with an ``eps`` that has no effect.
+
+        Raises:
+            Degenerate: A channel is constant where it is to be normalised exactly.
         """
         self.move(w)
-        outputs = self.forward(args, kwargs)
+        outputs = self.forward(args, kwargs, Exact() if exact else nullcontext())
         return outputs, self.layout.flatten(self.model)[self.layout.parameter_size :]
 
     def move(self, w: Tensor) -> None:
@@ -63,19 +97,51 @@ class Replica:
                 buffer.copy_(self._buffers[name])
             self.layout.assign(self.model, w.double())
 
-    def forward(self, args: tuple, kwargs: Mapping) -> list[Tensor]:
+    def forward(self, args: tuple, kwargs: Mapping, mode) -> list[Tensor]:
         """The floating-point outputs where the copy is now."""
         devices = [self.w.device] if self.w.is_cuda else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(0)
-            outputs = self.model(*_copied(args), **_copied(dict(kwargs)))
+        try:
+            with torch.random.fork_rng(devices=devices), mode:
+                torch.manual_seed(0)
+                outputs = self.model(*_copied(args), **_copied(dict(kwargs)))
+        except Degenerate:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{self.caller}: the model does not run on inputs of shape "
+                f"{shapes_of(args, kwargs)}: {type(error).__name__}: {first_line(error)}"
+            ) from error
+        self.normalises |= getattr(mode, "normalises", False)
         outputs = [t for t in tree_leaves(outputs) if isinstance(t, Tensor)]
         outputs = [t for t in outputs if t.is_floating_point()]
         if not outputs:
             raise ValueError(
-                f"verify: {type(self.model).__name__} returned no floating-point tensor"
+                f"{self.caller}: {type(self.model).__name__} returned no floating-point tensor"
             )
         return outputs
+
+    def random_point(self, generator: torch.Generator) -> Tensor:
+        """Parameters of either sign and every size, positive running statistics."""
+        pieces = []
+        for entry in self.layout.entries:
+            noise = torch.randn(entry.numel, generator=generator, dtype=torch.float64)
+            fan = prod(entry.shape[1:]) if len(entry.shape) > 1 else 1
+            pieces.append(
+                (noise / 2).exp() if entry.passive else noise / max(fan, 1) ** 0.5
+            )
+        return torch.cat(pieces).to(self.w.device)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line.rstrip(".") for line in lines if line), "")
+
+
+def shapes_of(*inputs) -> str:
+    """The shapes of the tensors among inputs."""
+    tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+    return ", ".join(str(tuple(x.shape)) for x in tensors) or "none"
 
 
 def _loose_tensors(model: nn.Module) -> dict[int, Tensor]:
@@ -88,9 +154,53 @@ def _loose_tensors(model: nn.Module) -> dict[int, Tensor]:
     }
 
 
-_NORMALISATIONS = (
-    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
-)  # fmt: skip
+class Exact(TorchFunctionMode):
+    """Normalisations with an ``eps`` that has no effect. Constant channels are refused."""
+
+    def __init__(self):
+        super().__init__()
+        self.normalises = False
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function not in _EPS:
+            return function(*args, **kwargs)
+        self.normalises = True
+        if function in _SIGNATURES:
+            bound = _SIGNATURES[function].bind(*args, **kwargs)
+            if bound.arguments.get("training") or bound.arguments.get(
+                "use_input_stats"
+            ):
+                x = bound.arguments["input"]
+                first = 2 if function is F.instance_norm else 0
+                refuse_constant(x, [a for a in range(x.ndim) if a >= first and a != 1])
+            bound.arguments["eps"] = EXACT
+            return function(*bound.args, **bound.kwargs)
+        place = _EPS[function]
+        if len(args) > place:
+            return function(*args[:place], EXACT, *args[place + 1 :], **kwargs)
+        return function(*args, **kwargs | {"eps": EXACT})
+
+
+_EPS = {
+    F.batch_norm: 7, F.instance_norm: 7, F.layer_norm: 4, F.group_norm: 4, F.rms_norm: 3,
+    torch.batch_norm: 7, torch.instance_norm: 7, torch.layer_norm: 4, torch.group_norm: 4,
+    torch.rms_norm: 3,
+}  # fmt: skip
+"""Where normalisations have their ``eps``."""
+
+_SIGNATURES = {
+    function: inspect.signature(function)
+    for function in (F.batch_norm, F.instance_norm)
+}
+
+
+def refuse_constant(x: Tensor, axes, *, zeros: bool = False) -> None:
+    """Refuse channels whose variance is lost to rounding; those that are zero on request."""
+    square = x.detach().square().mean(axes)
+    lost = x.detach().var(axes, correction=0) <= 1e-20 * square
+    if (lost if zeros else lost & (square > 0)).any():
+        raise Degenerate("a channel is constant where it is to be normalised")
 
 
 def _copied(arguments):
@@ -109,4 +219,28 @@ def drawn_again(x: Tensor, generator: torch.Generator) -> Tensor:
             x.device
         )
     place = torch.randint(max(x.numel(), 1), x.shape, generator=generator)
-    return x.reshape(-1)[place.to(x.device)] if x.numel() else x
+    return x.reshape(-1)[place.to(x.device)]
+
+
+def relative_change(a: Tensor, b: Tensor) -> float:
+    """The largest ``|a − b|``, by the size of each feature over the first axis.
+
+    Features much smaller than the largest count as a millionth of it. Entries that are infinite
+    in both
+    are equal; one that is not finite in one of them only is infinitely far.
+    """
+    if not a.numel():
+        return 0.0
+    whole = a
+    equal = a == b  # infinities, too
+    a, b = torch.where(equal, 0.0, a), torch.where(equal, 0.0, b)
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        return float("inf")
+    if equal.all():
+        return 0.0
+    sizes = torch.where(torch.isfinite(whole), whole, 0.0).abs()
+    features = sizes.amax(0, keepdim=True) if sizes.ndim > 1 else sizes.amax()
+    tiny = torch.finfo(a.dtype).tiny
+    return float(
+        ((a - b).abs() / features.maximum(1e-6 * sizes.amax()).clamp(min=tiny)).amax()
+    )

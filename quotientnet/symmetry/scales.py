@@ -15,7 +15,7 @@ PINNED = 0
 """The unknown that is 0: what it scales cannot be scaled."""
 
 ZERO = -1
-"""The unknown of an entry that is always zero: any scale fits it."""
+"""The unknown of an entry that is always zero, or infinite: any scale fits it."""
 
 
 class LogScale:

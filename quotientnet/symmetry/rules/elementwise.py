@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from math import isfinite
 
 import torch
 
@@ -22,7 +23,7 @@ PINNING = (
     "hardswish elu selu celu softplus softsign softshrink hardshrink tanhshrink log_sigmoid "
     "logsigmoid exp expm1 log log1p log2 log10 sin cos tan atan asin acos sinh cosh erf erfc "
     "erfinv "
-    "round floor ceil trunc frac alpha_dropout feature_alpha_dropout logsumexp cumprod "
+    "round floor ceil trunc frac logsumexp cumprod "
     "fmod remainder isnan isinf isfinite"
 ).split()
 
@@ -39,6 +40,11 @@ def pinning(call, *args, **kwargs):
     return call.pin(*args, *kwargs.values())
 
 
+@rule("aten::alpha_dropout", "aten::feature_alpha_dropout")
+def alpha_dropout(call, x, p, train):
+    return call.pin(x) if train and p > 0 else x
+
+
 @rule("aten::prelu")
 def prelu(call, x, slope):
     call.equations.pin(call.scale(slope))
@@ -50,9 +56,14 @@ def threshold(call, x, threshold, value):
     return x if threshold == value == 0 else call.pin(x)
 
 
-@rule("aten::clamp")
+@rule("aten::clamp", "aten::clip")
 def clamp(call, x, min=None, max=None):
-    return x if {min, max} in ({0, None}, {0}) else call.pin(x, min, max)
+    """A maximum and a minimum: homogeneous in ``x`` and the bounds together; zero fits any."""
+    x = call.scale(x)
+    for bound in (min, max):
+        if bound is not None:
+            x = call.equations.equal(x, call.scale(bound))
+    return call.spread(call.equations.resolve(x))
 
 
 @rule("aten::clamp_min", "aten::clamp_max")
@@ -61,7 +72,7 @@ def clamp_one_side(call, x, bound):
 
 
 @rule("aten::add", "aten::sub", "aten::rsub")
-def add(call, x, y, *, alpha=1):
+def add(call, x, y, *args, alpha=1):
     """Terms of a sum have one scale."""
     return call.equations.equal(call.scale(x), call.scale(y))
 
@@ -145,10 +156,13 @@ for _name, _exponent in (
 
 @rule("aten::pow", "aten::float_power")
 def pow(call, x, exponent):
-    if isinstance(exponent, (int, float)) and not isinstance(x, (int, float)):
+    """A rational power of small denominator; others are pinned."""
+    if isinstance(exponent, torch.Tensor) and exponent.numel() == 1:
+        exponent = exponent.item()
+    if isinstance(exponent, (int, float)) and isfinite(exponent):
         fraction = Fraction(exponent).limit_denominator(64)
         if float(fraction) == float(exponent):
-            return _power(call, x, fraction)
+            return call.spread(_power(call, call.scale(x), fraction))
     return call.pin(x, exponent)
 
 
@@ -198,6 +212,5 @@ def fill(call, x, value=0.0):
 
 @rule("aten::to", "aten::_to_copy", "aten::type_as")
 def to(call, x, *args, **kwargs):
-    """A change of dtype or device."""
-    dtypes = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)]
-    return call.pin(x) if any(not d.is_floating_point for d in dtypes) else x
+    """A change of dtype or device; to integers, it pins as every integer result does."""
+    return call.scale(x)

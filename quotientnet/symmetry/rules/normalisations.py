@@ -9,9 +9,6 @@ from quotientnet.symmetry.scales import LogScale
 
 __all__ = []
 
-_DEFAULT_EPS = torch.finfo(torch.float32).eps
-"""What ``rms_norm`` adds where nothing is said, in float32."""
-
 
 @rule("aten::batch_norm", "aten::instance_norm")
 def batch_norm(
@@ -21,7 +18,8 @@ def batch_norm(
     eq = call.equations
     x = eq.uniform(x, [a for a in range(len(x.shape)) if a != 1])
     call.eps = (eps, x)
-    channels = x.map(lambda t: t.reshape(-1))
+    # Statistics of a channel that is always zero have no scale to follow.
+    channels = eq.with_zeros_pinned(x.map(lambda t: t.reshape(-1)))
     if mean is not None:
         eq.equal(call.scale(mean), channels)
         eq.equal(call.scale(variance), 2 * channels)
@@ -39,9 +37,8 @@ def layer_norm(call, x, shape, weight=None, bias=None, eps=1e-5, *args):
 
 @rule("aten::rms_norm")
 def rms_norm(call, x, shape, weight=None, eps=None):
-    return layer_norm(
-        call, x, shape, weight, None, _DEFAULT_EPS if eps is None else eps
-    )
+    eps = torch.finfo(call.dtype).eps if eps is None else eps
+    return layer_norm(call, x, shape, weight, None, eps)
 
 
 @rule("aten::group_norm")

@@ -12,6 +12,9 @@ __all__ = []
 def linear(call, x, weight, bias=None):
     """``W[o, i]`` has the scale of ``out_o / in_i``."""
     eq = call.equations
+    if len(weight.shape) == 1:
+        out = matmul(call, x, weight)
+        return out if bias is None else eq.equal(out, call.scale(bias))
     out = eq.contract(
         call.scale(weight), call.scale(x).map(lambda t: t.unsqueeze(-2)), [-1]
     )
@@ -39,38 +42,59 @@ def matmul(call, x, y):
     return call.spread(out)
 
 
-@rule("aten::addmm", "aten::baddbmm", "aten::addmv", "aten::addbmm")
+@rule("aten::addmm", "aten::baddbmm", "aten::addmv")
 def addmm(call, bias, x, y, **kwargs):
     return call.equations.equal(matmul(call, x, y), call.scale(bias))
 
 
 @rule("aten::einsum")
 def einsum(call, equation, tensors, **kwargs):
-    """Products of two tensors in which no index repeats within a tensor; others are pinned."""
-    inputs, _, output = equation.replace(" ", "").partition("->")
-    names = inputs.split(",")
-    plain = (
-        len(names) == 2
-        and all(len(set(n)) == len(n) for n in names)
-        and "." not in equation
-    )
-    if not plain or "->" not in equation:
-        return call.pin(*tensors)
-    summed = sorted(set(inputs) - set(output) - {","})
+    """Sums of products with named axes; a repeated name within one tensor is not supported."""
+    tensors = [call.scale(t) for t in tensors]
+    names, output = _axis_names(equation, [len(t.shape) for t in tensors])
+    if any(len(set(own)) < len(own) for own in names):
+        return call.unsupported(*tensors)
+    summed = sorted(set().union(*names) - set(output))
     letters = [*output, *summed]
 
     def align(x, own):
         present = [letter for letter in letters if letter in own]
         x = x.map(lambda t: t.permute([own.index(letter) for letter in present]))
-        cut = tuple(slice(None) if letter in own else None for letter in letters)
-        return x.map(lambda t: t[cut])
+        return x.map(
+            lambda t: t[tuple(slice(None) if n in own else None for n in letters)]
+        )
 
-    x, y = (align(call.scale(t), own) for t, own in zip(tensors, names))
-    if not summed:
-        return call.equations.resolve(x) + call.equations.resolve(y)
-    out = call.equations.contract(y, x, range(-len(summed), 0))
-    call.outputs = LogScale(out.terms, call.shape + (1,) * len(summed))
-    return call.outputs.map(lambda t: t[(..., *[0] * len(summed))])
+    tensors = [align(x, own) for x, own in zip(tensors, names)]
+    if summed and len(tensors) == 2:
+        out = call.equations.contract(*reversed(tensors), range(-len(summed), 0))
+    else:
+        total = sum(
+            map(call.equations.resolve, tensors[1:]), call.equations.resolve(tensors[0])
+        )
+        out = call.equations.uniform(total, range(len(output), len(letters)))
+    out = out.map(lambda t: t[(..., *[0] * len(summed))])
+    call.outputs = call.spread(out)
+    return call.outputs
+
+
+def _axis_names(equation: str, dims: list[int]) -> tuple[list[list[str]], list[str]]:
+    """The names of the axes of each tensor and of the result, ``...`` spelled out."""
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    inputs = inputs.split(",")
+    if not arrow:
+        letters = sorted(set("".join(inputs)) - {",", "."})
+        output = "..." * ("..." in equation) + "".join(
+            n for n in letters if "".join(inputs).count(n) == 1
+        )
+    most = max(d - len(own.replace("...", "")) for d, own in zip(dims, inputs))
+
+    def spelled(own: str, hidden: int) -> list[str]:
+        before, dots, after = own.partition("...")
+        dotted = [f"...{i}" for i in range(most - hidden, most)] if dots else []
+        return [*before, *dotted, *after]
+
+    hidden = [d - len(own.replace("...", "")) for d, own in zip(dims, inputs)]
+    return [spelled(own, h) for own, h in zip(inputs, hidden)], spelled(output, most)
 
 
 @rule("aten::embedding")

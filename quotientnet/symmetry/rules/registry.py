@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,16 +24,20 @@ class Call:
     Attributes:
         equations: Where the rule imposes what the operation needs.
         shape: Of the result, or of the first of several.
+        dtype: Likewise.
         outputs: Output channels that the rule declares, an index tensor along the channel axis.
         eps: What a normalisation adds to its variance, and the log-scales of its channels.
         pinned: Whether the rule pinned its inputs as such.
+        unknown: Whether it did so because it does not know these arguments.
     """
 
     equations: Equations
     shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
     outputs: LogScale | None = None
     eps: tuple[float, LogScale] | None = None
-    pinned: bool = field(default=False)
+    pinned: bool = False
+    unknown: bool = False
 
     def scale(self, x: LogScale | Tensor | float) -> LogScale:
         """The log-scale of an argument: its own, or that of a constant."""
@@ -42,6 +46,11 @@ class Call:
     def spread(self, x: LogScale) -> LogScale:
         """``x`` broadcast to the shape of the result."""
         return LogScale(x.terms, self.shape)
+
+    def unsupported(self, *arguments) -> LogScale:
+        """As :meth:`pin`, for arguments the rule does not know; the call is listed as unknown."""
+        self.unknown = True
+        return self.pin(*arguments)
 
     def pin(self, *arguments) -> LogScale:
         """Pin every tensor among the arguments; the result is pinned, too."""
@@ -75,8 +84,8 @@ def rule(*names: str) -> Callable[[Callable], Callable]:
         ...     return call.equations.pin(a) + b
         >>> del RULES["mylib::gate"]
     """
-    for name in names:
-        if "::" not in name:
+    for name in names or [""]:
+        if not isinstance(name, str) or "::" not in name:
             raise ValueError(
                 f"rule: {name!r} is not the name of an operation; it needs the form "
                 "'namespace::name', such as 'aten::relu'"

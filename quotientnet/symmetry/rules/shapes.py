@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,11 +14,12 @@ from quotientnet.symmetry.scales import PINNED, ZERO, LogScale, scales_among
 __all__ = ["MOVES"]
 
 MOVES = (
-    "view reshape _unsafe_view _reshape_alias permute transpose t numpy_T mT movedim moveaxis "
+    "view reshape _unsafe_view permute transpose t numpy_T mT movedim moveaxis "
     "swapaxes swapdims flatten unflatten squeeze unsqueeze expand broadcast_to repeat tile "
     "repeat_interleave select slice narrow split split_with_sizes chunk unbind "
     "tensor_split roll flip rot90 diagonal unfold pixel_shuffle pixel_unshuffle channel_shuffle "
-    "native_channel_shuffle ravel atleast_1d atleast_2d adjoint mH"
+    "native_channel_shuffle ravel atleast_1d atleast_2d atleast_3d adjoint mH hsplit vsplit dsplit "
+    "unsafe_split unsafe_split_with_sizes unsafe_chunk"
 ).split()
 """Operations whose result holds entries of their first argument."""
 
@@ -36,12 +39,15 @@ def move(operation, x: LogScale, args, kwargs):
 
 
 def _register(name: str) -> None:
-    operation = getattr(torch.ops.aten, name)
+    # Index tensors have other strides than the tensors they stand for: their view may be a copy.
+    as_view = name in ("view", "_unsafe_view")
+    operation = getattr(torch.ops.aten, "reshape" if as_view else name)
 
     @rule(f"aten::{name}")
     def moving(call, x, *args, **kwargs):
-        if next(scales_among([args, kwargs]), None) is not None:
-            return call.pin(x, *args, *kwargs.values())
+        by_data = next(scales_among([args, kwargs]), None) is not None
+        if by_data or any(isinstance(a, torch.dtype) for a in args):
+            return call.unsupported(x, *args, *kwargs.values())
         return move(operation, x, args, kwargs)
 
 
@@ -54,7 +60,7 @@ for _name in MOVES:
 def index(call, x, indices):
     """Entries at places that the data choose are alike."""
     by_data = [a for a, i in enumerate(indices) if isinstance(i, LogScale)]
-    x = call.equations.uniform(x, by_data) if by_data else x
+    x = call.equations.uniform(call.scale(x), by_data) if by_data else call.scale(x)
     places = [_first_place(i) if a in by_data else i for a, i in enumerate(indices)]
     return move(torch.ops.aten.index, x, (places,), {})
 
@@ -62,7 +68,7 @@ def index(call, x, indices):
 @rule("aten::index_select", "aten::gather")
 def index_along(call, x, dim, places, **kwargs):
     by_data = isinstance(places, LogScale)
-    x = call.equations.uniform(x, [dim]) if by_data else x
+    x = call.equations.uniform(call.scale(x), [dim]) if by_data else call.scale(x)
     operation = (
         torch.ops.aten.index_select if len(places.shape) <= 1 else torch.ops.aten.gather
     )
@@ -105,7 +111,7 @@ def pad(call, x, pad, mode="constant", value=None):
     x = call.equations.single(x)
     index = x.terms[0][1]
     if mode == "constant":
-        padded = F.pad(index, pad, value=PINNED if value else ZERO)
+        padded = F.pad(index, pad, value=PINNED if value and isfinite(value) else ZERO)
     else:
         padded = F.pad(index.double(), pad, mode=mode).long()
     return LogScale([(1, padded)], padded.shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from quotientnet.symmetry.rules.registry import rule
 from quotientnet.symmetry.scales import LogScale
 
@@ -30,16 +32,22 @@ def var(call, x, dim=None, *args, **kwargs):
 
 @rule("aten::max", "aten::min", "aten::median", "aten::mode", "aten::nanmedian")
 def extremum(call, x, dim=None, keepdim=False):
-    if isinstance(dim, LogScale):
-        return call.equations.equal(x, dim)
+    if isinstance(dim, (LogScale, Tensor)):
+        return call.spread(call.equations.equal(call.scale(x), call.scale(dim)))
     return _reduced(call, x, dim) if dim is None else [_reduced(call, x, dim), None]
 
 
-@rule("aten::argmax", "aten::argmin", "aten::argsort")
+@rule("aten::argmax", "aten::argmin")
 def position(call, x, dim=None, *args, **kwargs):
     """Unchanged by a scale common to what is compared."""
     call.equations.uniform(x, range(len(x.shape)) if dim is None else [dim])
-    return None
+
+
+@rule("aten::argsort")
+def order(call, x, *args, **kwargs):
+    """Overloads have their axis at different places; the last one is the default."""
+    dims = [a for a in args if isinstance(a, int) and not isinstance(a, bool)]
+    call.equations.uniform(x, [kwargs.get("dim", dims[0] if dims else -1)])
 
 
 @rule("aten::sort")
