@@ -75,7 +75,7 @@ def test_sound_and_complete_on_drawn_networks(model):
     ).double()
     symmetry = qn.discover(model, inputs)
     assert not symmetry.unknown
-    qn.verify_sound(model, symmetry, inputs, training=[model.training]).require()
+    qn.verify_sound(model, symmetry, inputs, modes=["own"]).require()
     qn.verify_complete(model, symmetry, inputs).require()
 
 
@@ -321,8 +321,7 @@ def test_a_pruned_layer_keeps_its_units():
     prune.custom_from_mask(layer, "weight", torch.eye(3, 4))
     model = nn.Sequential(layer, nn.ReLU(), nn.Linear(3, 2))
     inputs = torch.randn(6, 4)
-    with pytest.warns(UserWarning, match="assigned during export"):
-        symmetry = qn.discover(model, inputs)
+    symmetry = qn.discover(model, inputs)
     assert symmetry.group.dimension == 3
     qn.verify_sound(model, symmetry, inputs).require()
 
@@ -397,6 +396,60 @@ def test_state_that_the_module_updates_keeps_its_scale():
     assert symmetry.pinned[0].operation == "add_"
 
 
+def test_attributes_that_the_forward_assigns_stay_real():
+    class Remembering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.o, self.calls, self.seen = (
+                nn.Linear(4, 3),
+                nn.Linear(3, 2),
+                0,
+                [],
+            )
+
+        def forward(self, x):
+            self.hidden, self.calls = F.relu(self.a(x)), self.calls + 1
+            self.seen.append(self.hidden)
+            return self.o(self.hidden)
+
+    model = Remembering()
+    assert qn.discover(model, torch.randn(6, 4)).group.dimension == 3
+    assert model.calls == 0 and model.seen == [] and not hasattr(model, "hidden")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_pins_and_is_listed(training):
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    inputs = torch.randn(2, 3, 8)
+    symmetry = qn.discover(model.train(training), inputs)
+    assert symmetry.unknown
+    qn.verify_sound(model, symmetry, inputs).require()
+
+
+def test_a_number_taken_from_a_tensor_is_pinned():
+    model = Block(
+        lambda m, x: m.o(F.relu(m.a(x))) * m.a.weight.norm().item(),
+        a=nn.Linear(4, 3), o=nn.Linear(3, 2),
+    )  # fmt: skip
+    symmetry = qn.discover(model, torch.randn(6, 4))
+    assert symmetry.group.dimension == 0
+    assert "item" in {c.operation for c in symmetry.unknown}
+
+
+def test_exponents_that_no_number_holds_are_refused():
+    def towering(m, x):
+        h = m.a(x)
+        for _ in range(40):
+            h = h * h
+        return m.o(h)
+
+    model = Block(towering, a=nn.Linear(4, 3), o=nn.Linear(3, 2))
+    with pytest.raises(
+        ValueError, match="the rule of .* failed with OverflowError: an exponent"
+    ):
+        qn.discover(model, torch.randn(6, 4))
+
+
 # -- rules ---
 
 
@@ -451,10 +504,28 @@ def test_a_rule_of_a_users_own_operation():
 
         with pytest.raises(ValueError, match="returned a log-scale of shape"):
             qn.discover(model, inputs)
+
+        @rule("quotientnet_tests::gate")
+        def failing(call, a, b):
+            raise KeyError("oops")
+
+        with pytest.raises(
+            ValueError, match="rule of .*gate failed with KeyError: 'oops'"
+        ):
+            qn.discover(model, inputs)
+
+        @rule("quotientnet_tests::gate")
+        def other_arguments(call, a):
+            return a
+
+        assert (
+            qn.discover(model, inputs).unknown[0].operation == "quotientnet_tests::gate"
+        )
     finally:
         del RULES["quotientnet_tests::gate"]
-    with pytest.raises(ValueError, match="'gate' is not the name of an operation"):
-        rule("gate")
+    for names in (("gate",), (), (None,)):
+        with pytest.raises(ValueError, match="is not the name of an operation"):
+            rule(*names)
 
 
 # -- refusals ---
@@ -473,9 +544,7 @@ def test_a_branch_on_data_names_the_place():
             return h
 
     model = nn.Sequential(nn.Linear(4, 4), Branching())
-    with pytest.raises(
-        ValueError, match=r"in forward of 1 \(Branching\), .*test_discover.py:\d+"
-    ):
+    with pytest.raises(ValueError, match=r"in 1 \(Branching\), .*test_discover.py:\d+"):
         qn.discover(model, torch.randn(6, 4))
 
 
@@ -489,7 +558,7 @@ def test_refusals():
         qn.discover(model, 3)
     with pytest.raises(TypeError, match="layout must be a ParameterLayout, got list"):
         qn.discover(model, torch.randn(6, 4), layout=[])
-    with pytest.raises(ValueError, match=r"cannot be exported .* in forward of"):
+    with pytest.raises(ValueError, match=r"cannot be exported .* in a.0 \(Linear\)"):
         qn.discover(Block(lambda m, x: m.a(x), a=model), torch.randn(6, 5))
     with pytest.raises(ValueError, match="exported but does not run .* same dtype"):
         qn.discover(
@@ -498,6 +567,20 @@ def test_refusals():
         )
     with pytest.raises(ValueError, match="has no parameters"):
         qn.discover(nn.ReLU(), torch.randn(6, 4))
+    with pytest.raises(ValueError, match=r"shape \(0, 4\) is empty"):
+        qn.discover(model, torch.randn(0, 4))
+    other = qn.ParameterLayout.from_module(dense(4, 5, 2))
+    with pytest.raises(
+        ValueError, match="layout belongs to another model: it has '0.weight'"
+    ):
+        qn.discover(model, torch.randn(6, 4), layout=other)
+    with pytest.raises(ValueError, match="A dict is taken as keyword arguments"):
+        qn.discover(
+            Block(lambda m, x: m.a(x["x"]), a=model), {"x": torch.randn(6, 4), "y": 1}
+        )
+    with pytest.raises(ValueError, match="depends on data"):
+        selecting = Block(lambda m, x: m.a(x)[m.a(x) > 0].sum(), a=model)
+        qn.discover(selecting, torch.randn(6, 4))
     with pytest.raises(
         TypeError, match="layer_scale_group: group must be a ScalingGroup"
     ):

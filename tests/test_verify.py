@@ -120,7 +120,7 @@ def test_a_violation_in_one_mode_only_names_the_mode():
     model, inputs = Modal().train(), torch.randn(6, 4)
     symmetry = qn.discover(model, inputs)
     assert symmetry.group.dimension == 3
-    qn.verify_sound(model, symmetry, inputs, training=[True]).require()
+    qn.verify_sound(model, symmetry, inputs, modes=["train"]).require()
     outcome = qn.verify_sound(model, symmetry, inputs)
     assert not outcome.holds and "in eval mode" in outcome.generator
 
@@ -131,7 +131,7 @@ def test_statistics_that_do_not_move_along_are_a_violation():
     group = qn.discover(model, inputs).group
     fixed = {n: t for n, t in group.incidence.items() if "running" not in n}
     without = qn.ScalingGroup(group.layout, fixed, group.classes, group.names)
-    assert not qn.verify_sound(model, without, inputs, training=[True]).holds
+    assert not qn.verify_sound(model, without, inputs, modes=["train"]).holds
 
 
 def test_shapes_are_tried_and_reported():
@@ -143,15 +143,150 @@ def test_shapes_are_tried_and_reported():
     single, x, small = derive("unbatched mlp")
     outcome = qn.verify_sound(single, small, x)
     assert outcome.holds and "refused by the model" in outcome.checked[0]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"does not run on inputs of shape \(2, 5\)"):
         qn.verify_sound(model, group, inputs, second_inputs=torch.randn(2, 5))
 
 
-def test_nan_is_no_success():
+def test_outputs_that_are_not_finite():
     model, inputs, group = derive("mlp")
     with torch.no_grad():
-        model[0].weight[0, 0] = torch.nan
+        model[0].weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="no output of the model is finite"):
+        qn.verify_sound(model, group, inputs)
+    # Masked logits are infinite at all equivalent points.
+    mask = torch.tensor([True, False, False])
+    masked = Block(
+        lambda m, x: m.b(F.relu(m.a(x))).masked_fill(mask, -torch.inf),
+        a=nn.Linear(4, 6), b=nn.Linear(6, 3),
+    )  # fmt: skip
+    inputs = torch.randn(6, 4)
+    symmetry = qn.discover(masked, inputs)
+    assert symmetry.group.dimension == 6  # what makes the masked logit is free as well
+    qn.verify_sound(masked, symmetry, inputs).require()
+    masked.function = lambda m, x: m.b(F.gelu(m.a(x))).masked_fill(mask, -torch.inf)
+    assert not qn.verify_sound(masked, symmetry, inputs).holds
+    assert qn.verify_complete(masked, symmetry, inputs).extra > 0
+
+
+def test_zeros_at_initialisation_hide_nothing():
+    fresh = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)
+    )
+    layout = qn.ParameterLayout.from_module(fresh)
+    scales = (
+        qn.Scale("1.weight", 0),
+        qn.Scale("3.weight", 1, -1),
+    )  # forgets 1.bias, which is 0
+    group = qn.ScalingGroup.from_units(layout, [qn.Unit("hidden", 6, scales)])
+    inputs = torch.randn(6, 4)
+    outcome = qn.verify_sound(fresh, group, inputs)
+    assert not outcome.holds and "of hidden" in outcome.generator
+    last = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3))
+    nn.init.zeros_(last[2].weight)
+    layout = qn.ParameterLayout.from_module(last)
+    group = qn.ScalingGroup.from_units(
+        layout, [qn.Unit("hidden", 6, (qn.Scale("0.weight", 0),))]
+    )
+    assert not qn.verify_sound(last, group, inputs).holds
+
+
+def test_small_outputs_count_beside_large_ones():
+    model = Block(
+        lambda m, x: torch.cat([1e5 * m.b(F.relu(m.a(x))), m.c(F.gelu(m.d(x)))], 1),
+        a=nn.Linear(4, 6), b=nn.Linear(6, 3), c=nn.Linear(6, 3), d=nn.Linear(4, 6),
+    )  # fmt: skip
+    inputs = torch.randn(6, 4)
+    layout = qn.ParameterLayout.from_module(model)
+    scales = (
+        qn.Scale("d.weight", 0),
+        qn.Scale("d.bias", 0),
+        qn.Scale("c.weight", 1, -1),
+    )
+    group = qn.ScalingGroup.from_units(layout, [qn.Unit("wrong", 6, scales)])
     assert not qn.verify_sound(model, group, inputs).holds
+    assert qn.verify_complete(model, group, inputs).extra == 6
+
+
+def test_a_wrong_entry_of_a_large_network_is_extra():
+    model = dense(40, 40, 3)
+    inputs = torch.randn(6, 40)
+    group = qn.discover(model, inputs).group
+    first = np.zeros((40, 40), dtype=np.int64)
+    first[0, 0] = 1
+    count = group.classes.shape[0]
+    incidence = dict(group.incidence)
+    incidence["0.weight"] = (*incidence["0.weight"], qn.Term(first + count, 1))
+    classes = sparse.block_diag([group.classes, np.array([[0], [1]])], format="csr")
+    wrong = qn.ScalingGroup(group.layout, incidence, classes)
+    found = qn.verify_complete(model, wrong, inputs)
+    assert found.candidates == "rows and columns" and found.extra == 1
+    assert qn.verify_complete(model, group, inputs).require().found == 40
+
+
+def test_jumps_are_invisible_to_derivatives_and_said_to_be():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Hardshrink(0.5), nn.Linear(5, 3))
+    inputs = torch.randn(6, 4)
+    symmetry = qn.discover(model, inputs)
+    assert symmetry.group.dimension == 0
+    found = qn.verify_complete(model, symmetry, inputs)
+    assert found.missing == 5 and found.jump > 0.01 and "crosses a jump" in str(found)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda h: F.layer_norm(h, (4,)), lambda h: F.rms_norm(h, (4,)),
+        lambda h: F.rms_norm(h, (4,), eps=1e-6), lambda h: F.group_norm(h, 2),
+        lambda h: F.batch_norm(h, None, None, training=True),
+        lambda h: torch.layer_norm(h, (4,), eps=1e-3), nn.RMSNorm(4),
+    ],
+)  # fmt: skip
+def test_normalisations_of_every_kind_are_taken_exactly(function):
+    model = Block(
+        lambda m, x: m.b(function(m.a(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 2)
+    )
+    inputs = torch.randn(8, 3)
+    symmetry = qn.discover(model, inputs)
+    assert symmetry.group.dimension >= 1
+    outcome = qn.verify_sound(model, symmetry, inputs).require()
+    assert outcome.eps_drift >= 0 and "with its own eps" in str(outcome)
+    assert qn.verify_complete(model, symmetry, inputs).extra == 0
+
+
+def test_a_frozen_normalisation_inside_train_mode():
+    model = nn.Sequential(conv(2, 3), nn.BatchNorm2d(3), nn.ReLU(), head(3)).train()
+    model[1].eval()
+    inputs = torch.randn(4, 2, 6, 6)
+    symmetry = qn.discover(model, inputs)
+    outcome = qn.verify_sound(model, symmetry, inputs).require()
+    assert {c.split(" mode")[0] for c in outcome.checked} == {"own", "train", "eval"}
+    qn.verify_complete(model, symmetry, inputs).require()
+
+
+def test_constant_channels_are_refused():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)).train()
+    symmetry = qn.discover(model, torch.randn(5, 4))
+    with pytest.raises(
+        ValueError, match="a channel is constant where it is to be normalised"
+    ):
+        qn.verify_sound(model, symmetry, torch.zeros(5, 4))
+
+
+def test_options_that_check_nothing_are_refused():
+    model, inputs, group = derive("mlp")
+    for options in ({"samples": 0}, {"decades": -1.0}, {"tolerance": -1.0}):
+        with pytest.raises(ValueError, match="needs samples >= 1, decades > 0"):
+            qn.verify_sound(model, group, inputs, **options)
+    for modes in ((), ("training",), "train"):
+        with pytest.raises(ValueError, match="modes must be some of"):
+            qn.verify_sound(model, group, inputs, modes=modes)
+    for call in (qn.verify_sound, qn.verify_complete):
+        with pytest.raises(ValueError, match=r"shape \(0, 4\) is empty"):
+            call(model, group, inputs[:0])
+        with pytest.raises(ValueError, match="is on the meta device"):
+            call(dense(4, 5, 3, 2).to("meta"), group, inputs)
+        with pytest.raises(TypeError, match="model must be a torch.nn.Module"):
+            call(F.relu, group, inputs)
 
 
 def test_what_the_derivatives_cannot_see_is_refused():
@@ -162,7 +297,9 @@ def test_what_the_derivatives_cannot_see_is_refused():
     model, inputs, group = derive("mlp")
     with pytest.raises(RuntimeError, match="the rank still grew after"):
         qn.verify_complete(model, group, inputs, max_rows=10)
-    with pytest.raises(ValueError, match="is missing|does not fit|the layout has"):
+    with pytest.raises(
+        ValueError, match="the layout belongs to another model: it has '0.weight'"
+    ):
         qn.verify_sound(dense(4, 6, 2), group, inputs)
     constant = nn.Sequential(
         nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)

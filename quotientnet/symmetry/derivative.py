@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quotientnet.symmetry.replica import EXACT, Exact, Replica, refuse_constant
+from quotientnet.symmetry.replica import (
+    EXACT,
+    Exact,
+    Replica,
+    first_line,
+    refuse_constant,
+)
 
 __all__ = ["slope"]
 
@@ -60,9 +66,7 @@ def slope(
                 if updated is not None:
                     weighted = updated * weigh(updated)
                     total, own[number] = total + weighted.sum(), weighted.detach()
-            slopes = torch.autograd.grad(
-                total, leaves, allow_unused=True, materialize_grads=True
-            )
+            slopes = _gradients(total, leaves)
     finally:
         for leaf in leaves:
             leaf.requires_grad_(False)
@@ -72,6 +76,17 @@ def slope(
             (by_leaf * leaf - own.get(number, 0.0)).detach().reshape(-1)
         )
     return result
+
+
+def _gradients(total: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    try:
+        return torch.autograd.grad(
+            total, leaves, allow_unused=True, materialize_grads=True
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"verify_complete: autograd has no derivative of this model: {first_line(error)}"
+        ) from error
 
 
 class _Differentiable(Exact):

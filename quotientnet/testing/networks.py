@@ -101,7 +101,7 @@ def networks(draw, max_steps: int = 6, max_width: int = 4, dtype=torch.float64):
     widths, steps = [layers["first"].out_channels], []
     for number in range(draw(st.integers(0, max_steps))):
         steps.append(_step(draw, layers, widths, f"layer{number}", max_width))
-    layers["last"] = nn.Linear(widths[-1], 3, bias=draw(st.booleans()))
+    layers["last"] = nn.Linear(widths[-1], 3)
     network = DrawnNetwork(layers, tuple(steps)).to(dtype)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     with torch.no_grad():
