@@ -45,8 +45,7 @@ inputs = torch.randn(8, 1, 8, 8)
 
 # %%
 # No layer has to be described. The gate pins its own logits; the channels it gates stay free,
-# tied to
-# the stream that they are added to.
+# tied to the stream that they are added to.
 
 symmetry = qn.discover(model, inputs)
 print(symmetry)
@@ -75,8 +74,7 @@ print(caught)
 
 # %%
 # The exponents, one row a generator and one column a coordinate: what each generator multiplies
-# and what it
-# divides.
+# and what it divides.
 
 exponents = symmetry.group.exponents(torch.eye(symmetry.group.dimension))
 figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")

@@ -200,11 +200,9 @@ class ParameterLayout:
     def substitutes(self, module: nn.Module, w: Tensor) -> dict[str, Tensor]:
         """What stands in for a module's parameters and buffers in ``torch.func.functional_call``.
 
-        Each module is named once, because ``functional_call`` leaves its tensors in a module
-        that it
-        meets under two names: pass ``tie_weights=False``. Buffers are copies, which a forward
-        in train
-        mode may write to.
+        Each module is named once, because ``functional_call`` leaves its tensors in a module that
+        it meets under two names: pass ``tie_weights=False``. Buffers are copies, which a forward
+        in train mode may write to.
 
         Args:
             module: A module with this layout.

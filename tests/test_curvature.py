@@ -189,3 +189,14 @@ def test_refusals():
         hutchinson_trace(NotANumber(2, torch.float64, "cpu"))
     with pytest.raises(ValueError, match="samples must be at least 2"):
         hutchinson_trace(operator, samples=1)
+
+
+def test_a_symmetry_is_no_manifold():
+    network = NETWORKS["mlp"]
+    objective = network.objective()
+    point = objective.at(objective.layout.flatten(objective.model))
+    symmetry = qn.discover(objective.model, network.data()[0])
+    with pytest.raises(
+        TypeError, match="manifold must be a QuotientManifold, such as Node"
+    ):
+        qn.sharpness.riemannian_spectral_norm(point, symmetry)

@@ -210,6 +210,18 @@ def test_operations_on_constants_are_not_unknown():
     assert symmetry.group.dimension == 3 and not symmetry.unknown
 
 
+def test_statistics_of_a_channel_that_is_always_zero():
+    model = Block(
+        lambda m, x: m.o(m.n(F.pad(m.a(x), (0, 2)))),
+        a=nn.Linear(4, 4), n=norm(6, 1), o=nn.Linear(6, 2),
+    ).double().eval()  # fmt: skip
+    inputs = torch.randn(6, 4).double()
+    symmetry = qn.discover(model, inputs)
+    assert symmetry.group.dimension == 12
+    qn.verify_sound(model, symmetry, inputs).require()
+    qn.verify_complete(model, symmetry, inputs).require()
+
+
 def test_the_table_is_the_group():
     for name in (
         "resnet, normalised",
@@ -451,6 +463,29 @@ def test_exponents_that_no_number_holds_are_refused():
 
 
 # -- rules ---
+
+
+def test_rules_of_users_see_parameters_as_any_other_tensor():
+    @torch.library.custom_op("quotientnet_tests::scaled", mutates_args=())
+    def scaled(p: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return p * x
+
+    scaled.register_fake(lambda p, x: torch.empty_like(x))
+    model = Block(
+        lambda m, x: m.o(scaled(m.p, F.relu(m.a(x)))),
+        a=nn.Linear(4, 3), o=nn.Linear(3, 2), p=nn.Parameter(torch.ones(3)),
+    )  # fmt: skip
+
+    @rule("quotientnet_tests::scaled")
+    def scaled_rule(call, p, x):
+        return p + x
+
+    try:
+        symmetry = qn.discover(model, torch.randn(6, 4))
+    finally:
+        del RULES["quotientnet_tests::scaled"]
+    assert symmetry.group.dimension == 6
+    qn.verify_sound(model, symmetry, torch.randn(6, 4)).require()
 
 
 def test_users_teach_operations():

@@ -161,7 +161,7 @@ def test_outputs_that_are_not_finite():
     )  # fmt: skip
     inputs = torch.randn(6, 4)
     symmetry = qn.discover(masked, inputs)
-    assert symmetry.group.dimension == 6  # what makes the masked logit is free as well
+    assert symmetry.group.dimension == 6
     qn.verify_sound(masked, symmetry, inputs).require()
     masked.function = lambda m, x: m.b(F.gelu(m.a(x))).masked_fill(mask, -torch.inf)
     assert not qn.verify_sound(masked, symmetry, inputs).holds

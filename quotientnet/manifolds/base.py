@@ -37,7 +37,7 @@ class QuotientManifold(geoopt.Manifold):
 
     Args:
         group: The scaling group, or what :func:`discover` returned; its layout names the
-        coordinates.
+            coordinates.
         frozen: Boolean mask, shape ``(n,)``, of coordinates that do not move: tangent vectors
             vanish there and rows of ``A`` are dropped. Passive coordinates always are.
     """

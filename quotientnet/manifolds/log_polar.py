@@ -300,9 +300,8 @@ class LayerScaleQuotient(LogPolarQuotient):
     r"""Blocks are whole tensors: rangamani2019 Prop. 2.3 and, with biases, Prop. 2.5.
 
     Args:
-        group: Any scaling group, or what :func:`discover` returned; its coarsest subgroup
-        counts, see
-            :func:`layer_scale_group`.
+        group: Any scaling group, or what :func:`discover` returned; its coarsest subgroup counts,
+            see :func:`layer_scale_group`.
         frozen_zeros: A point, shape ``(n,)``: the tensors that are zero there are held at zero.
 
     Example:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quotientnet.curvature.spectrum import power_method
 from quotientnet.estimate import Estimate
+from quotientnet.manifolds.base import QuotientManifold
 from quotientnet.sharpness.euclidean import as_estimate
 
 __all__ = ["riemannian_spectral_norm"]
@@ -34,7 +35,15 @@ def riemannian_spectral_norm(
 
     Returns:
         The estimate in units of loss; ``error`` bounds the distance to some eigenvalue.
+
+    Raises:
+        TypeError: ``manifold`` is no quotient.
     """
+    if not isinstance(manifold, QuotientManifold):
+        raise TypeError(
+            "riemannian_spectral_norm: manifold must be a QuotientManifold, such as "
+            f"NodeWiseQuotient(symmetry), got {type(manifold).__name__}"
+        )
     operator = manifold.riemannian_hessian(point, connection)
     pair = power_method(operator, which=which, **options)
     return as_estimate(pair, invariant_to=(f"{manifold.name}'s group",))

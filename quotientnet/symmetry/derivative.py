@@ -93,8 +93,7 @@ class _Differentiable(Exact):
     """Derivatives of what is computed, whatever the module hides from autograd.
 
     Normalisation by running statistics is plain arithmetic, and so are their updates, which are
-    kept
-    in ``statistics`` by the identity of the buffer. Constant channels are refused.
+    kept in ``statistics`` by the identity of the buffer. Constant channels are refused.
     """
 
     def __init__(self):

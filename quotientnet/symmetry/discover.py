@@ -34,16 +34,15 @@ def discover(
     The module is exported to a graph in its present mode. Every operation imposes linear equations
     on the log-scales of what it reads and writes; inputs, outputs and constants have scale 1. The
     group is the null space, with integer exponents. An operation without a rule pins everything
-    it touches and is listed; it is never guessed at. See MATH 10 in the docs, and :func:`rule` to
-    teach it an operation.
+    it touches and is listed; it is never guessed at. The page on deriving a symmetry explains the
+    answer and its limits; :func:`quotientnet.symmetry.rule` teaches it an operation.
 
-    Nothing of the module's changes. The answer depends on the mode (batch normalisation, dropout)
-    and on the graph for these inputs, not on the values of parameters.
+    Nothing of the module's changes. The answer depends on its mode and on the graph for these
+    inputs, not on the values of parameters.
 
     Args:
         model: Any module that ``torch.export`` can export.
-        example_inputs: A tensor, or a tuple of positional arguments, or a dict of keyword
-        arguments.
+        example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments.
         layout: The parameters that may be scaled; by default all that require a gradient.
             Others are constants.
 
@@ -52,12 +51,12 @@ def discover(
 
     Raises:
         TypeError: ``model`` is not a module, or ``layout`` no layout.
-        ValueError: The module cannot be exported; the message names the place.
+        ValueError: The module cannot be exported, or a shape in it depends on data (the message
+            names the place); the layout is another model's; an input is empty; a rule fails.
 
     Note:
-        Beyond the time of the export, linear in the number of operations and channels. One run
-        of the
-        graph measures how good normalisations with an ``eps`` are as symmetries.
+        Beyond the time of the export, linear in the number of operations and channels. One run of
+        the graph measures how good normalisations with an ``eps`` are as symmetries.
 
     Example:
         >>> import torch

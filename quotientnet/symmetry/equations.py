@@ -27,9 +27,8 @@ class Equations:
 
     Equalities of two unknowns are merged at once (union-find); what involves more is kept and
     eliminated exactly at the end. Rules of operations are written with :meth:`fresh`,
-    :meth:`equal`, :meth:`uniform`, :meth:`contract` and :meth:`pin`, and with sums and
-    differences of
-    :class:`LogScale`, which stand for products and quotients of tensors.
+    :meth:`equal`, :meth:`uniform`, :meth:`contract` and :meth:`pin`, and with sums and differences
+    of :class:`LogScale`, which stand for products and quotients of tensors.
     """
 
     def __init__(self):
@@ -64,13 +63,14 @@ class Equations:
             return self.pinned(*value.shape)
         return LogScale([(1, torch.where(any_scale, ZERO, PINNED))], value.shape)
 
-    def with_zeros_pinned(self, x: LogScale) -> LogScale:
-        """``x`` with log-scale 0 where it would fit any."""
+    def without_zeros(self, x: LogScale) -> LogScale:
+        """``x`` with an unknown of its own wherever it would fit any scale."""
         x = self.resolve(x)
         if not self.has_zeros(x):
             return x
-        index = self.single(x).terms[0][1]
-        return LogScale([(1, torch.where(index == ZERO, PINNED, index))], x.shape)
+        index = compact(self.single(x).terms[0][1])
+        own = self.fresh(*index.shape).terms[0][1]
+        return LogScale([(1, torch.where(index == ZERO, own, index))], x.shape)
 
     def resolve(self, x: LogScale) -> LogScale:
         """``x`` with unknowns for the entries whose log-scale was not determined yet."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
+from torch.utils._pytree import tree_map_only
 
 from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.equations import Equations
@@ -283,6 +284,10 @@ class Walk:
         )
         if rule is None or written or not _takes(rule, call, args, kwargs):
             return self._unknown(node, [args, kwargs])
+        if not rule.__module__.startswith(_OWN_RULES):
+            args, kwargs = tree_map_only(
+                LogScale, self.equations.resolve, (args, kwargs)
+            )
         try:
             result = rule(call, *args, **kwargs)
         except Exception as error:
@@ -319,9 +324,7 @@ class Walk:
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             return self._opaque(node)
         kwargs = dict(kwargs) | ({"device": "cpu"} if "device" in kwargs else {})
-        args, kwargs = torch.utils._pytree.tree_map_only(
-            Tensor, torch.clone, (args, kwargs)
-        )
+        args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
         return node.target(*args, **kwargs)
 
     def _unknown(self, node: Node, arguments):
@@ -438,6 +441,9 @@ class Walk:
         seen.copy_(eq.single(result).terms[0][1])
         return LogScale([(1, index)], index.shape)
 
+
+_OWN_RULES = find_rule.__module__.rpartition(".")[0]
+"""Where rules are that look at parameters before their log-scales are determined."""
 
 _SHAPE_ONLY = {
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros",

@@ -226,8 +226,7 @@ def relative_change(a: Tensor, b: Tensor) -> float:
     """The largest ``|a − b|``, by the size of each feature over the first axis.
 
     Features much smaller than the largest count as a millionth of it. Entries that are infinite
-    in both
-    are equal; one that is not finite in one of them only is infinitely far.
+    in both are equal; one that is not finite in one of them only is infinitely far.
     """
     if not a.numel():
         return 0.0

@@ -90,8 +90,7 @@ def verify_sound(
     The model is copied to float64, and normalisations are taken with an ``eps`` that has no
     effect, so that their symmetries are exact; the effect of their own ``eps`` is measured apart.
     Elements act on the model's own parameters and on random ones, because zeros hide errors.
-    Running
-    statistics after a forward in train mode must be those of the moved point.
+    Running statistics after a forward in train mode must be those of the moved point.
 
     Args:
         model: Any module.

@@ -18,8 +18,8 @@ def batch_norm(
     eq = call.equations
     x = eq.uniform(x, [a for a in range(len(x.shape)) if a != 1])
     call.eps = (eps, x)
-    # Statistics of a channel that is always zero have no scale to follow.
-    channels = eq.with_zeros_pinned(x.map(lambda t: t.reshape(-1)))
+    # Statistics of a channel that is always zero have a scale of their own.
+    channels = eq.without_zeros(x.map(lambda t: t.reshape(-1)))
     if mean is not None:
         eq.equal(call.scale(mean), channels)
         eq.equal(call.scale(variance), 2 * channels)
