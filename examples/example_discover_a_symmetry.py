@@ -81,12 +81,12 @@ figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
 axis.imshow(
     exponents, aspect="auto", cmap="RdBu_r", vmin=-2, vmax=2, interpolation="nearest"
 )
-edges = [entry.start for entry in layout.entries]
+starts = [entry.start - 0.5 for entry in layout.entries]
+axis.vlines(starts[1:], -0.5, len(exponents) - 0.5, color="0.8", lw=0.5)
+weights = [entry for entry in layout.entries if len(entry.shape) > 1]
+places = [entry.start + entry.numel / 2 for entry in weights]
 axis.set_xticks(
-    edges, [e.name for e in layout.entries], rotation=60, ha="right", fontsize=6
-)
-axis.vlines(
-    [edge - 0.5 for edge in edges[1:]], -0.5, len(exponents) - 0.5, color="0.8", lw=0.5
+    places, [entry.name for entry in weights], rotation=45, ha="right", fontsize=7
 )
 axis.set_yticks(range(0, len(exponents), 3))
 axis.set_ylabel("generator")

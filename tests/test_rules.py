@@ -86,6 +86,22 @@ CASES = {
     "out= into a view": (0, out_into_a_view),
     "unsqueezed in place": (5, lambda m, h, x: m.b(_unsqueezed(h))),
     "a write to an input": (6, lambda m, h, x: m.b(F.relu(m.a(_first_zero(x.clone()))))),
+    "a write through dropout of nothing": (
+        12, written(lambda m, h: F.dropout(h, 0.0, True).mul_(m.p))),
+    "a write through a transposing einsum": (
+        0, written(lambda m, h: torch.einsum("ij->ji", h).mul_(m.p[:, None]))),
+    "a write to a copy by device": (
+        12, written(lambda m, h: h.to("cpu", copy=True).mul_(m.p))),
+    "a write through atleast_3d": (
+        12, written(lambda m, h: torch.atleast_3d(h).mul_(m.p[:, None]))),
+    "a write through unsafe_chunk": (12, written(lambda m, h: h.unsafe_chunk(1, 1)[0].mul_(m.p))),
+    "in place after a copy": (
+        6, lambda m, h, x: m.b(
+            h.view(-1, 2, 3).transpose(1, 2).contiguous().relu_().transpose(1, 2).flatten(1))),
+    # constants
+    "an expanded constant": (6, lambda m, h, x: m.b(h * x.new_ones(6).expand_as(h))),
+    "a normalised constant": (
+        6, lambda m, h, x: m.b(F.layer_norm(torch.arange(6.0).double(), (6,), m.p)) + x.sum()),
     # integers
     "rounded on the way": (3, rounded),
     "cast to integers": (0, lambda m, h, x: m.b(h.to(torch.int64).to(h.dtype))),

@@ -103,6 +103,9 @@ class _Differentiable(Exact):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch._C._set_grad_enabled:
             return None
+        if (kwargs or {}).get("out") is not None:
+            with torch.no_grad():
+                return function(*args, **kwargs)
         if function in (Tensor.detach, torch.detach, Tensor.data.__get__):
             return args[0]
         if function is F.batch_norm:

@@ -18,8 +18,8 @@ from quotientnet.symmetry.scales import PINNED, ZERO, LogScale, Unset, compact
 
 __all__ = ["Equations", "Solution"]
 
-_LARGEST = 1 << 20
-"""The largest exponent: a scale of 1.001 to this power overflows."""
+_LARGEST = 1 << 10
+"""The largest exponent: a scale of 2 to this power overflows."""
 
 
 class Equations:

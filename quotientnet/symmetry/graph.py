@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.equations import Equations
@@ -171,6 +171,9 @@ class Walk:
         self._replay: dict[Node, Callable] = {}
         self._uncertain: set[Node] = set()
         self._returned: dict[Node, Sequence] = {}
+        self._writes = any(
+            _writes_floats(m.graph) for m in _graphs(self.program.graph_module)
+        )
         self._fake = {
             node.name: node.meta.get("val") for node in self.program.graph.nodes
         }
@@ -277,6 +280,8 @@ class Walk:
             args = (torch.empty(value.shape, dtype=value.dtype), *args[1:])
         if next(scales_among([args, kwargs]), None) is None:
             return self._constant(node, args, kwargs)
+        if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
+            args = (self.equations.constant(args[0]), *args[1:])
         rule = find_rule(operation)
         call = Call(self.equations, _shape(node), _dtype(node))
         written = any(
@@ -379,20 +384,25 @@ class Walk:
         if target is not None and target in written and not shape_only:
             self._write(target, self._values[node])
             self._same_as(node, target)
-        elif target is not None and (shape_only or _may_alias(node)):
+        elif target is not None and shape_only:
             self._note_view(node, target, args, kwargs)
+        elif self._writes:
+            for other in _aliased(node):
+                self._note_view(node, other, args, kwargs)
 
     def _note_view(self, node: Node, target: Node, args, kwargs) -> None:
         rule, rest = find_rule(node.target), args[1:]
         call = Call(self.equations, _shape(node), _dtype(node))
+        known = (
+            target is node.args[0]
+            and rule is not None
+            and _takes(rule, call, args, kwargs)
+        )
         self._base[node] = target
-        known = rule is not None and _takes(rule, call, args, kwargs)
         if known and self.records[-1].treatment != "unknown":
             self._replay[node] = lambda value: rule(call, value, *rest, **kwargs)
         else:
             self._replay[node] = lambda value: self._opaque(node)
-            self._uncertain.add(self._root(target))
-        if _name(node) in _MAY_COPY and not _contiguous(target):
             self._uncertain.add(self._root(target))
 
     def _root(self, node: Node) -> Node:
@@ -456,8 +466,22 @@ _INLINED = {
 }  # fmt: skip
 """Operations that only run a graph of their own."""
 
-_MAY_COPY = {"reshape", "flatten", "contiguous", "ravel"}
-"""Operations whose result is a view only where the argument's memory allows it."""
+
+def _graphs(module: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
+    """A graph and those that it calls."""
+    return [m for m in module.modules() if isinstance(m, torch.fx.GraphModule)]
+
+
+def _writes_floats(graph: torch.fx.Graph) -> bool:
+    """Whether an operation writes to a tensor of floating-point numbers."""
+    return any(
+        isinstance(operand, Node)
+        and _is_written(argument)
+        and _dtype(operand).is_floating_point
+        for node in graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+        for argument, operand in _operands(node)
+    )
 
 
 def _name(node: Node) -> str:
@@ -475,16 +499,42 @@ def _is_written(argument) -> bool:
     return argument.alias_info is not None and argument.alias_info.is_write
 
 
-def _may_alias(node: Node) -> bool:
-    """Whether the result may be a view of the first argument."""
-    name, args = _name(node), node.args
-    if name.endswith("dropout"):
-        return any(a is False for a in args)
-    if name in ("to", "type_as", "contiguous"):
-        plain = node.kwargs.get("memory_format") in (None, torch.preserve_format)
-        moved = _dtype(node) != _dtype(args[0]) or any(a is True for a in args[1:])
-        return not moved and (plain or name != "contiguous")
-    return node.target._schema.arguments[0].alias_info is not None
+def _aliased(node: Node) -> list[Node]:
+    """The argument whose memory the result shares, found out on tensors without values."""
+    stand_ins = {}
+
+    def stand_in(argument: Node):
+        value = argument.meta.get("val")
+        if isinstance(value, Tensor):
+            strides = {"dtype": value.dtype, "device": "meta"}
+            value = torch.empty_strided(value.shape, value.stride(), **strides)
+            stand_ins[argument] = value.untyped_storage()._cdata
+        return value
+
+    if _name(node) in ("to", "type_as", "_to_copy"):
+        return [node.args[0]] if _keeps_memory(node) else []
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), stand_in)
+    kwargs = dict(kwargs) | ({"device": "meta"} if "device" in kwargs else {})
+    try:
+        results = tree_leaves(node.target(*args, **kwargs))
+    except (RuntimeError, NotImplementedError):  # it needs values: as if it were a view
+        return node.all_input_nodes[:1]
+    results = {t.untyped_storage()._cdata for t in results if isinstance(t, Tensor)}
+    return [argument for argument, storage in stand_ins.items() if storage in results][
+        :1
+    ]
+
+
+def _keeps_memory(node: Node) -> bool:
+    """Whether a conversion changes nothing, and so returns its argument."""
+    source = node.args[0]
+    copied = any(a is True for a in (*node.args[1:], node.kwargs.get("copy")))
+    form = node.kwargs.get("memory_format")
+    plain = form in (None, torch.preserve_format)
+    plain = (
+        plain or form is torch.contiguous_format and source.meta["val"].is_contiguous()
+    )
+    return plain and not copied and _dtype(node) == _dtype(source)
 
 
 def _live(graph: torch.fx.Graph) -> set[Node]:
@@ -529,11 +579,6 @@ def _in_place(node: Node) -> bool:
         isinstance(node.target, torch._ops.OpOverload)
         and node.target._schema.is_mutable
     )
-
-
-def _contiguous(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_contiguous()
 
 
 def _shape(node: Node) -> tuple[int, ...]:

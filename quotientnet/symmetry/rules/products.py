@@ -24,7 +24,7 @@ def linear(call, x, weight, bias=None):
     return out if bias is None else eq.equal(out, call.scale(bias))
 
 
-@rule("aten::matmul", "aten::mm", "aten::bmm", "aten::mv", "aten::dot")
+@rule("aten::matmul", "aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::vdot")
 def matmul(call, x, y):
     eq, x, y = call.equations, call.scale(x), call.scale(y)
     row, column = len(x.shape) == 1, len(y.shape) == 1

@@ -81,12 +81,12 @@ def _first_place(places: LogScale) -> Tensor:
 
 @rule("aten::view_as", "aten::reshape_as")
 def shape_of_another(call, x, other):
-    return x.map(lambda t: t.reshape(call.shape))
+    return call.scale(x).map(lambda t: t.reshape(call.shape))
 
 
 @rule("aten::expand_as")
 def expand_as(call, x, other):
-    return x.map(lambda t: t.expand(call.shape))
+    return call.scale(x).map(lambda t: t.expand(call.shape))
 
 
 def _join(name: str) -> None:
