@@ -328,6 +328,33 @@ def test_indices_from_the_data_and_constant_ones():
     assert qn.discover(Permuted(), inputs[0]).group.dimension == 3
 
 
+def test_a_module_without_values_has_a_symmetry():
+    class Permuted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.n, self.o = nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)
+            self.register_buffer("order", torch.tensor([2, 0, 1]))
+
+        def forward(self, x):
+            return self.o(F.relu(self.n(self.a(x))))
+
+    symmetry = qn.discover(Permuted().to("meta"), torch.randn(6, 4, device="meta"))
+    assert symmetry.group.dimension == 6 and symmetry.approximate[0].size is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "name", ["resnet, normalised", "channel shuffle", "written in place"]
+)
+def test_on_gpu(name):
+    architecture = ARCHITECTURES[name]
+    model, inputs = architecture.build().cuda(), architecture.inputs().cuda()
+    symmetry = qn.discover(model, inputs)
+    assert symmetry.group.dimension == architecture.dimension
+    qn.verify_sound(model, symmetry, inputs).require()
+    qn.verify_complete(model, symmetry, inputs).require()
+
+
 def test_a_pruned_layer_keeps_its_units():
     layer = nn.Linear(4, 3)
     prune.custom_from_mask(layer, "weight", torch.eye(3, 4))

@@ -234,8 +234,9 @@ class Walk:
         if spec.kind == InputKind.BUFFER or spec.kind == InputKind.CONSTANT_TENSOR:
             value = self.program.state_dict.get(name, self.program.constants.get(name))
             literal = name.rpartition(".")[2].startswith("lifted_tensor")
-            if isinstance(value, Tensor) and (literal or not value.is_floating_point()):
-                return value
+            known = isinstance(value, Tensor) and not value.is_meta
+            if known and (literal or not value.is_floating_point()):
+                return value.cpu()
         value = self._fake[spec.arg.name]
         return (
             self.equations.pinned(*value.shape) if isinstance(value, Tensor) else value
@@ -330,7 +331,7 @@ class Walk:
             return self._opaque(node)
         kwargs = dict(kwargs) | ({"device": "cpu"} if "device" in kwargs else {})
         args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
-        return node.target(*args, **kwargs)
+        return tree_map_only(Tensor, Tensor.cpu, node.target(*args, **kwargs))
 
     def _unknown(self, node: Node, arguments):
         """Pin all that an operation without a rule touches; nothing, if all is constant anyway."""
