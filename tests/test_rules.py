@@ -59,6 +59,12 @@ def rounded(m, h, x):
     return m.b(y.to(h.dtype)) + m.c(h)
 
 
+def strided(m, h, x):
+    z = h.t().clone()
+    z.t().view(-1)[:6].sigmoid_()
+    return m.b(z.t())
+
+
 def out_into_a_view(m, h, x):
     z = torch.zeros(h.shape[0], 12, dtype=h.dtype)
     with torch.no_grad():
@@ -86,6 +92,7 @@ CASES = {
     "out= into a view": (0, out_into_a_view),
     "unsqueezed in place": (5, lambda m, h, x: m.b(_unsqueezed(h))),
     "a write to an input": (6, lambda m, h, x: m.b(F.relu(m.a(_first_zero(x.clone()))))),
+    "a write through a view of a strided copy": (0, strided),
     "a write through dropout of nothing": (
         12, written(lambda m, h: F.dropout(h, 0.0, True).mul_(m.p))),
     "a write through a transposing einsum": (
