@@ -225,7 +225,7 @@ def test_statistics_of_a_channel_that_is_always_zero():
 def test_statistics_of_a_result_that_is_never_used_move_along_in_train_mode():
     model = Block(
         lambda m, x: (lambda h: (m.n(h), m.o(F.relu(h)))[1])(m.a(x)),
-        a=nn.Linear(4, 5), n=norm(5, 1), o=nn.Linear(5, 2),
+        a=nn.Linear(4, 5), n=norm(5, 1, affine=False), o=nn.Linear(5, 2),
     ).double().train()  # fmt: skip
     inputs = torch.randn(6, 4).double()
     symmetry = qn.discover(model, inputs)

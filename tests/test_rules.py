@@ -61,7 +61,7 @@ def rounded(m, h, x):
 
 def strided(m, h, x):
     z = h.t().clone()
-    z.t().view(-1)[:6].sigmoid_()
+    z.t().view(-1)[:6].mul_(m.p)
     return m.b(z.t())
 
 
