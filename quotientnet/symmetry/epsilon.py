@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.export.graph_signature import InputKind
 
-from quotientnet.symmetry.graph import Record, Walk, by_position
+from quotientnet.symmetry.graph import Record, Walk
+from quotientnet.symmetry.nodes import by_position
 
 __all__ = ["Approximation", "measure_eps"]
 

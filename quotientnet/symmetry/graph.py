@@ -2,118 +2,38 @@
 
 from __future__ import annotations
 
-import copy
-import logging
 import operator
-import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.equations import Equations
-from quotientnet.symmetry.replica import first_line
+from quotientnet.symmetry.nodes import (
+    aliased,
+    by_position,
+    dtype_of,
+    graphs,
+    in_place,
+    is_written,
+    live_nodes,
+    module_of,
+    operands,
+    operation_of,
+    shape_of,
+    writes_floats,
+)
 from quotientnet.symmetry.rules import Call, find_rule
 from quotientnet.symmetry.scales import Leaf, LogScale, Unset, scales_among
 
-__all__ = ["Record", "Walk", "export", "by_position"]
-
-
-def export(model: nn.Module, args: tuple, kwargs: Mapping) -> ExportedProgram:
-    """The model's graph, with an error that names the place where there is none.
-
-    Raises:
-        ValueError: The model does not run on the inputs, or cannot be exported: it branches on
-            data, say.
-    """
-    try:
-        with _attributes_kept(model), _quietly():
-            return torch.export.export(model, args, dict(kwargs), strict=False)
-    except Exception as error:
-        raise ValueError(
-            f"discover: the model cannot be exported as one graph {_place_of(error, model)}: "
-            f"{type(error).__name__}: {first_line(error)}. {_remedy(error, kwargs)}"
-        ) from error
-
-
-def _remedy(error: Exception, kwargs: Mapping) -> str:
-    if "DataDependent" in type(error).__name__ or "data-dependent" in str(error):
-        return (
-            "Its operations must not depend on the values of tensors (branches, loops, .item()); "
-            "torch.where selects without a branch"
-        )
-    if kwargs and isinstance(error, TypeError):
-        return "A dict is taken as keyword arguments; pass ({...},) to give the model a dict"
-    return (
-        "Does it run on example_inputs, and does torch.export(strict=False) support it?"
-    )
-
-
-def _place_of(error: BaseException, model: nn.Module) -> str:
-    """The innermost module on the way to the error, and the innermost line of a user's own."""
-    names = {id(child): name for name, child in model.named_modules()}
-    place, line_of = f"in {type(model).__name__}", ""
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        child, code = frame.f_locals.get("self"), frame.f_code
-        if (
-            isinstance(child, nn.Module)
-            and id(child) in names
-            and code.co_name != "_call_impl"
-        ):
-            name = names[id(child)] or "the model"
-            place = f"in {name} ({type(child).__name__})"
-            if not str(frame.f_globals.get("__name__", "")).startswith("torch."):
-                line_of = f", {code.co_filename}:{line}"
-    return place + line_of
-
-
-@contextmanager
-def _attributes_kept(model: nn.Module):
-    """Give back plain attributes that a forward assigns: an export leaves fake tensors there."""
-    kept = [(module, dict(vars(module))) for module in model.modules()]
-    held = [
-        (value, copy.copy(value))
-        for _, attributes in kept
-        for value in attributes.values()
-        if type(value) in (list, dict)
-    ]
-    try:
-        yield
-    finally:
-        for module, attributes in kept:
-            vars(module).clear()
-            vars(module).update(attributes)
-        for value, content in held:
-            value.clear()
-            (value.extend if isinstance(value, list) else value.update)(content)
-
-
-@contextmanager
-def _quietly():
-    """Without torch's own log of what the error will say, and its warning on attributes."""
-
-    def silent(record) -> bool:
-        return False
-
-    handlers = logging.getLogger("torch").handlers
-    for handler in handlers:
-        handler.addFilter(silent)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*assigned during export.*")
-            yield
-    finally:
-        for handler in handlers:
-            handler.removeFilter(silent)
+__all__ = ["Record", "Walk"]
 
 
 @dataclass
@@ -172,7 +92,7 @@ class Walk:
         self._uncertain: set[Node] = set()
         self._returned: dict[Node, Sequence] = {}
         self._writes = any(
-            _writes_floats(m.graph) for m in _graphs(self.program.graph_module)
+            writes_floats(m.graph) for m in graphs(self.program.graph_module)
         )
         self._fake = {
             node.name: node.meta.get("val") for node in self.program.graph.nodes
@@ -196,13 +116,13 @@ class Walk:
             outer: The nodes that they are in the graph that calls this one.
             caller: The node of the call.
         """
-        given, live, names = iter(inputs), _live(module.graph), iter(outer)
+        given, live, names = iter(inputs), live_nodes(module.graph), iter(outer)
         for node in module.graph.nodes:
             if node not in live:
                 continue
-            place, kind = _module(node)
+            place, kind = module_of(node)
             self.records.append(
-                Record(place, _operation(node), "constant", node.name, kind)
+                Record(place, operation_of(node), "constant", node.name, kind)
             )
             with self.equations.because(len(self.records) - 1):
                 if node.op == "placeholder":
@@ -284,9 +204,9 @@ class Walk:
         if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
             args = (self.equations.constant(args[0]), *args[1:])
         rule = find_rule(operation)
-        call = Call(self.equations, _shape(node), _dtype(node))
+        call = Call(self.equations, shape_of(node), dtype_of(node))
         written = any(
-            a.kwarg_only and _is_written(a) for a in operation._schema.arguments
+            a.kwarg_only and is_written(a) for a in operation._schema.arguments
         )
         if rule is None or written or not _takes(rule, call, args, kwargs):
             return self._unknown(node, [args, kwargs])
@@ -316,12 +236,12 @@ class Walk:
         first = result[0] if isinstance(result, list) else result
         if isinstance(first, Tensor):
             first = result = self.equations.pinned(*first.shape)
-        if isinstance(first, LogScale) and first.shape != _shape(node):
+        if isinstance(first, LogScale) and first.shape != shape_of(node):
             raise ValueError(
-                f"discover: the rule of {_operation(node)} returned a log-scale of shape "
-                f"{first.shape}, its result has shape {_shape(node)}"
+                f"discover: the rule of {operation_of(node)} returned a log-scale of shape "
+                f"{first.shape}, its result has shape {shape_of(node)}"
             )
-        if not (_dtype(node).is_floating_point or _dtype(node).is_complex):
+        if not (dtype_of(node).is_floating_point or dtype_of(node).is_complex):
             self._pin(first)  # rounding knows no scale
         return result
 
@@ -374,13 +294,13 @@ class Walk:
         """Remember views, and carry what is written in place to all views of the same tensor."""
         written = [
             operand
-            for argument, operand in _operands(node)
-            if _is_written(argument) and isinstance(operand, Node)
+            for argument, operand in operands(node)
+            if is_written(argument) and isinstance(operand, Node)
         ]
         target = node.args[0] if node.args and isinstance(node.args[0], Node) else None
         for operand in written:
             if operand is not target:
-                self._write(operand, self.equations.pinned(*_shape(operand)))
+                self._write(operand, self.equations.pinned(*shape_of(operand)))
         shape_only = torch.Tag.inplace_view in node.target.tags
         if target is not None and target in written and not shape_only:
             self._write(target, self._values[node])
@@ -388,12 +308,12 @@ class Walk:
         elif target is not None and shape_only:
             self._note_view(node, target, args, kwargs)
         elif self._writes:
-            for other in _aliased(node):
+            for other in aliased(node):
                 self._note_view(node, other, args, kwargs)
 
     def _note_view(self, node: Node, target: Node, args, kwargs) -> None:
         rule, rest = find_rule(node.target), args[1:]
-        call = Call(self.equations, _shape(node), _dtype(node))
+        call = Call(self.equations, shape_of(node), dtype_of(node))
         known = (
             target is node.args[0]
             and rule is not None
@@ -426,7 +346,7 @@ class Walk:
         if root in self._uncertain or not isinstance(root.meta.get("val"), Tensor):
             self._pin([_as_scale(eq, self._values[root]), _as_scale(eq, result)])
             self._values[root] = self._opaque(root)
-        elif all(_in_place(node) for node in chain):
+        elif all(in_place(node) for node in chain):
             self._values[root] = result
         else:
             self._values[root] = self._written(root, chain, result)
@@ -448,7 +368,7 @@ class Walk:
         copied = seen.untyped_storage().data_ptr() != index.untyped_storage().data_ptr()
         if copied:
             self._pin([old, result])
-            return eq.pinned(*_shape(root))
+            return eq.pinned(*shape_of(root))
         seen.copy_(eq.single(result).terms[0][1])
         return LogScale([(1, index)], index.shape)
 
@@ -468,141 +388,8 @@ _INLINED = {
 """Operations that only run a graph of their own."""
 
 
-def _graphs(module: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
-    """A graph and those that it calls."""
-    return [m for m in module.modules() if isinstance(m, torch.fx.GraphModule)]
-
-
-def _writes_floats(graph: torch.fx.Graph) -> bool:
-    """Whether an operation writes to a tensor of floating-point numbers."""
-    return any(
-        isinstance(operand, Node)
-        and _is_written(argument)
-        and _dtype(operand).is_floating_point
-        for node in graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload)
-        for argument, operand in _operands(node)
-    )
-
-
-def _name(node: Node) -> str:
-    return node.target._schema.name.removeprefix("aten::")
-
-
-def _operands(node: Node) -> list[tuple]:
-    """The arguments of a call, each with what its schema says of it."""
-    given = zip(node.target._schema.arguments, node.args)
-    named = {argument.name: argument for argument in node.target._schema.arguments}
-    return [*given, *((named[name], value) for name, value in node.kwargs.items())]
-
-
-def _is_written(argument) -> bool:
-    return argument.alias_info is not None and argument.alias_info.is_write
-
-
-def _aliased(node: Node) -> list[Node]:
-    """The argument whose memory the result shares, found out on tensors without values."""
-    stand_ins = {}
-
-    def stand_in(argument: Node):
-        value = argument.meta.get("val")
-        if isinstance(value, Tensor):
-            strides = {"dtype": value.dtype, "device": "meta"}
-            value = torch.empty_strided(value.shape, value.stride(), **strides)
-            stand_ins[argument] = value.untyped_storage()._cdata
-        return value
-
-    if _name(node) in ("to", "type_as", "_to_copy"):
-        return [node.args[0]] if _keeps_memory(node) else []
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), stand_in)
-    kwargs = dict(kwargs) | ({"device": "meta"} if "device" in kwargs else {})
-    try:
-        results = tree_leaves(node.target(*args, **kwargs))
-    except (RuntimeError, NotImplementedError):  # it needs values: as if it were a view
-        return node.all_input_nodes[:1]
-    results = {t.untyped_storage()._cdata for t in results if isinstance(t, Tensor)}
-    return [argument for argument, storage in stand_ins.items() if storage in results][
-        :1
-    ]
-
-
-def _keeps_memory(node: Node) -> bool:
-    """Whether a conversion changes nothing, and so returns its argument."""
-    source = node.args[0]
-    copied = any(a is True for a in (*node.args[1:], node.kwargs.get("copy")))
-    form = node.kwargs.get("memory_format")
-    plain = form in (None, torch.preserve_format)
-    plain = (
-        plain or form is torch.contiguous_format and source.meta["val"].is_contiguous()
-    )
-    return plain and not copied and _dtype(node) == _dtype(source)
-
-
-def _live(graph: torch.fx.Graph) -> set[Node]:
-    """The nodes that results or state depend on; the others cannot limit a symmetry."""
-    live: set[Node] = set()
-    for node in reversed(graph.nodes):
-        if isinstance(node.target, torch._ops.OpOverload):
-            state = node.target._schema.is_mutable or _writes_statistics(node)
-        else:
-            state = isinstance(node.target, torch._ops.HigherOrderOperator)
-        if node.op in ("placeholder", "output") or state or node in live:
-            live.add(node)
-            live.update(node.all_input_nodes)
-    return live
-
-
-def _writes_statistics(node: Node) -> bool:
-    """Whether a normalisation updates its running statistics, which its schema does not say."""
-    normalises = node.target._schema.name in ("aten::batch_norm", "aten::instance_norm")
-    return normalises and by_position(node)[0][5] is True
-
-
-def by_position(node: Node) -> tuple[tuple, dict]:
-    """The arguments of a call, by position as far as its schema allows."""
-    args, kwargs = list(node.args), dict(node.kwargs)
-    if isinstance(node.target, torch._ops.OpOverload):
-        for argument in node.target._schema.arguments[len(args) :]:
-            if argument.kwarg_only or not (
-                argument.name in kwargs or argument.has_default_value()
-            ):
-                break
-            args.append(kwargs.pop(argument.name, argument.default_value))
-    return tuple(args), kwargs
-
-
 def _as_scale(equations: Equations, value) -> LogScale:
     return value if isinstance(value, LogScale) else equations.constant(value)
-
-
-def _in_place(node: Node) -> bool:
-    return (
-        isinstance(node.target, torch._ops.OpOverload)
-        and node.target._schema.is_mutable
-    )
-
-
-def _shape(node: Node) -> tuple[int, ...]:
-    """The shape of the result, or of the first of several."""
-    value = node.meta.get("val")
-    if isinstance(value, (list, tuple)):
-        value = value[0]
-    if not isinstance(value, Tensor):
-        return ()
-    if not all(isinstance(n, int) for n in value.shape):
-        place = " in ".join([_operation(node), *filter(None, _module(node)[:1])])
-        raise ValueError(
-            f"discover: the shape {tuple(value.shape)} of the result of {place} depends on data; "
-            "its channels cannot be told apart"
-        )
-    return tuple(value.shape)
-
-
-def _dtype(node: Node) -> torch.dtype:
-    """The dtype of the result, or of the first of several."""
-    value = node.meta.get("val")
-    value = value[0] if isinstance(value, (list, tuple)) and value else value
-    return value.dtype if isinstance(value, Tensor) else torch.float32
 
 
 def _takes(rule: Callable, call: Call, args: tuple, kwargs: Mapping) -> bool:
@@ -612,20 +399,3 @@ def _takes(rule: Callable, call: Call, args: tuple, kwargs: Mapping) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _module(node: Node) -> tuple[str, str]:
-    """The name of the module that called an operation, and its class."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    if not stack:
-        return "", ""
-    name, kind = stack[-1]
-    kind = kind if isinstance(kind, str) else kind.__name__
-    return name.split("@")[0], kind.rpartition(".")[2]
-
-
-def _operation(node: Node) -> str:
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.removeprefix("aten::")
-    plain = getattr(node.target, "__name__", str(node.target))
-    return {"placeholder": "input", "output": "output"}.get(node.op, plain)
