@@ -17,6 +17,7 @@ from quotientnet.symmetry import (
     Symmetry,
     discover,
     layer_scale_group,
+    transform,
     verify_complete,
     verify_sound,
 )
@@ -25,7 +26,7 @@ from quotientnet.version import __version__
 
 __all__ = [
     "ParameterLayout", "ScalingGroup", "Unit", "Scale", "Term", "discover", "Symmetry",
-    "verify_sound", "verify_complete", "layer_scale_group", "QuotientManifold",
+    "verify_sound", "verify_complete", "layer_scale_group", "transform", "QuotientManifold",
     "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient", "NotOnManifoldError",
     "Objective", "Point", "Operator", "DenseOperator", "Estimate", "curvature", "sharpness",
     "symmetry", "__version__",

@@ -9,9 +9,10 @@ from quotientnet.symmetry.links import Link, Naming
 from quotientnet.symmetry.rules import RULES, Call, rule
 from quotientnet.symmetry.scales import LogScale
 from quotientnet.symmetry.sound import Soundness, verify_sound
+from quotientnet.symmetry.transform import OPTIMIZER_UNITS, transform
 
 __all__ = [
     "discover", "Symmetry", "Pinned", "Coverage", "Approximation", "Link", "Naming",
-    "layer_scale_group", "verify_sound", "Soundness", "verify_complete", "Completeness", "rule",
-    "RULES", "Call", "LogScale",
+    "layer_scale_group", "transform", "OPTIMIZER_UNITS", "verify_sound", "Soundness",
+    "verify_complete", "Completeness", "rule", "RULES", "Call", "LogScale",
 ]  # fmt: skip

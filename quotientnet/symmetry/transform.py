@@ -1,0 +1,180 @@
+"""Moving a model along its orbit, with its running statistics and its optimizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from quotientnet.group import ScalingGroup, as_group
+from quotientnet.symmetry.discover import call_arguments
+from quotientnet.symmetry.explanation import Symmetry
+from quotientnet.symmetry.replica import Replica, relative_change, require_layout
+
+__all__ = ["transform", "OPTIMIZER_UNITS"]
+
+OPTIMIZER_UNITS = {
+    "SGD": {"momentum_buffer": -1},
+    "RMSprop": {"square_avg": -2, "grad_avg": -1, "momentum_buffer": 0},
+    "Adagrad": {"sum": -2},
+    "Adadelta": {"square_avg": -2, "acc_delta": 2},
+    "Adamax": {"exp_avg": -1, "exp_inf": -1},
+    "Rprop": {"prev": -1, "step_size": 1},
+    "ASGD": {"ax": 1},
+}
+"""The power of the parameters' unit that each state tensor carries, by optimizer and key.
+
+A gradient has power −1, because ``g(t·w) = e^{−At} g(w)``, and what averages gradients has it too.
+"""
+
+_ADAM = {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2}
+OPTIMIZER_UNITS |= dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam"), _ADAM)
+
+
+@torch.no_grad()
+def transform(
+    model: nn.Module,
+    group: ScalingGroup | Symmetry,
+    t: Tensor,
+    *,
+    in_place: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
+    inputs: Tensor | Sequence | Mapping | None = None,
+    tolerance: float = 1e-6,
+) -> nn.Module:
+    r"""The equivalent model :math:`t \cdot w`: other parameters, the same function.
+
+    Running statistics move too. The state of an optimizer is moved as what it stores: a momentum of
+    gradients by :math:`e^{-At}`, their squares by :math:`e^{-2At}`, so that it is what it would
+    have become along the equivalent trajectory.
+
+    Args:
+        model: Any module.
+        group: A group on its layout, or what :func:`~quotientnet.discover` returned.
+        t: Group coordinates, shape ``(dimension,)``.
+        in_place: Whether to change ``model`` itself; by default a copy is changed.
+        optimizer: An optimizer of the model, of a kind in ``OPTIMIZER_UNITS``; needs ``in_place``.
+        inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments: where
+            given, the outputs on them must be the same before and after.
+        tolerance: The largest relative change of these outputs, in float64.
+
+    Returns:
+        The model that was changed.
+
+    Raises:
+        TypeError: ``model`` or ``group`` of another kind.
+        ValueError: A group of another layout; ``t`` of another shape or not finite; scales that
+            leave the range of the dtype; an optimizer that is unknown, or not in place; outputs
+            that change. The model and the optimizer are then as they were.
+
+    Example:
+        >>> import torch
+        >>> import quotientnet as qn
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(2, 1), torch.nn.ReLU(), torch.nn.Linear(1, 1)).double()
+        >>> x = torch.randn(5, 2).double()
+        >>> group = qn.discover(model, x).group
+        >>> twin = qn.transform(model, group, torch.tensor([3.0]), inputs=x)
+        >>> round((twin[0].weight / model[0].weight)[0, 0].item(), 3)
+        20.086
+    """
+    group = as_group(group, "transform")
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"transform: model must be a torch.nn.Module, got {type(model).__name__}"
+        )
+    require_layout(model, group.layout, "transform")
+    scales, moved = _moved(model, group, t)
+    states = _moved_states(optimizer, model, group, scales, in_place)
+    if inputs is not None:
+        _require_same_outputs(model, group, moved, inputs, tolerance)
+    target = model if in_place else copy.deepcopy(model)
+    group.layout.assign(target, moved)
+    for state, value in states:
+        state.copy_(value)
+    return target
+
+
+def _moved(model, group: ScalingGroup, t: Tensor) -> tuple[Tensor, Tensor]:
+    """``A t`` in float64, and the point ``t·w`` in the model's dtype."""
+    w = group.layout.flatten(model)
+    if not isinstance(t, Tensor) or tuple(t.shape) != (group.dimension,):
+        got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
+        raise ValueError(
+            f"transform: t must be a tensor of shape ({group.dimension},), one coordinate a "
+            f"generator; got {got}"
+        )
+    if not torch.isfinite(t).all():
+        raise ValueError("transform: t has NaN or infinite coordinates")
+    scales = group.exponents(t.to(device=w.device, dtype=torch.float64))
+    moved = (w.double() * scales.exp()).to(w.dtype)
+    lost = (torch.isinf(moved) | (moved == 0)) & torch.isfinite(w) & (w != 0)
+    if lost.any():
+        name, count = next(iter(group.layout.count(lost).items()))
+        raise ValueError(
+            f"transform: {count} entries of {name!r} leave the range of {w.dtype}; use a smaller t "
+            "or model.double()"
+        )
+    return scales, moved
+
+
+def _moved_states(
+    optimizer, model, group: ScalingGroup, scales: Tensor, in_place: bool
+):
+    """Pairs of a state tensor of the optimizer and its new value."""
+    if optimizer is None:
+        return []
+    if not in_place:
+        raise ValueError(
+            "transform: an optimizer belongs to the model it was made for; pass in_place=True"
+        )
+    units = OPTIMIZER_UNITS.get(type(optimizer).__name__)
+    names = {
+        id(p): name for name, p in model.named_parameters() if name in group.layout
+    }
+    views, pairs = group.layout.unflatten(scales), []
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if (
+                not isinstance(value, Tensor)
+                or value.shape != parameter.shape
+                or key == "step"
+            ):
+                continue
+            if id(parameter) not in names:
+                continue
+            if units is None or key not in units:
+                raise ValueError(
+                    f"transform: how the state {key!r} of {type(optimizer).__name__} changes with "
+                    "the scale of its parameter is not known; set symmetry.OPTIMIZER_UNITS["
+                    f"{type(optimizer).__name__!r}] = {{{key!r}: power}}, with power −1 for what is "
+                    "made of gradients"
+                )
+            factor = (units[key] * views[names[id(parameter)]]).exp()
+            pairs.append((value, (value * factor).to(value)))
+    return pairs
+
+
+def _require_same_outputs(
+    model, group: ScalingGroup, moved: Tensor, inputs, tolerance: float
+):
+    args, kwargs = call_arguments(inputs, "transform")
+    replica = Replica(model, group.layout, "transform")
+    changes = {}
+    for exact in (False, True):
+        before, after = (
+            replica.run(w, args, kwargs, exact=exact)[0] for w in (replica.w, moved)
+        )
+        changes[exact] = max(relative_change(a, b) for a, b in zip(before, after))
+        if changes[exact] <= tolerance and not exact:
+            return
+    if changes[True] <= tolerance:
+        why = "a normalisation's eps makes its symmetry approximate: raise tolerance or lower eps"
+    else:
+        why = "the group is not the model's own: see verify_sound"
+    raise ValueError(
+        f"transform: the outputs change by {changes[False]:.1e} relative, more than {tolerance:g}; "
+        f"{why}"
+    )
