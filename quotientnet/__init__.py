@@ -15,6 +15,8 @@ from quotientnet.objective import Objective, Point
 from quotientnet.operator import DenseOperator, Operator
 from quotientnet.symmetry import (
     Symmetry,
+    balance,
+    canonical,
     discover,
     layer_scale_group,
     transform,
@@ -26,7 +28,8 @@ from quotientnet.version import __version__
 
 __all__ = [
     "ParameterLayout", "ScalingGroup", "Unit", "Scale", "Term", "discover", "Symmetry",
-    "verify_sound", "verify_complete", "layer_scale_group", "transform", "QuotientManifold",
+    "verify_sound", "verify_complete", "layer_scale_group", "transform", "canonical", "balance",
+    "QuotientManifold",
     "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient", "NotOnManifoldError",
     "Objective", "Point", "Operator", "DenseOperator", "Estimate", "curvature", "sharpness",
     "symmetry", "__version__",

@@ -219,6 +219,23 @@ class ScalingGroup:
                 sums = sums.index_add(-1, index, total, alpha=term.coefficient)
         return self.to_generators(sums)
 
+    def class_sums(self, rho: Tensor) -> dict[int, Tensor]:
+        """Sums of ``rho``, shape ``(size,)``, over the entries that each class scales.
+
+        Returns:
+            By coefficient of the class, a vector of shape ``(classes,)``.
+        """
+        sums: dict[int, Tensor] = {}
+        views = self.layout.unflatten(rho)
+        for name, terms in self.incidence.items():
+            shapes = [term.index.shape for term in terms]
+            for term, total in zip(terms, _sums_to(views[name], shapes, 0)):
+                if term.coefficient not in sums:
+                    sums[term.coefficient] = rho.new_zeros(self.classes.shape[0])
+                index = self._index(term, rho.device)
+                sums[term.coefficient].index_add_(0, index, total.reshape(-1))
+        return sums
+
     def act(self, w: Tensor, t: Tensor) -> Tensor:
         """The equivalent point ``t·w``; batch dimensions of ``w`` and ``t`` broadcast.
 
@@ -239,6 +256,12 @@ class ScalingGroup:
     def gram(self, weight: Tensor | None = None) -> Gram:
         """A solver for ``Aᵀ diag(weight) A`` with ``weight ≥ 0``, shape ``(size,)``, or 1."""
         return Gram(self, weight)
+
+    def without(self, generators) -> ScalingGroup:
+        """The subgroup in which the generators of a boolean mask, shape ``(dimension,)``, rest."""
+        kept = np.flatnonzero(~np.asarray(generators, dtype=bool))
+        names = [self.names[j] for j in kept]
+        return ScalingGroup(self.layout, self.incidence, self.classes[:, kept], names)
 
     def magnitudes(self) -> ScalingGroup:
         """The group of the absolute exponents: its adjoint bounds this one's sums."""

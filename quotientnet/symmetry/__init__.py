@@ -1,5 +1,12 @@
 """The symmetry group of a module: derived, explained and verified."""
 
+from quotientnet.symmetry.balance import (
+    Balancing,
+    balance,
+    balancing,
+    canonical,
+    default_levels,
+)
 from quotientnet.symmetry.coarsest import layer_scale_group
 from quotientnet.symmetry.complete import Completeness, verify_complete
 from quotientnet.symmetry.discover import discover
@@ -13,6 +20,7 @@ from quotientnet.symmetry.transform import OPTIMIZER_UNITS, transform
 
 __all__ = [
     "discover", "Symmetry", "Pinned", "Coverage", "Approximation", "Link", "Naming",
-    "layer_scale_group", "transform", "OPTIMIZER_UNITS", "verify_sound", "Soundness",
+    "layer_scale_group", "transform", "OPTIMIZER_UNITS", "canonical", "balance", "balancing",
+    "Balancing", "default_levels", "verify_sound", "Soundness",
     "verify_complete", "Completeness", "rule", "RULES", "Call", "LogScale",
 ]  # fmt: skip

@@ -149,8 +149,8 @@ def _moved_states(
                 raise ValueError(
                     f"transform: how the state {key!r} of {type(optimizer).__name__} changes with "
                     "the scale of its parameter is not known; set symmetry.OPTIMIZER_UNITS["
-                    f"{type(optimizer).__name__!r}] = {{{key!r}: power}}, with power −1 for what is "
-                    "made of gradients"
+                    f"{type(optimizer).__name__!r}] = {{{key!r}: power}}, with power −1 for "
+                    "what is made of gradients"
                 )
             factor = (units[key] * views[names[id(parameter)]]).exp()
             pairs.append((value, (value * factor).to(value)))

@@ -1,0 +1,330 @@
+"""The one convex solver: sums of exponentials of linear functions, minimised and certified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, field
+from math import inf, log1p, nan
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quotientnet.couplings import reduced
+from quotientnet.gram import Gram
+from quotientnet.group import ScalingGroup
+from quotientnet.exponents import compact_group, crowd, fixed_entries, sums_by_exponent
+from quotientnet.layout import Entry
+from quotientnet.recession import one_sided, recession
+
+__all__ = ["Minimum", "minimise_exponentials"]
+
+_SWEEPS = 60
+"""Closed-form sweeps at most, before Newton's method."""
+
+_NEAR = 0.5
+"""A sweep that moves no exponent further is followed by Newton's method."""
+
+_FAR = 300.0
+"""The largest move of one sweep: its exponential is still a number."""
+
+_PIECE = 1 << 17
+"""Terms multiplied at once, a part of the cache."""
+
+_PATIENCE = 40
+"""Newton steps before it is asked whether there is a minimum at all."""
+
+_SETTLED = 1e-7
+"""A Newton step that moves no exponent further is the last one: its error is the square."""
+
+
+@dataclass(frozen=True)
+class Minimum:
+    r"""The result of :func:`minimise_exponentials`.
+
+    Attributes:
+        t: The minimiser, float64, shape ``(dimension,)``. Coordinates of generators that run away
+            are NaN; those of directions along which nothing changes are 0 or arbitrary.
+        value: The minimum, or the infimum where it is not attained; ``-inf`` if unbounded below.
+        runaways: The generators along which the infimum is approached and not attained, by name.
+        residual: The largest :math:`|\sum_m c_m e^{a_m^\top t} a_{mj} - b_j|` over generators,
+            relative to the sum of the terms' magnitudes.
+        step: The largest change of an exponent by the last Newton step: below 1 it certifies that
+            the minimum exists, and its square bounds the error of the exponents.
+        iterations: Sweeps and Newton steps.
+        converged: Whether the tolerance was reached.
+    """
+
+    t: Tensor = field(repr=False)
+    value: float
+    runaways: tuple[str, ...]
+    residual: float
+    step: float
+    iterations: int
+    converged: bool
+
+    @property
+    def attained(self) -> bool:
+        """Whether the infimum is a minimum."""
+        return not self.runaways
+
+
+def minimise_exponentials(
+    group: ScalingGroup,
+    coefficients: Tensor | Callable[[Entry], Tensor],
+    linear: Tensor | None = None,
+    *,
+    factor: float = 1.0,
+    max_iterations: int = 500,
+) -> Minimum:
+    r"""Minimise :math:`\sum_i c_i e^{\kappa (A t)_i} - b^\top t`, a geometric program.
+
+    Sweeps in closed form bring the terms to one scale: each generator's own minimiser, all at
+    once, damped by the number of generators that an entry has, which never goes uphill. Then
+    Newton's method with the step :math:`\log(1 + \sigma)/\sigma`, where :math:`\sigma` is the
+    largest change of an exponent: it never goes uphill either, so nothing is searched for. All in
+    float64. A last step with :math:`\sigma < 1` proves that the minimum exists, because
+    :math:`m_i (1 - (A \delta)_i)` are then positive multipliers that balance exactly.
+
+    Args:
+        group: ``A``, by the layout's entries and the generators.
+        coefficients: ``c ≥ 0``, shape ``(size,)``, or a function that makes the piece of an entry
+            (to save memory).
+        linear: ``b``, shape ``(dimension,)``; 0 if omitted.
+        factor: ``κ``, not 0.
+        max_iterations: Newton steps at most.
+
+    Returns:
+        The minimum; where it is not attained, the infimum and the generators that run away.
+
+    Raises:
+        ValueError: Coefficients that are negative, NaN or infinite, named by entry; ``linear`` of
+            another shape or not finite; a factor of 0.
+
+    Note:
+        Each iteration reads the coefficients a few times, after summing them over axes along which
+        nothing varies; a Newton step solves with a sparse Gram matrix.
+
+    Example:
+        >>> import torch
+        >>> import quotientnet as qn
+        >>> layout = qn.ParameterLayout({"a": (1,), "b": (1,)})
+        >>> unit = qn.Unit("unit", 1, (qn.Scale("a", None), qn.Scale("b", None, -1)))
+        >>> group = qn.ScalingGroup.from_units(layout, [unit])
+        >>> found = minimise_exponentials(group, torch.tensor([1.0, 4.0]))
+        >>> round(found.value, 9), round(found.t.exp().item(), 9)
+        (4.0, 2.0)
+    """
+    program = _Program(group, coefficients, linear, factor)
+    lost = one_sided(program.group, program.terms, program.linear)
+    program.drop(lost)
+    state = program.minimise(_PATIENCE)
+    if not state.converged:
+        more = recession(program.group, program.terms, program.linear)
+        program.drop(more)
+        lost = lost | more
+        state = program.minimise(max_iterations)
+    value = -inf if lost.unbounded else state.value + program.constant
+    t = np.where(lost.moving, nan, program.t) / factor
+    names = tuple(group.names[j] for j in np.flatnonzero(lost.moving))
+    return Minimum(torch.from_numpy(t), value, names, *astuple(state)[1:])
+
+
+@dataclass
+class _State:
+    value: float
+    residual: float
+    step: float
+    iterations: int
+    converged: bool
+
+
+class _Program:
+    """The terms where they are now, summed over axes along which nothing varies.
+
+    Attributes:
+        group: The group on the summed entries.
+        terms: ``c_i e^{(A t)_i}``, float64, shape ``(size,)``.
+        linear: ``b``, with the factor absorbed.
+        t: The coordinates, with the factor absorbed.
+        constant: The terms that no generator moves.
+    """
+
+    def __init__(self, group, coefficients, linear, factor: float):
+        if not factor or not np.isfinite(factor):
+            raise ValueError(
+                f"minimise_exponentials: factor must be finite and not 0, got {factor}"
+            )
+        self.linear = _checked_linear(group, linear) / factor
+        self.group, self.terms, self.constant = _summed(group, coefficients)
+        self.t, self.iterations = np.zeros(group.dimension), 0
+        self._crowd = crowd(self.group)
+
+    def drop(self, lost) -> None:
+        """Leave out the terms that vanish, and the levels of what runs away."""
+        if lost:
+            self.terms.masked_fill_(lost.vanishing, 0.0)
+            self.linear = np.where(lost.moving, 0.0, self.linear)
+
+    # -- sums over the terms ---
+
+    def gradient(self) -> tuple[np.ndarray, float]:
+        """``Aᵀm − b``, and its largest entry relative to the magnitudes of its terms."""
+        sums = sums_by_exponent(self.group, self.terms)
+        gradient = sum((e * s for e, s in sums.items()), -self.linear)
+        size = sum((abs(e) * s for e, s in sums.items()), abs(self.linear))
+        ratio = np.divide(abs(gradient), size, np.zeros_like(size), where=size > 0)
+        return gradient, float(ratio.max(initial=0.0))
+
+    @property
+    def value(self) -> float:
+        """The sum now, without the constant."""
+        return float(self.terms.sum()) - float(self.linear @ self.t)
+
+    # -- moves ---
+
+    def move(self, step: np.ndarray) -> None:
+        """Add a step to the coordinates; the terms follow."""
+        self.t = self.t + step
+        views = self.group.layout.unflatten(self.terms)
+        for name, factors in self._scales(step).items():
+            for piece, *parts in _chunks(views[name], [f.exp() for f in factors]):
+                for part in parts:
+                    piece.mul_(part)
+
+    def reach(self, step: np.ndarray) -> float:
+        """A bound on the largest change of an exponent."""
+        reach = 0.0
+        for factors in self._scales(step).values():
+            top = sum(float(f.max()) for f in factors if f.numel())
+            bottom = sum(float(f.min()) for f in factors if f.numel())
+            reach = max(reach, abs(top), abs(bottom))
+        return reach
+
+    def _scales(self, step: np.ndarray) -> dict[str, list[Tensor]]:
+        return self.group.compact_exponents(
+            torch.from_numpy(step).to(self.terms.device)
+        )
+
+    # -- minimisation ---
+
+    def minimise(self, iterations: int) -> _State:
+        """Sweeps, then Newton's method, from where the terms are now."""
+        self._sweep()
+        step, tolerance = inf, 1e-2
+        gradient, residual = self.gradient()
+        for _ in range(iterations):
+            if step <= _SETTLED or not self.t.size:
+                break
+            delta = -self._newton(gradient, tolerance)
+            step = self.reach(delta)
+            self.move(delta if step <= 1 else delta * (log1p(step) / step))
+            tolerance = min(1e-2, max(step * step, 1e-8))
+            gradient, residual = self.gradient()
+            self.iterations += 1
+        step = step if self.t.size else 0.0
+        converged = step <= _SETTLED
+        return _State(self.value, residual, step, self.iterations, converged)
+
+    def _newton(self, gradient: np.ndarray, tolerance: float) -> np.ndarray:
+        gram = Gram(self.group, self.terms)
+        return gram.solve(torch.from_numpy(gradient), tolerance=tolerance).numpy()
+
+    def _sweep(self) -> None:
+        """Every generator to its own minimiser, damped so that the sum cannot grow.
+
+        By convexity ``e^{y_1 + … + y_q} ≤ (1/q) Σ e^{q y_j}``, and the right side is minimised.
+        """
+        for _ in range(_SWEEPS):
+            sums = sums_by_exponent(self.group, self.terms)
+            step = _own_minimisers(sums, self.linear) / self._crowd
+            self.iterations += 1
+            self.move(step)
+            if self.reach(step) <= _NEAR:
+                return
+
+
+def _own_minimisers(sums: dict[int, np.ndarray], linear: np.ndarray) -> np.ndarray:
+    """For each generator the ``x`` that minimises ``Σ_e S_e e^{e x} − b x``; 0 where none does.
+
+    The root of an increasing function, bracketed and halved in the logarithm.
+    """
+    with np.errstate(divide="ignore"):
+        logs = {e: np.log(abs(e) * s) for e, s in sums.items()}
+        level = np.log(abs(linear))
+    none = np.full(len(linear), -inf)
+    up = [(e, log) for e, log in logs.items() if e > 0]
+    down = [(e, log) for e, log in logs.items() if e < 0]
+    up.append((0, np.where(linear < 0, level, none)))
+    down.append((0, np.where(linear > 0, level, none)))
+
+    def total(parts, x):
+        return np.logaddexp.reduce([log + e * x for e, log in parts])
+
+    low, high = np.full(len(linear), -_FAR), np.full(len(linear), _FAR)
+    for _ in range(70):
+        middle = (low + high) / 2
+        rises = total(up, middle) > total(down, middle)
+        low, high = np.where(rises, low, middle), np.where(rises, middle, high)
+    zero = np.zeros(len(linear))
+    idle = np.isneginf(total(up, zero)) | np.isneginf(total(down, zero))
+    return np.where(idle, 0.0, (low + high) / 2)
+
+
+def _chunks(view: Tensor, parts: list[Tensor]):
+    """Rows of a tensor that fit the cache, with what multiplies them."""
+    if not view.is_cpu or view.numel() <= _PIECE or view.ndim == 0:
+        yield view, *parts
+        return
+    rows = max(_PIECE * len(view) // view.numel(), 1)
+    for start in range(0, len(view), rows):
+        stop = start + rows
+        yield view[start:stop], *(p[start:stop] if len(p) > 1 else p for p in parts)
+
+
+def _summed(group: ScalingGroup, coefficients):
+    """The group on summed entries, their sums, and the sum of all that no generator moves."""
+    if isinstance(coefficients, Tensor):
+        group.layout.check(coefficients, "minimise_exponentials", "coefficients")
+        flat = coefficients.detach()
+        coefficients = lambda entry: flat[entry.slice]  # noqa: E731
+    small, pieces, constant = compact_group(group), [], 0.0
+    for entry in group.layout.entries:
+        piece = coefficients(entry).reshape(entry.shape)
+        _check_coefficients(piece, entry.name)
+        if entry.name not in group.incidence:
+            constant += float(piece.sum(dtype=torch.float64))
+            continue
+        piece = reduced(piece, entry.shape, small.layout[entry.name].shape)
+        fixed = fixed_entries(group.incidence[entry.name])
+        if fixed is not None:
+            fixed = torch.from_numpy(fixed).to(piece.device)
+            constant += float(piece[fixed].sum())
+            piece = piece.masked_fill(fixed, 0.0)
+        pieces.append(piece.reshape(-1))
+    if not pieces:
+        return small, torch.zeros(small.layout.size, dtype=torch.float64), constant
+    return small, torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone(), constant
+
+
+def _check_coefficients(piece: Tensor, name: str) -> None:
+    # A sum is NaN or infinite if an entry is, and cheaper to look at.
+    low = float(piece.min()) if piece.numel() else 0.0
+    if low < 0 or not np.isfinite(float(piece.sum(dtype=torch.float64))):
+        bad = int((~torch.isfinite(piece) | (piece < 0)).sum())
+        raise ValueError(
+            f"minimise_exponentials: {max(bad, 1)} coefficients of {name!r} are negative, NaN or "
+            "infinite; they must be finite and at least 0"
+        )
+
+
+def _checked_linear(group: ScalingGroup, linear) -> np.ndarray:
+    if linear is None:
+        return np.zeros(group.dimension)
+    b = torch.as_tensor(linear, dtype=torch.float64).detach().cpu().numpy()
+    if b.shape != (group.dimension,) or not np.isfinite(b).all():
+        raise ValueError(
+            f"minimise_exponentials: linear must be finite and of shape ({group.dimension},), one "
+            f"number a generator; got shape {b.shape}"
+        )
+    return b
