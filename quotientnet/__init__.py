@@ -6,6 +6,7 @@ from quotientnet.estimate import Estimate
 from quotientnet.group import ScalingGroup
 from quotientnet.layout import ParameterLayout
 from quotientnet.manifolds import (
+    BalancedQuotient,
     LayerScaleQuotient,
     LogPolarQuotient,
     NodeWiseQuotient,
@@ -30,7 +31,8 @@ __all__ = [
     "ParameterLayout", "ScalingGroup", "Unit", "Scale", "Term", "discover", "Symmetry",
     "verify_sound", "verify_complete", "layer_scale_group", "transform", "canonical", "balance",
     "QuotientManifold",
-    "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient", "NotOnManifoldError",
+    "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient", "BalancedQuotient",
+    "NotOnManifoldError",
     "Objective", "Point", "Operator", "DenseOperator", "Estimate", "curvature", "sharpness",
     "symmetry", "__version__",
 ]  # fmt: skip

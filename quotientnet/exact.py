@@ -9,7 +9,7 @@ from math import gcd, lcm
 import numpy as np
 from scipy import sparse
 
-__all__ = ["rank", "echelon", "null_space"]
+__all__ = ["rank", "free_columns", "echelon", "null_space"]
 
 
 def rank(matrix: sparse.sparray) -> int:
@@ -18,6 +18,14 @@ def rank(matrix: sparse.sparray) -> int:
     Near-linear on graph-like matrices (two entries a row), which are the ones that occur.
     """
     return len(echelon(rows_of(matrix)))
+
+
+def free_columns(matrix: sparse.sparray) -> np.ndarray:
+    """Columns that are combinations of the others, as few as can be left out for full rank."""
+    pivots = echelon(rows_of(matrix))
+    return np.setdiff1d(
+        np.arange(matrix.shape[1]), np.fromiter(pivots, int, len(pivots))
+    )
 
 
 def rows_of(matrix: sparse.sparray) -> Iterable[dict[int, int]]:

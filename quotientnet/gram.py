@@ -54,7 +54,16 @@ class Gram:
     @cached_property
     def rank(self) -> int:
         """The rank of ``A`` on the entries of nonzero weight, exactly."""
-        return exact.rank(spanning_rows(self._group, self._mask) @ self._group.classes)
+        return self.dimension - len(self.free_generators)
+
+    @cached_property
+    def free_generators(self) -> np.ndarray:
+        """Generators without which the others still move all that they moved together, exactly.
+
+        Those that move no entry of nonzero weight are among them.
+        """
+        rows = spanning_rows(self._group, self._mask)
+        return exact.free_columns(rows @ self._group.classes)
 
     def solve(self, b: Tensor, *, tolerance: float = 1e-15) -> Tensor:
         """A solution ``x`` of ``M x = b`` in float64, differentiable in ``b``.
@@ -69,6 +78,8 @@ class Gram:
                 ``tolerance`` if that is larger.
         """
         b = b.to(torch.float64)
+        if not b.numel():
+            return b
         if self.dimension > _DENSE:
             return _Solve.apply(b, lambda c: self.conjugate_gradients(c, tolerance))
         if self._factor is not None:
@@ -94,8 +105,6 @@ class Gram:
     @cached_property
     def _factor(self):
         """The Cholesky factor of ``M``, or None if it is singular or nearly so."""
-        if not self.dimension:
-            return None
         matrix, scale = self._scaled
         try:
             factor, lower = cho_factor(matrix, lower=True)

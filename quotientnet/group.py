@@ -279,7 +279,7 @@ class ScalingGroup:
         return {
             name: [
                 scales.index_select(-1, self._index(term, t.device)).reshape(
-                    *batch, *term.index.shape
+                    (*batch, *term.index.shape)
                 )
                 * term.coefficient
                 for term in terms

@@ -133,6 +133,7 @@ KINDS = {
     "filters": lambda layout: qn.LogPolarQuotient(
         chains.layer_scale_group(layout), "filters"
     ),
+    "balanced": lambda layout: qn.BalancedQuotient(chains.node_wise_group(layout)),
 }
 CASES = {
     f"{kind}-{name}": Case(name, make)
@@ -157,6 +158,9 @@ CASES |= {
         lambda g: qn.NodeWiseQuotient(
             chains.node_wise_group(g), frozen_zeros=_zeros(g)
         ),
+    ),
+    "balanced-layer-scale": Case(
+        "conv", lambda g: qn.BalancedQuotient(chains.layer_scale_group(g))
     ),
     "frame-only": Case("mlp", lambda g: FourNormQuotient(chains.layer_scale_group(g))),
     "frame-only-conv": Case(

@@ -80,7 +80,9 @@ def test_drawn_chains_are_unchanged_by_their_groups(model, seed):
             assert (here - there).norm() <= 1e-9 * here.norm()
 
 
-@pytest.mark.parametrize("case", ["layer-scale-mlp", "node-wise-mlp", "filters-conv"])
+@pytest.mark.parametrize(
+    "case", ["layer-scale-mlp", "node-wise-mlp", "filters-conv", "balanced-conv"]
+)
 @pytest.mark.parametrize("law", MANIFOLD_LAWS.values(), ids=lambda law: law.name)
 def test_law_on_batches(law, case):
     if law.name == "projection_has_rank_dimension":
@@ -114,7 +116,11 @@ def test_laws_on_gpu(case):
 
 @pytest.mark.parametrize(
     "case",
-    [c for c in CASES if not c.startswith(("frame-only", "node-wise-one-layer"))],
+    [
+        c
+        for c in CASES
+        if not c.startswith(("frame-only", "node-wise-one-layer", "balanced"))
+    ],
 )
 def test_the_levi_civita_hessian_annihilates_orbits_without_projection(case):
     if CASES[case].network == "one-layer":

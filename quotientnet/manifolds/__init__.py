@@ -1,5 +1,6 @@
 """Manifolds of parameters modulo scaling groups."""
 
+from quotientnet.manifolds.balanced import BalancedQuotient
 from quotientnet.manifolds.base import QuotientManifold
 from quotientnet.manifolds.log_polar import (
     LayerScaleQuotient,
@@ -12,4 +13,5 @@ __all__ = [
     "LogPolarQuotient",
     "LayerScaleQuotient",
     "NodeWiseQuotient",
+    "BalancedQuotient",
 ]

@@ -131,11 +131,19 @@ class QuotientManifold(geoopt.Manifold):
         self._check_tangents("retr", x, u)
         return x + u
 
+    _without_geodesics = "geodesics of this metric have no closed form; use retr"
+
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         """The exponential map, where the member has one in closed form."""
-        raise NotImplementedError(
-            f"{self.name} has no exponential map in closed form; use retr"
-        )
+        raise NotImplementedError(f"{self.name}.expmap: {self._without_geodesics}")
+
+    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
+        """The logarithm, where the member has one in closed form."""
+        raise NotImplementedError(f"{self.name}.logmap: {self._without_geodesics}")
+
+    def dist(self, x: Tensor, y: Tensor, *, keepdim=False) -> Tensor:
+        """The geodesic distance, where the member has one in closed form."""
+        raise NotImplementedError(f"{self.name}.dist: {self._without_geodesics}")
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """A vector transport, aligned to the fibre of ``y``: ``d ⊙ v`` is kept, and projected."""
@@ -335,6 +343,13 @@ class QuotientManifold(geoopt.Manifold):
                 f"{caller}: out shares memory with an argument; use a buffer of its own"
             )
 
+    def _check_connection(self, connection: str) -> None:
+        if connection not in ("levi-civita", "flat"):
+            raise ValueError(
+                f"{self.name}.riemannian_hessian: connection must be 'levi-civita' or 'flat', got "
+                f"{connection!r}"
+            )
+
     def _checked_frame(self, x: Tensor, method: str, *vectors: Tensor) -> Tensor:
         self._check_tangents(method, x, *vectors)
         d = self.frame(x)
@@ -354,11 +369,7 @@ class _RiemannianHessian(Operator):
     """``P D⁻¹ (H + Γ) D⁻¹ P`` at a point."""
 
     def __init__(self, manifold: QuotientManifold, point, connection: str):
-        if connection not in ("levi-civita", "flat"):
-            raise ValueError(
-                f"{manifold.name}.riemannian_hessian: connection must be 'levi-civita' or 'flat', "
-                f"got {connection!r}"
-            )
+        manifold._check_connection(connection)
         w = point.w
         manifold._check_tangents("riemannian_hessian", w)
         if getattr(point, "layout", manifold.layout) != manifold.layout:

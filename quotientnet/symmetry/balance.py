@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quotientnet.errors import NotOnManifoldError
 from quotientnet.exponential import minimise_exponentials
 from quotientnet.exponents import sums_by_exponent
 from quotientnet.group import ScalingGroup, as_group
@@ -16,7 +17,14 @@ from quotientnet.symmetry.equalise import equalise
 from quotientnet.symmetry.explanation import Symmetry
 from quotientnet.symmetry.transform import transform
 
-__all__ = ["Balancing", "balancing", "canonical", "balance", "default_levels"]
+__all__ = [
+    "Balancing",
+    "balancing",
+    "canonical",
+    "balance",
+    "default_levels",
+    "levels_of",
+]
 
 _SAFE = 1e150
 """Weights between this and its inverse have squares in float64."""
@@ -92,8 +100,9 @@ def balancing(
 
     Raises:
         ValueError: Another shape or NaN in ``w``; unknown names, NaN in ``levels``; another
-            ``norm`` or ``runaways``; units that run away, by name: all weights on one side are zero,
-            or a set of units has weights to or from the others on one side only.
+            ``norm`` or ``runaways``.
+        NotOnManifoldError: Units that run away, by name: all weights on one side are zero, or a
+            set of units has weights to or from the others on one side only.
         RuntimeError: No convergence: the weights' scales are too far apart for float64.
 
     Note:
@@ -112,7 +121,7 @@ def balancing(
             "balancing: norm must be 2 or 'max', and runaways 'raise' or 'exclude', got "
             f"{norm!r} and {runaways!r}"
         )
-    w, c = w.detach(), _levels(group, levels)
+    w, c = w.detach(), levels_of(group, levels)
     start = _safe_start(w, group, c)
     moved = w if start is None else group.act(w.double(), start)
     t, excluded, found = _minimise(moved, group, c, runaways == "exclude")
@@ -214,7 +223,8 @@ def balance(
     )
 
 
-def _levels(group: ScalingGroup, levels) -> Tensor:
+def levels_of(group: ScalingGroup, levels) -> Tensor:
+    """All levels, shape ``(dimension,)``, from those that a user names; see :func:`balancing`."""
     if isinstance(levels, Tensor):
         c = levels.detach().to("cpu", torch.float64)
     else:
@@ -261,7 +271,7 @@ def _minimise(w: Tensor, group: ScalingGroup, levels: Tensor, exclude: bool):
         if found.attained:
             break
         if not exclude:
-            raise ValueError(_runaway_message(found.runaways))
+            raise NotOnManifoldError(_runaway_message(found.runaways))
         excluded[torch.nonzero(~excluded)[:, 0][torch.isnan(found.t)]] = True
     if not found.converged:
         raise RuntimeError(
@@ -278,7 +288,7 @@ def _runaway_message(names: Sequence[str]) -> str:
         ", ..." if len(names) > 4 else ""
     )
     return (
-        f"balancing: {len(names)} generators have no balanced form and run away: {shown}. All their "
-        "weights on one side are zero, or they have weights to or from the others on one side only. "
-        "Pass runaways='exclude' to leave them as they are"
+        f"balancing: {len(names)} generators have no balanced form and run away: {shown}. All "
+        "their weights on one side are zero, or they have weights to or from the others on one "
+        "side only. Pass runaways='exclude' to leave them as they are"
     )

@@ -42,8 +42,8 @@ def supports(manifold, methods) -> bool:
     """Whether the manifold implements the methods that geoopt or our base leave open."""
     open_methods = {
         "expmap": QuotientManifold.expmap,
-        "logmap": geoopt.Manifold.logmap,
-        "dist": geoopt.Manifold.dist,
+        "logmap": QuotientManifold.logmap,
+        "dist": QuotientManifold.dist,
         "transp_follow_expmap": geoopt.Manifold.transp_follow_expmap,
     }
     return all(
