@@ -21,10 +21,11 @@ __all__ = ["BalancedQuotient"]
 
 @dataclass(frozen=True)
 class _Place:
-    """What is known at one point: ``t*``, and the Gram matrix of its orbit's velocities."""
+    """What is known at one point: ``t*``, the frame, the Gram matrix of its orbit's velocities."""
 
     x: Tensor
     t: Tensor
+    frame: Tensor
     gram: Gram
 
 
@@ -78,8 +79,8 @@ class BalancedQuotient(QuotientManifold):
         group = as_group(group, type(self).__name__)
         super().__init__(group)
         self.levels = levels_of(group, levels)
-        self._places: deque[_Place] = deque(maxlen=4)
-        self._supports: deque[Tensor] = deque(maxlen=4)
+        self._places: deque[_Place] = deque(maxlen=2)
+        self._supports: deque[Tensor] = deque(maxlen=2)
         if exclude is not None:
             self._leave_out(exclude)
 
@@ -120,8 +121,13 @@ class BalancedQuotient(QuotientManifold):
     def frame(self, x: Tensor) -> Tensor:
         """``e^{A t*(x)}``, 1 on running statistics; shape ``(..., n)``."""
         self._check_tangents("frame", x)
-        scales = self.group.exponents(_Coordinates.apply(x, self)).exp()
-        return self._frozen.fill(scales, 1.0).to(x.dtype)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return self._frame(_Coordinates.apply(x, self)).to(x.dtype)
+        frames = [place.frame for place in self._at(x)]
+        return torch.stack(frames).reshape(x.shape) if frames else torch.ones_like(x)
+
+    def _frame(self, t: Tensor) -> Tensor:
+        return self._frozen.fill(self.group.exponents(t).exp_(), 1.0)
 
     # -- what the base derives, from the one factorisation ---
 
@@ -185,8 +191,9 @@ class BalancedQuotient(QuotientManifold):
         if reason is not None:
             raise NotOnManifoldError(f"{self.name}: {reason}")
         t = balancing(x, self.group, levels=self.levels).t.to(x.device)
-        w = self.group.act(x.double(), t)
-        place = _Place(x.clone(), t, self.group.gram(self._keep(w * w)))
+        frame = self._frame(t)
+        weight = self._keep((frame * x).square_())
+        place = _Place(x.clone(), t, frame.to(x.dtype), self.group.gram(weight))
         self._places.append(place)
         return place
 
