@@ -15,7 +15,7 @@ from quotientnet.gram import Gram
 from quotientnet.group import ScalingGroup
 from quotientnet.exponents import compact_group, crowd, fixed_entries, sums_by_exponent
 from quotientnet.layout import Entry
-from quotientnet.recession import one_sided, recession
+from quotientnet.recession import recession
 
 __all__ = ["Minimum", "minimise_exponentials"]
 
@@ -31,9 +31,6 @@ _FAR = 300.0
 _PIECE = 1 << 17
 """Terms multiplied at once, a part of the cache."""
 
-_PATIENCE = 40
-"""Newton steps before it is asked whether there is a minimum at all."""
-
 _SETTLED = 1e-7
 """A Newton step that moves no exponent further is the last one: its error is the square."""
 
@@ -44,7 +41,8 @@ class Minimum:
 
     Attributes:
         t: The minimiser, float64, shape ``(dimension,)``. Coordinates of generators that run away
-            are NaN; those of directions along which nothing changes are 0 or arbitrary.
+            are NaN, and the others 0 if the sum is unbounded below; coordinates along which
+            nothing changes are arbitrary, 0 for a generator that moves nothing.
         value: The minimum, or the infimum where it is not attained; ``-inf`` if unbounded below.
         runaways: The generators along which the infimum is approached and not attained, by name.
         residual: The largest :math:`|\sum_m c_m e^{a_m^\top t} a_{mj} - b_j|` over generators,
@@ -116,18 +114,16 @@ def minimise_exponentials(
         (4.0, 2.0)
     """
     program = _Program(group, coefficients, linear, factor)
-    lost = one_sided(program.group, program.terms, program.linear)
-    program.drop(lost)
-    state = program.minimise(_PATIENCE)
-    if not state.converged:
-        more = recession(program.group, program.terms, program.linear)
-        program.drop(more)
-        lost = lost | more
-        state = program.minimise(max_iterations)
-    value = -inf if lost.unbounded else state.value + program.constant
-    t = np.where(lost.moving, nan, program.t) / factor
+    lost = recession(program.group, program.terms, program.linear)
     names = tuple(group.names[j] for j in np.flatnonzero(lost.moving))
-    return Minimum(torch.from_numpy(t), value, names, *astuple(state)[1:])
+    if lost.unbounded:
+        state = _State(-inf, 0.0, 0.0, 0, True)
+    else:
+        program.terms.masked_fill_(lost.vanishing, 0.0)
+        state = program.minimise(max_iterations)
+        state.value += program.constant
+    t = torch.from_numpy(np.where(lost.moving, nan, program.t) / factor)
+    return Minimum(t, state.value, names, *astuple(state)[1:])
 
 
 @dataclass
@@ -159,12 +155,6 @@ class _Program:
         self.group, self.terms, self.constant = _summed(group, coefficients)
         self.t, self.iterations = np.zeros(group.dimension), 0
         self._crowd = crowd(self.group)
-
-    def drop(self, lost) -> None:
-        """Leave out the terms that vanish, and the levels of what runs away."""
-        if lost:
-            self.terms.masked_fill_(lost.vanishing, 0.0)
-            self.linear = np.where(lost.moving, 0.0, self.linear)
 
     # -- sums over the terms ---
 

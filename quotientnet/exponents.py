@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from quotientnet.group import ScalingGroup
 from quotientnet.layout import ParameterLayout
 
 __all__ = [
-    "compact_group", "fixed_entries", "crowd", "sums_by_exponent", "largest_by_side",
+    "compact_group", "fixed_entries", "crowd", "sums_by_exponent", "largest_by_side", "rows_at",
 ]  # fmt: skip
 
 
@@ -114,3 +115,22 @@ def _largest_of_each(top: np.ndarray, where: np.ndarray, classes: np.ndarray):
     order = np.lexsort((top, classes))
     last = np.flatnonzero(np.diff(classes[order], append=-1))
     return top[order][last], where[order][last], classes[order][last]
+
+
+def rows_at(group: ScalingGroup, places: np.ndarray) -> sparse.csr_array:
+    """The rows of ``A`` at the given entries, sparse, shape ``(len(places), dimension)``."""
+    lines, classes, data = [], [], []
+    for name, terms in group.incidence.items():
+        entry = group.layout[name]
+        here = np.flatnonzero((places >= entry.start) & (places < entry.slice.stop))
+        position = np.unravel_index(places[here] - entry.start, entry.shape)
+        for term in terms:
+            lines.append(here)
+            classes.append(np.broadcast_to(term.index, entry.shape)[position])
+            data.append(np.full(len(here), float(term.coefficient)))
+    where = tuple(np.concatenate([*p, np.empty(0, int)]) for p in (lines, classes))
+    values = np.concatenate([*data, np.empty(0)])
+    shape = (len(places), group.classes.shape[0])
+    return sparse.csr_array(
+        sparse.coo_array((values, where), shape=shape) @ group.classes
+    )

@@ -11,10 +11,15 @@ from scipy.optimize import linprog
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from quotientnet.exponents import sums_by_exponent
+from quotientnet import exact
+from quotientnet.exponents import largest_by_side, rows_at, sums_by_exponent
 from quotientnet.group import ScalingGroup
 
-__all__ = ["Recession", "one_sided", "recession"]
+__all__ = ["Recession", "recession"]
+
+
+_FAR = 1e4
+"""Bound on a direction's entries: exponents are small integers, levels are rounded."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,8 @@ class Recession:
             self.unbounded | other.unbounded,
         )
 
-    def __bool__(self) -> bool:
-        return bool(self.moving.any())
 
-
-def one_sided(group: ScalingGroup, terms: Tensor, linear: np.ndarray) -> Recession:
+def _one_sided(group: ScalingGroup, terms: Tensor, linear: np.ndarray) -> Recession:
     """The generators all of whose terms grow, or all shrink, and what follows from their leaving.
 
     Args:
@@ -79,51 +81,53 @@ def _sides(group: ScalingGroup, terms: Tensor) -> list[np.ndarray]:
 
 
 def recession(group: ScalingGroup, terms: Tensor, linear: np.ndarray) -> Recession:
-    """All that runs away together, such as the units of a residual stream: exact.
+    """All that runs away, such as sets of units of a residual stream that go together: exact.
 
     A minimum exists iff no ``d`` has ``(A d)_i ≤ 0`` on every term and ``bᵀd ≥ 0``, one of
     them strictly. Differences of two generators are the edges of a graph, and a term vanishes iff
-    its edge is on no cycle; other exponents need a linear program.
+    its edge is on no cycle; other exponents need a linear program. If the largest terms of each
+    generator alone leave nobody a way out, the others are not looked at.
 
     Args:
         group: ``A``.
         terms: ``c ≥ 0``, shape ``(size,)``.
         linear: ``b``, shape ``(dimension,)``.
     """
-    support = (terms > 0).cpu()
-    rows = _rows(group, support)
+    found = _one_sided(group, terms, linear)
+    terms = terms.masked_fill(found.vanishing, 0.0)
+    linear = np.where(found.moving, 0.0, linear)
+    if _held(group, terms, linear):
+        return found
+    places = np.flatnonzero((terms > 0).cpu().numpy())
+    moving, lost, unbounded = _runaways(rows_at(group, places), linear)
+    vanishing = torch.zeros(len(terms), dtype=torch.bool)
+    vanishing[torch.from_numpy(places[lost])] = True
+    return found | Recession(moving, vanishing.to(terms.device), unbounded)
+
+
+def _held(group: ScalingGroup, terms: Tensor, linear: np.ndarray) -> bool:
+    """Whether the largest terms alone admit no direction but 0, of the generators that count."""
+    top, places, _ = largest_by_side(group, terms)
+    rows = rows_at(group, np.unique(places[top > 0]))
+    used = (top > 0).any(0)
+    moving, lost, _ = _runaways(rows, linear)
+    if moving.any() or lost.any():
+        return False
+    return not np.isin(exact.free_columns(rows), np.flatnonzero(used)).any()
+
+
+def _runaways(rows: sparse.csr_array, linear: np.ndarray):
+    """The generators that run away, the rows that vanish, and whether the sum is unbounded."""
     graph = _as_edges(rows, linear)
-    solve = _by_program(rows, linear) if graph is None else _by_cycles(*graph)
-    moving, lost, unbounded = solve
-    vanishing = torch.zeros_like(support)
-    vanishing[support] = torch.from_numpy(lost)
-    return Recession(moving, vanishing.to(terms.device), unbounded)
-
-
-def _rows(group: ScalingGroup, support: Tensor) -> sparse.csr_array:
-    """The rows of ``A`` at the entries of a mask, in order, shape ``(entries, dimension)``."""
-    blocks, count = [], group.classes.shape[0]
-    for entry in group.layout.entries:
-        mask = support[entry.slice].reshape(entry.shape).numpy()
-        terms = group.incidence.get(entry.name, ())
-        lines = int(mask.sum())
-        columns = [np.broadcast_to(t.index, entry.shape)[mask] for t in terms]
-        data = np.repeat([t.coefficient for t in terms], lines)
-        where = (np.tile(np.arange(lines), len(terms)), np.concatenate([*columns, []]))
-        shape = (lines, count)
-        blocks.append(sparse.coo_array((data, np.int64(where)), shape=shape))
-    stacked = sparse.vstack([sparse.csr_array((0, count), dtype=np.int64), *blocks])
-    rows = sparse.csr_array(sparse.csr_array(stacked) @ group.classes)
-    rows.eliminate_zeros()
-    return rows
+    return _by_program(rows, linear) if graph is None else _by_cycles(*graph)
 
 
 def _as_edges(rows: sparse.csr_array, linear: np.ndarray):
     """Tail, head and row of each edge (the last node is the ground), or None.
 
     A row ``+p −q`` carries the flow ``m`` from ``q`` to ``p``, a row with one generator exchanges
-    it with the ground. A generator with a level must have terms of the level's sign only: it is
-    then a drain, or a source.
+    it with the ground. Generators with levels must be drains, with terms of the level's sign
+    only, or all of them sources: what a drain takes can then always come from the ground.
     """
     count, lengths = rows.shape[1], np.diff(rows.indptr)
     if (lengths > 2).any():
@@ -136,7 +140,8 @@ def _as_edges(rows: sparse.csr_array, linear: np.ndarray):
     grows, shrinks = (np.zeros(count, dtype=bool) for _ in range(2))
     grows[rows.indices[rows.data > 0]] = True
     shrinks[rows.indices[rows.data < 0]] = True
-    if ((linear > 0) & shrinks).any() or ((linear < 0) & grows).any():
+    mixed = ((linear > 0) & shrinks).any() or ((linear < 0) & grows).any()
+    if mixed or ((linear > 0).any() and (linear < 0).any()):
         return None
     tail, head = (np.full(rows.shape[0], count) for _ in range(2))
     head[line[rows.data > 0]] = rows.indices[rows.data > 0]
@@ -171,7 +176,7 @@ def _by_program(rows: sparse.csr_array, linear: np.ndarray):
     lines, count = conditions.shape
     slack = sparse.hstack([conditions, sparse.eye_array(lines)])
     objective = np.r_[np.zeros(count), -np.ones(lines)]
-    bounds = [(None, None)] * count + [(0, 1)] * lines
+    bounds = [(-_FAR, _FAR)] * count + [(0, 1)] * lines
     found = _solved(linprog(objective, slack, np.zeros(lines), bounds=bounds))
     lost = found[count:] > 0.5
     # A smallest d with (A d)_i ≤ −1 where terms vanish, 0 elsewhere.

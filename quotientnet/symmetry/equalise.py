@@ -15,6 +15,7 @@ from quotientnet.exponents import (
     crowd,
     fixed_entries,
     largest_by_side,
+    rows_at,
 )
 from quotientnet.group import ScalingGroup
 
@@ -147,7 +148,7 @@ class _Gap:
 
     def solution(self) -> np.ndarray | None:
         """The Newton step on the equations of the entries that are largest now, if it is one."""
-        rows = _rows_at(self._group, self._where.reshape(-1))
+        rows = rows_at(self._group, self._where.reshape(-1))
         count = len(self.value)
         weights = [sparse.diags_array(w) for w in self._weights]
         idle = sparse.diags_array((self._speed == 0).astype(float))
@@ -157,22 +158,3 @@ class _Gap:
         except RuntimeError:  # singular: these equations leave a choice
             return None
         return step if np.isfinite(step).all() else None
-
-
-def _rows_at(group: ScalingGroup, places: np.ndarray) -> sparse.csr_array:
-    """The rows of ``A`` at the given entries, shape ``(len(places), dimension)``."""
-    lines, classes, data = [], [], []
-    for name, terms in group.incidence.items():
-        entry = group.layout[name]
-        here = np.flatnonzero((places >= entry.start) & (places < entry.slice.stop))
-        position = np.unravel_index(places[here] - entry.start, entry.shape)
-        for term in terms:
-            lines.append(here)
-            classes.append(np.broadcast_to(term.index, entry.shape)[position])
-            data.append(np.full(len(here), float(term.coefficient)))
-    where = tuple(np.concatenate([*p, np.empty(0, int)]) for p in (lines, classes))
-    values = np.concatenate([*data, np.empty(0)])
-    shape = (len(places), group.classes.shape[0])
-    return sparse.csr_array(
-        sparse.coo_array((values, where), shape=shape) @ group.classes
-    )
