@@ -123,10 +123,11 @@ def rows_at(group: ScalingGroup, places: np.ndarray) -> sparse.csr_array:
     for name, terms in group.incidence.items():
         entry = group.layout[name]
         here = np.flatnonzero((places >= entry.start) & (places < entry.slice.stop))
-        position = np.unravel_index(places[here] - entry.start, entry.shape)
+        shape = entry.shape or (1,)
+        position = np.unravel_index(places[here] - entry.start, shape)
         for term in terms:
             lines.append(here)
-            classes.append(np.broadcast_to(term.index, entry.shape)[position])
+            classes.append(np.broadcast_to(term.index, shape)[position])
             data.append(np.full(len(here), float(term.coefficient)))
     where = tuple(np.concatenate([*p, np.empty(0, int)]) for p in (lines, classes))
     values = np.concatenate([*data, np.empty(0)])

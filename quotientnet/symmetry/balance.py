@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -122,10 +123,7 @@ def balancing(
             f"{norm!r} and {runaways!r}"
         )
     w, c = w.detach(), levels_of(group, levels)
-    start = _safe_start(w, group, c)
-    moved = w if start is None else group.act(w.double(), start)
-    t, excluded, found = _minimise(moved, group, c, runaways == "exclude")
-    t = t if start is None else t + torch.where(excluded, 0.0, start)
+    t, excluded, found = _minimise(w, group, c, runaways == "exclude")
     residual, iterations = found.residual, found.iterations
     if norm == "max":
         kept = group.without(excluded.numpy())
@@ -246,28 +244,15 @@ def levels_of(group: ScalingGroup, levels) -> Tensor:
     return c
 
 
-def _safe_start(w: Tensor, group: ScalingGroup, levels: Tensor) -> Tensor | None:
-    """Coordinates that bring float64 weights whose squares over- or underflow within range."""
-    size = w[: group.layout.parameter_size].abs()
-    if w.dtype == torch.float32 or not size.numel():
-        return None
-    low = torch.where(size > 0, size, 1.0).min()
-    if low > 1 / _SAFE and size.max() < _SAFE:
-        return None
-    return equalise(w, group, levels, tolerance=1.0).t
-
-
 def _minimise(w: Tensor, group: ScalingGroup, levels: Tensor, exclude: bool):
     """Coordinates, the generators left out, and the minimum found."""
     excluded = torch.zeros(group.dimension, dtype=torch.bool)
-
-    def coefficients(entry):
-        square = w[entry.slice].to(torch.float64).square()
-        return torch.zeros_like(square) if entry.passive else square.mul_(0.5)
-
     while True:
         kept = group.without(excluded.numpy()) if excluded.any() else group
-        found = minimise_exponentials(kept, coefficients, levels[~excluded], factor=2.0)
+        start = _safe_start(w, kept, levels[~excluded])
+        moved = w if start is None else kept.act(w, start)
+        squares = partial(_half_squares, moved)
+        found = minimise_exponentials(kept, squares, levels[~excluded], factor=2.0)
         if found.attained:
             break
         if not exclude:
@@ -279,8 +264,25 @@ def _minimise(w: Tensor, group: ScalingGroup, levels: Tensor, exclude: bool):
             f"{found.step:.1e} only; the weights' scales are too far apart for float64"
         )
     t = torch.zeros(group.dimension, dtype=torch.float64)
-    t[~excluded] = found.t
+    t[~excluded] = found.t if start is None else found.t + start
     return t, excluded, found
+
+
+def _half_squares(w: Tensor, entry) -> Tensor:
+    """The terms ``½ w²`` of an entry in float64; running statistics have none."""
+    square = w[entry.slice].to(torch.float64).square()
+    return torch.zeros_like(square) if entry.passive else square.mul_(0.5)
+
+
+def _safe_start(w: Tensor, group: ScalingGroup, levels: Tensor) -> Tensor | None:
+    """Coordinates that bring float64 weights whose squares over- or underflow within range."""
+    size = w[: group.layout.parameter_size].abs()
+    if w.dtype == torch.float32 or not size.numel():
+        return None
+    low = torch.where(size > 0, size, 1.0).min()
+    if low > 1 / _SAFE and size.max() < _SAFE:
+        return None
+    return equalise(w, group, levels, tolerance=1.0).t
 
 
 def _runaway_message(names: Sequence[str]) -> str:

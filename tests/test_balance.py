@@ -1,0 +1,437 @@
+"""Canonical networks against hand values, a general minimiser and pairwise equalisation."""
+
+import copy
+from math import sqrt
+
+import numpy as np
+import pytest
+import torch
+from architectures import ARCHITECTURES, Block
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from torch import nn
+from torch.nn import functional as F
+
+import quotientnet as qn
+from quotientnet.symmetry import OPTIMIZER_UNITS, balancing, default_levels
+from quotientnet.testing.networks import networks
+
+OPTIONS = {"deadline": None, "derandomize": True, "database": None}
+NAMES = [n for n in ARCHITECTURES if ARCHITECTURES[n].dimension]
+NORMS = [2, "max"]
+
+
+def derived(name, training=True):
+    """A model, its inputs, its group and its point."""
+    architecture = ARCHITECTURES[name]
+    model, x = architecture.build().train(training), architecture.inputs()
+    group = qn.discover(model, x).group
+    return model, x, group, group.layout.flatten(model)
+
+
+def two_layers(first, bias, second):
+    """A network of one hidden layer from numbers, and its group."""
+    model = nn.Sequential(
+        nn.Linear(len(first[0]), len(first)), nn.ReLU(),
+        nn.Linear(len(first), len(second), bias=False),
+    ).double()  # fmt: skip
+    for p, value in zip(model.parameters(), (first, bias, second)):
+        p.data = torch.tensor(value, dtype=torch.float64)
+    group = qn.discover(model, torch.randn(3, len(first[0]), dtype=torch.float64)).group
+    return model, group
+
+
+def relative(a, b):
+    return float(((a - b).abs() / b.abs().clamp(min=1e-300)).max())
+
+
+def dense_exponents(group):
+    return group.exponents(torch.eye(group.dimension, dtype=torch.float64)).T
+
+
+# -- hand values ---
+
+
+def test_incoming_norms_equal_outgoing_norms_by_hand():
+    model, group = two_layers([[3.0, 4.0], [1.0, 0.0]], [0.0, 0.0], [[20.0, 1.0]])
+    w = qn.canonical(group.layout.flatten(model), group)
+    expected = [6.0, 8.0, 1.0, 0.0, 0.0, 0.0, 10.0, 1.0]
+    assert relative(w[:4], torch.tensor(expected[:4]).double()) < 1e-14
+    torch.testing.assert_close(w, torch.tensor(expected).double(), rtol=1e-14, atol=0)
+
+
+def test_largest_entries_are_equal_by_hand():
+    model, group = two_layers([[3.0, 4.0]], [8.0], [[2.0], [-0.5]])
+    w = qn.canonical(group.layout.flatten(model), group, norm="max")
+    expected = torch.tensor([1.5, 2.0, 4.0, 4.0, -1.0], dtype=torch.float64)
+    torch.testing.assert_close(w, expected, rtol=1e-14, atol=0)
+
+
+def test_filters_before_a_normalisation_get_norm_one():
+    model = nn.Sequential(
+        nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4, eps=1e-30), nn.ReLU(),
+        nn.Linear(4, 2),
+    ).double()  # fmt: skip
+    x = torch.randn(9, 3, dtype=torch.float64)
+    model(x)
+    for norm, size in ((2, 2), ("max", float("inf"))):
+        twin = qn.balance(model, qn.discover(model, x), norm=norm, inputs=x)
+        filters = twin[0].weight.norm(size, dim=1)
+        torch.testing.assert_close(
+            filters, torch.ones_like(filters), rtol=1e-13, atol=0
+        )
+        scale = filters / model[0].weight.norm(size, dim=1)
+        mean, variance = twin[1].running_mean, twin[1].running_var
+        torch.testing.assert_close(mean, model[1].running_mean * scale)
+        torch.testing.assert_close(variance, model[1].running_var * scale**2)
+        with torch.no_grad():
+            out, expected = twin.eval()(x), copy.deepcopy(model).eval()(x)
+        assert relative(out, expected) < 1e-10
+
+
+def test_levels_by_name():
+    model, group = two_layers([[3.0], [1.0]], [0.0, 0.0], [[2.0, 5.0]])
+    w = group.layout.flatten(model)
+    balanced = qn.canonical(w, group, levels={group.names[0]: 5.0})
+    into, out = balanced[[0, 2]].square().sum(), balanced[4] ** 2
+    assert float(into - out) == pytest.approx(5.0, rel=1e-13)
+    assert float(balanced[1].abs()) == pytest.approx(sqrt(5.0), rel=1e-13)
+    largest = qn.canonical(w, group, levels={group.names[0]: 5.0}, norm="max")
+    assert float(largest[0] ** 2 - largest[4] ** 2) == pytest.approx(5.0, rel=1e-13)
+
+
+def test_default_levels_follow_the_signs_of_exponents():
+    layout = qn.ParameterLayout({"a": (2,), "b": (2,), "c": (1,)}, {"mean": (2,)})
+    units = [
+        qn.Unit("filter", 1, (qn.Scale("a", None, 2), qn.Scale("mean", None, -1))),
+        qn.Unit("hidden", 1, (qn.Scale("a", None), qn.Scale("b", None, -3))),
+        qn.Unit("divisor", 1, (qn.Scale("c", None, -1),)),
+    ]
+    group = qn.ScalingGroup.from_units(layout, units)
+    assert default_levels(group).tolist() == [1.0, 0.0, -1.0]
+
+
+# -- every architecture, and random networks ---
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_one_network_an_orbit(name, norm):
+    """The same from twelve orders of magnitude away, idempotent, and the function is kept."""
+    model, x, group, w = derived(name)
+    star = qn.canonical(w, group, norm=norm)
+    generator = torch.Generator().manual_seed(0)
+    t = 27.6 * torch.rand(group.dimension, generator=generator).double() - 13.8
+    crowded = group.magnitudes().exponents(torch.ones_like(t)).max()
+    t = t * min(1.0, 2 / float(crowded))
+    moved = qn.canonical(group.act(w, t), group, norm=norm)
+    assert relative(moved, star) < 1e-12
+    assert relative(qn.canonical(star, group, norm=norm), star) < 1e-12
+    qn.balance(model, group, norm=norm, inputs=x, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_levels_are_reached_and_nothing_is_smaller(name):
+    """``Aᵀ(w*²) = c`` with dense exponents, at the minimum that a general minimiser finds."""
+    _, _, group, w = derived(name)
+    n = group.layout.parameter_size
+    a, c = dense_exponents(group)[:n], default_levels(group)
+    star = qn.canonical(w, group)[:n]
+    sums = a.T @ star**2
+    assert float((sums - c).abs().max()) < 1e-11 * float(star.square().sum())
+    found = balancing(w, group)
+    value = float(star.square().sum() / 2 - c @ found.t)
+    a, c, squares = a.numpy(), c.numpy(), w[:n].square().numpy()
+    reference = minimize(
+        lambda t: (squares * np.exp(2 * a @ t)).sum() / 2 - c @ t,
+        np.zeros(group.dimension),
+        jac=lambda t: a.T @ (squares * np.exp(2 * a @ t)) - c,
+        method="BFGS",
+        options={"gtol": 1e-9},
+    )
+    assert value <= reference.fun + 1e-9 * abs(reference.fun)
+    assert value == pytest.approx(reference.fun, rel=1e-6)
+
+
+@given(model=networks(), norm=st.sampled_from(NORMS), seed=st.integers(0, 2**16))
+@settings(max_examples=30, phases=[Phase.generate], **OPTIONS)
+def test_random_networks(model, norm, seed):
+    x = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    group = qn.discover(model, x).group
+    w = group.layout.flatten(model)
+    t = group.random(spread=2.0, generator=torch.Generator().manual_seed(seed))
+    points = w, group.act(w, t)
+    found = [balancing(y, group, norm=norm, runaways="exclude") for y in points]
+    assert found[0].excluded == found[1].excluded
+    if not found[0].excluded:
+        star, other = (group.act(y, f.t) for y, f in zip(points, found))
+        assert relative(other, star) < 1e-11
+
+
+@pytest.mark.parametrize("name", ["mlp", "vgg", "u-net", "depthwise-separable"])
+def test_equalisation_is_the_limit_of_pairwise_averaging(name):
+    """Without residual cycles, from anywhere: one generator after the other, thousands of times."""
+    _, _, group, w = derived(name)
+    a, y = dense_exponents(group), w.abs().log()
+    for _ in range(3000):
+        for j in range(group.dimension):
+            out, into = y[a[:, j] < 0].max(), y[a[:, j] > 0].max()
+            y = y + a[:, j] * (out - into) / 2
+    star = qn.canonical(w, group, norm="max")
+    assert relative(star.abs(), y.exp()) < 1e-9
+
+
+def test_a_basis_change_carries_levels_along():
+    """``A' = A B`` and ``c' = Bᵀ c`` give the same network."""
+    _, _, group, w = derived("normalised mlp")
+    rng = np.random.default_rng(0)
+    basis = np.eye(group.dimension, dtype=np.int64)
+    basis += np.triu(rng.integers(-1, 2, basis.shape), 1)
+    other = qn.ScalingGroup(group.layout, group.incidence, group.classes @ basis)
+    levels = torch.from_numpy(basis.T) @ default_levels(group).long()
+    star = qn.canonical(w, other, levels=levels.double())
+    assert relative(star, qn.canonical(w, group)) < 1e-12
+
+
+# -- zeros, extremes, dtypes, batches ---
+
+
+def test_exact_zeros_stay_and_do_not_matter():
+    model, x, group, w = derived("mlp")
+    w[torch.randperm(len(w), generator=torch.Generator().manual_seed(0))[:12]] = 0.0
+    star = qn.canonical(w, group)
+    assert ((star == 0) == (w == 0)).all() and torch.isfinite(star).all()
+    moved = group.act(w, group.random(spread=5.0))
+    assert relative(qn.canonical(moved, group), star) < 1e-12
+
+
+@pytest.mark.parametrize("size", [1e-250, 1e-160, 1e160, 1e250])
+def test_squares_beyond_the_range_of_float64(size):
+    _, _, group, w = derived("mlp")
+    t = torch.full((group.dimension,), np.log(size) / 2, dtype=torch.float64)
+    t[0] *= 2
+    star = qn.canonical(w, group)
+    assert relative(qn.canonical(group.act(w, t), group), star) < 1e-12
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_float32_and_batches(norm):
+    _, _, group, w = derived("vgg")
+    points = torch.stack([w, 2 * w, w.flip(0)]).reshape(3, 1, -1)
+    together = qn.canonical(points, group, norm=norm)
+    assert together.shape == points.shape
+    alone = [qn.canonical(p, group, norm=norm) for p in points[:, 0]]
+    assert torch.equal(together[:, 0], torch.stack(alone))
+    single = qn.canonical(w.float(), group, norm=norm)
+    assert single.dtype == torch.float32
+    assert relative(single.double(), alone[0]) < 1e-6
+    assert relative(qn.canonical(single, group, norm=norm), single) < 1e-6
+    assert qn.canonical(points[:0], group, norm=norm).shape == (0, 1, w.numel())
+
+
+# -- units without a balance ---
+
+
+def dead():
+    """Of three hidden units, unit 1 has no outgoing weights and unit 2 no weights at all."""
+    return two_layers(
+        [[3.0, 4.0], [1.0, 2.0], [0.0, 0.0]], [0.0, 1.0, 0.0], [[20.0, 0.0, 0.0]]
+    )
+
+
+def test_dead_units_are_named_and_excluded_on_request():
+    model, group = dead()
+    w = group.layout.flatten(model)
+    before = copy.deepcopy(model.state_dict())
+    for call in (lambda: qn.canonical(w, group), lambda: qn.balance(model, group)):
+        with pytest.raises(
+            qn.NotOnManifoldError, match="1 generators .* run away"
+        ) as e:
+            call()
+        assert repr(group.names[1]) in str(e.value)
+        assert "runaways='exclude'" in str(e.value)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    found = balancing(w, group, runaways="exclude")
+    assert found.excluded == (group.names[1],)
+    star = group.act(w, found.t)
+    expected = [6.0, 8.0, 1.0, 2.0, 0.0, 0.0, 0.0, 1.0, 0.0, 10.0, 0.0, 0.0]
+    torch.testing.assert_close(
+        star, torch.tensor(expected).double(), rtol=1e-13, atol=0
+    )
+
+
+def residual_cycle(closed):
+    """A stream of two channels and a block; the first channel feeds the outside if not closed."""
+
+    def forward(m, x):
+        h = m.i(x)
+        return m.o(h + m.b(F.relu(m.a(h))))
+
+    model = Block(
+        forward, i=nn.Linear(2, 2, bias=False), a=nn.Linear(2, 2, bias=False),
+        b=nn.Linear(2, 2, bias=False), o=nn.Linear(2, 1, bias=False),
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        model.a.weight.copy_(torch.diag(torch.tensor([1.0, 2.0])))
+        model.b.weight.copy_(torch.diag(torch.tensor([3.0, 1.0])))
+        if closed:
+            model.o.weight[0, 1] = 0.0
+    return model, torch.randn(5, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_residual_cycle_runs_away_as_a_set(norm):
+    """Channel 1 of the stream and unit 1 of the block only feed each other."""
+    model, x = residual_cycle(closed=False)
+    group = qn.discover(model, x).group
+    assert group.dimension == 4
+    qn.balance(model, group, norm=norm, inputs=x)
+    model, x = residual_cycle(closed=True)
+    w = group.layout.flatten(model)
+    with pytest.raises(qn.NotOnManifoldError, match="2 generators"):
+        qn.canonical(w, group, norm=norm)
+    found = balancing(w, group, runaways="exclude", norm=norm)
+    assert len(found.excluded) == 2
+    star = group.layout.unflatten(group.act(w, found.t))
+    kept = group.layout.unflatten(w)
+    assert torch.equal(star["b.weight"][1, 1], kept["b.weight"][1, 1])
+
+
+# -- models and optimisers ---
+
+
+def train(model, optimizer, x, steps=3):
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", [k for k in OPTIMIZER_UNITS if k != "Rprop"])
+def test_optimizer_state_is_what_it_would_have_become(kind):
+    """Gradients at equivalent points, accumulated by the formula of each kind, are the reference:
+    a fresh optimizer is fed ``e^{−At} g`` on parameters that rest."""
+    architecture = ARCHITECTURES["mlp"]
+    model, x = architecture.build(), architecture.inputs()
+    group = qn.discover(model, x).group
+    make = getattr(torch.optim, kind)
+    options = {"momentum": 0.9} if kind in ("SGD", "RMSprop") else {}
+    options |= {"centered": True} if kind == "RMSprop" else {}
+    options |= {"amsgrad": True} if kind in ("Adam", "AdamW") else {}
+    optimizer = make(model.parameters(), lr=1e-3, eps=1e-300, **options) if kind not in (
+        "SGD", "ASGD") else make(model.parameters(), lr=1e-3, **options)  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    t = group.random(spread=1.0, generator=generator)
+    scales = group.layout.unflatten(group.exponents(t).exp())
+    twin = qn.transform(model, group, t)
+    defaults = {k: v for k, v in optimizer.defaults.items() if k in options}
+    lone = make(
+        twin.parameters(), lr=1e-3, **defaults,
+        **({} if kind in ("SGD", "ASGD") else {"eps": 1e-300}),
+    )  # fmt: skip
+    names = [name for name, _ in model.named_parameters()]
+    for _ in range(3):
+        for name, p, q in zip(names, model.parameters(), twin.parameters()):
+            p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+            q.grad = p.grad / scales[name]
+        optimizer.step()
+        lone.step()
+    now = group.layout.flatten(model)
+    qn.transform(model, group, t, in_place=True, optimizer=optimizer)
+    assert torch.equal(group.layout.flatten(model), group.act(now, t))
+    for p, q in zip(model.parameters(), twin.parameters()):
+        for key in OPTIMIZER_UNITS[kind]:
+            if key in optimizer.state[p] and key not in ("acc_delta", "ax"):
+                a, b = optimizer.state[p][key], lone.state[q][key]
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=0)
+
+
+def test_a_momentum_step_is_that_of_the_moved_gradients():
+    model, x, group, _ = derived("mlp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    train(model, optimizer, x)
+    buffers = [
+        optimizer.state[p]["momentum_buffer"].clone() for p in model.parameters()
+    ]
+    before = group.layout.flatten(model)
+    same = qn.balance(model, group, in_place=True, optimizer=optimizer, inputs=x)
+    assert same is model
+    ratio = group.layout.flatten(model) / before
+    for p, old, r in zip(
+        model.parameters(), buffers, group.layout.unflatten(ratio).values()
+    ):
+        torch.testing.assert_close(optimizer.state[p]["momentum_buffer"], old / r)
+    train(model, optimizer, x)
+
+
+def test_ties_are_kept():
+    model, x, group, _ = derived("deep tied autoencoder")
+    twin = qn.balance(model, group, inputs=x)
+    assert len(list(twin.parameters())) == len(list(model.parameters()))
+    embedding = nn.Linear(4, 3, bias=False)
+    tied = nn.Sequential(
+        embedding, nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)
+    )
+    tied.shared = embedding
+    tied.forward = nn.Sequential(*list(tied)[:5]).forward
+    layout = qn.ParameterLayout.from_module(tied)
+    assert layout.aliases
+    x = torch.randn(5, 4)
+    twin = qn.balance(tied, qn.discover(tied, x))
+    assert twin.shared.weight is twin[0].weight
+
+
+# -- refusals ---
+
+
+def test_bad_input_is_refused_and_nothing_changes():
+    model, x, group, w = derived("mlp")
+    before = w.clone()
+    cases = [
+        (ValueError, "w has shape", lambda: qn.canonical(w[:-1], group)),
+        (ValueError, "NaN or infinite", lambda: qn.canonical(w / 0, group)),
+        (ValueError, "norm must be 2", lambda: qn.canonical(w, group, norm=1)),
+        (ValueError, "runaways", lambda: qn.canonical(w, group, runaways="x")),
+        (ValueError, "'unit'.*no generator", lambda: qn.canonical(w, group, levels={"unit": 1})),
+        (ValueError, "levels must be 8", lambda: qn.canonical(w, group, levels=torch.ones(2))),
+        (TypeError, "balance", lambda: qn.balance(model, "group")),
+        (TypeError, "model", lambda: qn.transform(w, group, torch.zeros(8))),
+        (ValueError, "another model", lambda: qn.transform(nn.Linear(2, 2), group, torch.zeros(8))),
+        (ValueError, r"t must be .* \(8,\)", lambda: qn.transform(model, group, torch.zeros(7))),
+        (ValueError, "t has NaN", lambda: qn.transform(model, group, torch.zeros(8) / 0)),
+        (ValueError, "range", lambda: qn.transform(model, group, torch.full((8,), 1e4))),
+    ]  # fmt: skip
+    for kind, message, call in cases:
+        with pytest.raises(kind, match=message):
+            call()
+    assert torch.equal(group.layout.flatten(model), before)
+
+
+def test_an_optimizer_that_is_unknown_or_of_a_copy_is_refused():
+    model, x, group, w = derived("mlp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with pytest.raises(ValueError, match="in_place=True"):
+        qn.balance(model, group, optimizer=optimizer)
+
+    class Mine(torch.optim.SGD):
+        pass
+
+    mine = Mine(model.parameters(), lr=0.0, momentum=0.9)
+    train(model, mine, x, 1)
+    with pytest.raises(ValueError, match="'momentum_buffer' of Mine.*OPTIMIZER_UNITS"):
+        qn.balance(model, group, in_place=True, optimizer=mine)
+    assert torch.equal(group.layout.flatten(model), w)
+
+
+def test_outputs_that_change_are_refused():
+    model, x, group, w = derived("mlp")
+    wrong = qn.ScalingGroup.from_units(
+        group.layout, [qn.Unit("wrong", 1, (qn.Scale(group.layout.names[0], None),))]
+    )
+    with pytest.raises(ValueError, match="the group is not the model's own"):
+        qn.balance(model, wrong, inputs=x)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, eps=0.1), nn.Linear(2, 1))
+    x = torch.randn(8, 3)
+    with pytest.raises(ValueError, match="eps makes its symmetry approximate"):
+        qn.balance(model, qn.discover(model, x), inputs=x)
