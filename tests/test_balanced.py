@@ -359,7 +359,7 @@ def test_geooptic_descent_from_equivalent_points_stays_equivalent():
             loss.backward()
             optimizer.step()
         ends.append(p.detach())
-        values.append(float(loss))
+        values.append(float(loss.detach()))
     assert values[0] < float(objective(w))
     assert values[1] == pytest.approx(values[0], rel=1e-10)
     n = group.layout.parameter_size
