@@ -145,4 +145,9 @@ def _count_above(point: Point, exponents: Tensor, bound: float, least: float) ->
 def _symmetric(operator: Operator) -> Tensor:
     """The matrix in float64, on the host."""
     matrix = operator.to_dense().double().cpu()
+    if not torch.isfinite(matrix).all():
+        raise ValueError(
+            "exceed_eigenvalues: the Hessian has NaN or infinite entries; is the loss twice "
+            "differentiable at the model, or does it overflow in this dtype?"
+        )
     return (matrix + matrix.T) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from math import inf
 
 from torch import Tensor, nn
@@ -38,9 +39,10 @@ def start_at(
 def equivalent(
     objective: Objective, group: ScalingGroup, t: Tensor
 ) -> tuple[nn.Module, Point]:
-    """The model moved by ``t``, and the objective at its parameters."""
-    model = transform(objective.model, group, t)
-    return model, objective.at(group.layout.flatten(model))
+    """The model moved by ``t``, and its own objective at its parameters."""
+    own = copy.copy(objective)
+    own.model = transform(objective.model, group, t)
+    return own.model, own.at(group.layout.flatten(own.model))
 
 
 def require(reached: bool, found: str, caller: str) -> None:

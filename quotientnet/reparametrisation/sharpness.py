@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from math import isfinite, log
+from math import log
 
 import torch
 from torch import Tensor, nn
 
 from quotientnet.group import ScalingGroup
 from quotientnet.objective import Objective, Point
-from quotientnet.reparametrisation.directions import Blocks, blocks_of
+from quotientnet.reparametrisation.directions import (
+    Blocks,
+    blocks_of,
+    shrinking_direction,
+)
 from quotientnet.reparametrisation.equivalent import equivalent, require, start_at
 from quotientnet.symmetry import Symmetry
 
@@ -26,11 +31,11 @@ class SharpNeighbour:
         t: The element that leads to it.
         point: The objective at its parameters.
         radius: Of the ball.
-        neighbour: A point of the ball, where one tensor is zero; shape ``(size,)``.
+        neighbour: A point of the ball, where some tensors are zero; shape ``(size,)``.
         loss: The loss at ``point``.
         neighbour_loss: The loss at ``neighbour``.
         sharpness: ``(neighbour_loss − loss)/(1 + loss)``: a lower bound of the ε-sharpness.
-        tensor: The tensor that is zero in ``neighbour``.
+        tensors: Those with coordinates that are zero in ``neighbour``.
     """
 
     model: nn.Module
@@ -41,19 +46,19 @@ class SharpNeighbour:
     loss: float
     neighbour_loss: float
     sharpness: float
-    tensor: str
+    tensors: tuple[str, ...]
 
 
 def exceed_sharpness(
     objective: Objective, group: ScalingGroup | Symmetry, radius: float
 ) -> SharpNeighbour:
-    """An equivalent model from which a step of length ``radius`` sets a whole tensor to zero.
+    """An equivalent model from which a step of length ``radius`` removes a whole tensor.
 
     §4.3 of [Dinh2017]_, where ``T_α`` brings the norm of a weight down to ε. Without one of its
     weights a network without shortcuts is constant, so its ε-sharpness is at least that of the best
-    constant. Of all tensors that the group can shrink, the one is taken without which the loss is
-    largest. A ball of this radius lies in the box of Keskar et al., so that the same point bounds
-    their full-space sharpness.
+    constant. Of all tensors that the group can shrink, and of all coordinates that shrink together
+    along one direction, those are taken without which the loss is largest. A ball of this radius
+    lies in the box of Keskar et al., so that the same point bounds their full-space sharpness.
 
     Args:
         objective: The loss, not negative; its model is taken as it is.
@@ -62,11 +67,11 @@ def exceed_sharpness(
 
     Raises:
         ValueError: A radius that is not positive and finite; a group of another layout or without
-            generators; no tensor whose removal raises the loss; scales that leave the range of
-            the dtype.
+            generators; nothing that can shrink and whose removal raises the loss; scales that leave
+            the range of the dtype.
         RuntimeError: The loss changes: it is not invariant to the group.
 
-    Note: one evaluation of the loss a tensor.
+    Note: one evaluation of the loss a tensor, and an integer program.
 
     Example:
         >>> import torch
@@ -82,56 +87,52 @@ def exceed_sharpness(
     """
     caller = "exceed_sharpness"
     group, w = start_at(objective, group, caller, radius=radius)
-    blocks, loss = blocks_of(group, caller), float(objective.at(w).value)
-    losses = _losses_without(objective, w, blocks)
-    name = max(losses, key=losses.get, default=None)
-    if name is None or losses[name] <= loss:
+    loss, best = float(objective.at(w).value), None
+    for mask, direction in _candidates(w, blocks_of(group, caller)):
+        value = _loss(objective, w.masked_fill(mask, 0.0))
+        if value > (loss if best is None else best[0]):  # not so where it is NaN
+            best = (value, mask, direction)
+    if best is None:
         raise ValueError(
-            f"{caller}: setting a tensor to zero that the group can shrink never raises the loss "
+            f"{caller}: setting to zero what the group can shrink never raises the loss "
             f"({loss:g}); is the model trained?"
         )
-    place = group.layout[name].slice
-    shrink = min(log(radius) - log(float(w[place].norm())) - 1e-6, 0.0)
-    row = blocks.rows[blocks.index[place.start]]
-    t = blocks.lift(shrink * row / (row @ row))
+    _, mask, direction = best
+    # A little shorter than the radius, against rounding.
+    shrink = max(log(float(w[mask].norm())) - log(radius) + 1e-6, 0.0)
+    t = direction * shrink
     model, moved = equivalent(objective, group, t)
-    neighbour = _without(moved.w, place)
-    reached, there = _loss(objective, neighbour), float(moved.value)
+    neighbour = moved.w.masked_fill(mask, 0.0)
+    reached, there = _loss(moved.objective, neighbour), float(moved.value)
     same = abs(there - loss) <= 1e-4 * (1 + abs(loss)) and reached > there
     distance = float((neighbour - moved.w).norm())
     found = f"losses of {there:g} and, at distance {distance:g}, {reached:g}"
     require(same and distance <= radius, found, caller)
     sharpness = (reached - there) / (1 + there)
+    tensors = tuple(group.layout.count(mask))
     return SharpNeighbour(
-        model, t, moved, radius, neighbour, there, reached, sharpness, name
+        model, t, moved, radius, neighbour, there, reached, sharpness, tensors
     )
 
 
-def _losses_without(
-    objective: Objective, w: Tensor, blocks: Blocks
-) -> dict[str, float]:
-    """The loss without each tensor that is one block, moves and is not zero."""
-    losses = {}
-    for entry in objective.layout.entries:
-        numbers = blocks.index[entry.slice]
-        whole = (
-            len(numbers) > 0
-            and not entry.passive
-            and bool((numbers == numbers[0]).all())
-        )
-        if not whole or not blocks.rows[numbers[0]].any() or not w[entry.slice].any():
+def _candidates(w: Tensor, blocks: Blocks) -> Iterator[tuple[Tensor, Tensor]]:
+    """Coordinates, and the element of the group that shrinks them by a factor of e.
+
+    Each tensor by itself, and all that can shrink together.
+    """
+    for entry in blocks.group.layout.entries:
+        numbers = blocks.index[entry.slice].unique()
+        if len(numbers) != 1 or numbers[0] < 0:
             continue
-        value = _loss(objective, _without(w, entry.slice))
-        if isfinite(value):
-            losses[entry.name] = value
-    return losses
-
-
-def _without(w: Tensor, place: slice) -> Tensor:
-    """``w`` with zeros at some coordinates."""
-    result = w.clone()
-    result[place] = 0.0
-    return result
+        row = blocks.rows[numbers[0]]
+        if row.any() and w[entry.slice].any():
+            mask = torch.zeros_like(w, dtype=torch.bool)
+            mask[entry.slice] = True
+            yield mask, blocks.lift(-row / (row @ row))
+    direction, shrunk = shrinking_direction(blocks)
+    mask = blocks.coordinates(shrunk).to(w.device)
+    if w[mask].any():
+        yield mask, blocks.lift(direction)
 
 
 @torch.no_grad()

@@ -135,6 +135,10 @@ def _steepest_pair(hessian: Operator, blocks: Blocks, options):
     table = (columns.T @ (hessian @ columns)).double().cpu().numpy()
     sums = blocks.rows[numbers][:, None] + blocks.rows[numbers][None]
     rates = np.where(np.abs(sums).sum(2) > 0, np.abs(table), 0.0)
-    i, j = np.unravel_index(rates.argmax(), rates.shape)
+    own = np.diag(rates).argmax()
+    if rates[own, own] > 1e-3 * rates.max():
+        i = j = own  # one tensor is enough, as always at a minimum
+    else:
+        i, j = np.unravel_index(rates.argmax(), rates.shape)
     sign = np.sign(table[i, j]) * (np.sign(table[i, i] + table[j, j]) or 1.0)
     return (numbers[i], numbers[j]), rates[i, j], columns[:, i] + sign * columns[:, j]
