@@ -108,7 +108,8 @@ def exceed_eigenvalues(
     blocks = blocks_of(group, caller)
     direction, shrunk = shrinking_direction(blocks)
     inside = blocks.coordinates(shrunk)
-    hessian = _symmetric(objective.at(w).hessian)
+    point = objective.at(w)
+    hessian = _symmetric(point.hessian)
     values = torch.linalg.eigvalsh(hessian)
     kept = torch.linalg.eigvalsh(hessian[inside][:, inside])
     kept = kept[kept > tolerance * values.abs().max()]
@@ -119,7 +120,7 @@ def exceed_eigenvalues(
         )
     grow = max((log(bound) - log(kept[0]) + log(2.0)) / 2, 0.0)
     t = blocks.lift(grow * direction)
-    model, moved = equivalent(objective, group, t)
+    model, moved = equivalent(point, group, t, caller)
     count = _count_above(moved, group.exponents(t), bound, float(kept[0]))
     require(count >= len(kept), f"{count} eigenvalues", caller)
     return SharpDirections(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from math import inf
 
+import torch
 from torch import Tensor, nn
 
 from quotientnet.group import ScalingGroup, as_group
@@ -37,12 +38,17 @@ def start_at(
 
 
 def equivalent(
-    objective: Objective, group: ScalingGroup, t: Tensor
+    point: Point, group: ScalingGroup, t: Tensor, caller: str
 ) -> tuple[nn.Module, Point]:
-    """The model moved by ``t``, and its own objective at its parameters."""
-    own = copy.copy(objective)
-    own.model = transform(objective.model, group, t)
-    return own.model, own.at(group.layout.flatten(own.model))
+    """The model moved by ``t``, and its own objective at its parameters, of the same value."""
+    own = copy.copy(point.objective)
+    own.model = transform(own.model, group, t)
+    moved = own.at(group.layout.flatten(own.model))
+    before, after = float(point.value), float(moved.value)
+    tolerance = 1e-6 if point.w.dtype == torch.float64 else 1e-3
+    same = abs(after - before) <= tolerance * (1 + abs(before))
+    require(same, f"a loss of {after:g}, not {before:g}", caller)
+    return own.model, moved
 
 
 def require(reached: bool, found: str, caller: str) -> None:
@@ -51,5 +57,5 @@ def require(reached: bool, found: str, caller: str) -> None:
         raise RuntimeError(
             f"{caller}: the equivalent model has {found}, which the transformation law excludes: "
             "the loss is not invariant to the group (see verify_sound), an eps in the model is too "
-            "large at these scales, or its dtype too narrow"
+            "large at these scales (lower it, or pass a subgroup), or its dtype too narrow"
         )

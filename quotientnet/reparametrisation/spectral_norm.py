@@ -97,7 +97,7 @@ def exceed_spectral_norm(
     grow = max(log(bound) - log(rate) + 1e-2, 0.0)
     exponents = blocks.rows[chosen[0]] + blocks.rows[chosen[1]]
     t = blocks.lift(-grow * exponents / (exponents @ exponents))
-    model, moved = equivalent(objective, group, t)
+    model, moved = equivalent(point, group, t, caller)
     after = power_method(moved.hessian, start=start, **options)
     require(abs(after.value) >= bound, f"a spectral norm of {after.value:g}", caller)
     tensors = blocks.tensors(np.isin(np.arange(len(blocks.rows)), chosen))
