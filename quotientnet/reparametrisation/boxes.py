@@ -136,11 +136,12 @@ def disjoint_boxes(
         group: Any scaling group, or what :func:`~quotientnet.discover` returned.
         radius: ``r``, positive.
         direction: Group coordinates, of any length, along which the boxes lie; by default the one
-            of the layer-scale group along which volumes grow fastest.
+            of the layer-scale group along which volumes grow fastest (of the whole group where no
+            element scales whole tensors).
 
     Raises:
         ValueError: A point of another shape; a radius that is not positive and finite; a group
-            without layer scales; a direction along which volumes fall, or along which no nonzero
+            without generators; a direction along which volumes fall, or along which no nonzero
             parameter grows.
 
     Example:
@@ -185,11 +186,13 @@ def disjoint_boxes(
 
 def _fastest(group: ScalingGroup) -> Tensor:
     """The direction of layer scales along which the volume grows fastest, in the group's terms."""
-    coarse = layer_scale_group(group)
-    if coarse.dimension == 0:
+    if group.dimension == 0:
         raise ValueError(
-            "disjoint_boxes: no element of the group scales whole tensors; pass direction="
+            "disjoint_boxes: the group has no generators, so the model has no other equivalent "
+            "point"
         )
+    coarse = layer_scale_group(group)
+    coarse = coarse if coarse.dimension else group
     ones = torch.zeros(group.layout.size, dtype=torch.float64)
     ones[: group.layout.parameter_size] = 1.0
     rate = coarse.adjoint(ones)
