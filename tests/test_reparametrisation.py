@@ -521,6 +521,18 @@ def test_theorem_5_with_normalisation_raises_them_too(name):
     assert all(e.name in sharp.tensors for e in filters)
 
 
+def test_theorem_5_takes_the_papers_direction_in_a_chain():
+    _, _, group, objective = chain(3, 3, 3, 3, 2, bias=False)
+    sharp = rp.exceed_eigenvalues(objective, group, 1e4)
+    exponents = group.layout.unflatten(group.exponents(sharp.t))
+    beta = -exponents["0.weight"][
+        0, 0
+    ]  # β^−1 on all weights but the smallest, β^(K−1) there
+    for number, power in zip((0, 2, 4, 6), (-1, -1, -1, 3)):
+        found = exponents[f"{number}.weight"]
+        torch.testing.assert_close(found, torch.full_like(found, power * beta))
+
+
 def test_theorem_5_needs_a_matrix():
     layout = qn.ParameterLayout({"0.weight": (120, 100)})
     model = nn.Sequential(nn.Linear(100, 120, bias=False)).double()
