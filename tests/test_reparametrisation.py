@@ -1116,3 +1116,18 @@ def test_normalised_branches_are_still_one_function():
     group = qn.discover(model, inputs).group
     t = rp.layer_scales(group, {"0.weight": 1e-2})
     assert same_function(model, qn.transform(model, group, t), inputs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu():
+    model, inputs, symmetry, _ = architecture("lenet")
+    model, inputs = model.cuda(), inputs.cuda()
+    with torch.no_grad():
+        targets = model(inputs) + 0.1
+    objective = qn.Objective(model, nn.MSELoss(), (inputs, targets))
+    assert abs(rp.exceed_spectral_norm(objective, symmetry, 1e9).after.value) >= 1e9
+    sharp = rp.exceed_eigenvalues(objective, symmetry, 1e9)
+    assert sharp.count >= sharp.positive - sharp.fixed and sharp.point.w.is_cuda
+    assert rp.exceed_sharpness(objective, symmetry, 1e-3).neighbour.is_cuda
+    boxes = rp.disjoint_boxes(symmetry.group.layout.flatten(model), symmetry, 0.1)
+    assert boxes.box(2).centre.is_cuda and boxes.are_disjoint(0, 2)

@@ -215,14 +215,14 @@ class RadialTransformation(Bijection):
         """
         x, r = self._polar(theta)
         eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        outer = (self._curl(r) * x)[..., :, None] * x[..., None, :]
+        outer = (self._outer(r) * x)[..., :, None] * x[..., None, :]
         return self._ratio(r)[..., None] * eye - outer
 
     def jvp(self, theta: Tensor, v: Tensor) -> Tensor:
         """``∇g⁻¹(θ) v``, shape ``(..., n)``, without the matrix."""
         x, r = self._polar(theta)
         along = (x * v).sum(-1, keepdim=True)
-        return self._ratio(r) * v - self._curl(r) * along * x
+        return self._ratio(r) * v - self._outer(r) * along * x
 
     def solve(self, theta: Tensor, v: Tensor) -> Tensor:
         """``∇g(η) v`` at ``η = g⁻¹(θ)``, shape ``(..., n)``."""
@@ -230,7 +230,7 @@ class RadialTransformation(Bijection):
         unit = x / torch.where(r > 0, r, 1.0)
         radial = (unit * v).sum(-1, keepdim=True) * unit
         ratio = self._ratio(r)
-        return (v - radial) / ratio + radial / (ratio - self._curl(r) * r**2)
+        return (v - radial) / ratio + radial / (ratio - self._outer(r) * r**2)
 
     def _polar(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """``θ − θ̂`` and its norm, shape ``(..., 1)``."""
@@ -250,7 +250,7 @@ class RadialTransformation(Bijection):
         outside = torch.where(r <= delta, middle, torch.ones_like(r))
         return torch.where(r <= r_hat, torch.full_like(r, rho / r_hat), outside)
 
-    def _curl(self, r: Tensor) -> Tensor:
+    def _outer(self, r: Tensor) -> Tensor:
         """The factor of ``(θ − θ̂)(θ − θ̂)ᵀ``."""
         inside = (r > self.r_hat) & (r <= self.delta)
         factor = self.delta * (self.r_hat - self.rho) / (self.r_hat - self.delta)

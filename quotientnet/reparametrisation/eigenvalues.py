@@ -88,6 +88,7 @@ def exceed_eigenvalues(
         >>> import torch
         >>> import quotientnet as qn
         >>> from quotientnet.reparametrisation import exceed_eigenvalues
+        >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Linear(2, 3, bias=False), torch.nn.ReLU(),
         ...     torch.nn.Linear(3, 1, bias=False)).double()

@@ -77,6 +77,7 @@ def exceed_sharpness(
         >>> import torch
         >>> import quotientnet as qn
         >>> from quotientnet.reparametrisation import exceed_sharpness
+        >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).double()
         >>> x = torch.randn(9, 2).double()

@@ -75,6 +75,7 @@ def exceed_spectral_norm(
         >>> import torch
         >>> import quotientnet as qn
         >>> from quotientnet.reparametrisation import exceed_spectral_norm
+        >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).double()
         >>> x = torch.randn(9, 2).double()
@@ -88,7 +89,7 @@ def exceed_spectral_norm(
     blocks, point = blocks_of(group, caller), objective.at(w)
     before = power_method(point.hessian, **options)
     chosen, rate, start = _steepest_pair(point.hessian, blocks, options)
-    if rate == 0:
+    if rate <= 64 * torch.finfo(w.dtype).eps * abs(before.value):
         raise ValueError(
             f"{caller}: the Hessian is zero on everything that the group can shrink, so its norm "
             "cannot grow; the theorem needs a Hessian that is not zero"
