@@ -436,6 +436,50 @@ def test_nothing_of_the_users_changes(name, training):
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_with_a_real_eps_only_exact_scales_are_used(training):
+    architecture = ARCHITECTURES["resnet, normalised"]
+    model, inputs = architecture.build(), architecture.inputs()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-5
+            nn.init.constant_(module.bias, 1.0)  # alive in eval mode, too
+    model.train(training)
+    symmetry, objective = qn.discover(model, inputs), problem(model, inputs, 0.01)
+    views = symmetry.group.layout.unflatten
+    for call, amount in (
+        (rp.exceed_spectral_norm, 1e9), (rp.exceed_eigenvalues, 1e6), (rp.exceed_sharpness, 1e-5),
+    ):  # fmt: skip
+        sharp = call(objective, symmetry, amount)
+        assert sharp.t.shape == (symmetry.group.dimension,)
+        assert same_function(model, sharp.model, inputs, 1e-9)
+        moved = views(symmetry.group.exponents(sharp.t))
+        still = [v for name, v in moved.items() if "running" in name]
+        assert still and all(v.abs().max() < 1e-12 for v in still)
+    with pytest.raises(RuntimeError, match="pass what discover returned"):
+        rp.exceed_eigenvalues(objective, symmetry.group, 1e6)
+    w = symmetry.group.layout.flatten(model)
+    boxes = rp.disjoint_boxes(w, symmetry, 1e-4)
+    draws = boxes.box(0).sample(5, torch.Generator().manual_seed(0))
+    for x in draws:
+        image = symmetry.group.act(x, 3 * boxes.t)
+        assert objective(image).item() == pytest.approx(objective(x).item(), rel=1e-9)
+
+
+def test_where_no_scale_is_exact_it_says_so():
+    model = nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False), nn.Tanh()
+    ).double()
+    inputs = torch.randn(9, 3).double()
+    symmetry = qn.discover(model, inputs)
+    with pytest.raises(
+        ValueError, match="every element .* lower its eps, or pass symmetry.group"
+    ):
+        rp.exceed_spectral_norm(problem(model, inputs), symmetry, 1e3)
+    sharp = rp.exceed_spectral_norm(problem(model, inputs), symmetry.group, 1e1)
+    assert abs(sharp.after.value) >= 1e1
+
+
 # -- Theorem 5 ---
 
 

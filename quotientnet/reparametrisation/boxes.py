@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quotientnet.group import ScalingGroup, as_group
+from quotientnet.reparametrisation.exact_part import exact_part
 from quotientnet.reparametrisation.scales import coordinates_of
 from quotientnet.symmetry import Symmetry, layer_scale_group
 
@@ -133,7 +134,9 @@ def disjoint_boxes(
 
     Args:
         w: The point, shape ``(size,)``.
-        group: Any scaling group, or what :func:`~quotientnet.discover` returned.
+        group: Any scaling group, or what :func:`~quotientnet.discover` returned, which also knows
+            where the ``eps`` of a normalisation makes scales approximate: the default direction
+            then leaves them out.
         radius: ``r``, positive.
         direction: Group coordinates, of any length, along which the boxes lie; by default the one
             of the layer-scale group along which volumes grow fastest (of the whole group where no
@@ -157,14 +160,14 @@ def disjoint_boxes(
         >>> boxes.are_disjoint(0, 1), boxes.are_disjoint(7, 7), boxes.log_volume(10**6) > 1e6
         (True, False, True)
     """
-    group = as_group(group, "disjoint_boxes")
+    part, group = exact_part(group, "disjoint_boxes"), as_group(group, "disjoint_boxes")
     group.layout.check(w, "disjoint_boxes")
     if w.ndim != 1 or not 0 < radius < inf:
         raise ValueError(
             "disjoint_boxes: needs one point and a positive, finite radius, got shape "
             f"{tuple(w.shape)} and radius {radius}"
         )
-    t = _fastest(group) if direction is None else direction.double().cpu()
+    t = _fastest(group, part) if direction is None else direction.double().cpu()
     count = group.layout.parameter_size
     exponents = group.exponents(t)[:count]
     size = torch.where(exponents > 0, w.detach()[:count].abs().cpu().double(), 0.0)
@@ -184,15 +187,15 @@ def disjoint_boxes(
     return DisjointBoxes(group, w.detach().clone(), inner, t, alpha, tensor, growth)
 
 
-def _fastest(group: ScalingGroup) -> Tensor:
-    """The direction of layer scales along which the volume grows fastest, in the group's terms."""
-    if group.dimension == 0:
+def _fastest(group: ScalingGroup, part: ScalingGroup) -> Tensor:
+    """The direction of layer scales of a part along which the volume grows fastest."""
+    if part.dimension == 0:
         raise ValueError(
             "disjoint_boxes: the group has no generators, so the model has no other equivalent "
             "point"
         )
-    coarse = layer_scale_group(group)
-    coarse = coarse if coarse.dimension else group
+    coarse = layer_scale_group(part)
+    coarse = coarse if coarse.dimension else part
     ones = torch.zeros(group.layout.size, dtype=torch.float64)
     ones[: group.layout.parameter_size] = 1.0
     rate = coarse.adjoint(ones)

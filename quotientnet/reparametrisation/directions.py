@@ -9,9 +9,10 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from torch import Tensor
 
-from quotientnet.group import ScalingGroup
+from quotientnet.group import ScalingGroup, as_group
+from quotientnet.reparametrisation.exact_part import exact_part
 from quotientnet.reparametrisation.scales import coordinates_of
-from quotientnet.symmetry import layer_scale_group
+from quotientnet.symmetry import Symmetry, layer_scale_group
 
 __all__ = ["Blocks", "blocks_of", "shrinking_direction"]
 
@@ -60,12 +61,14 @@ class Blocks:
         return coordinates_of(self.parent, self.group.exponents(t))
 
 
-def blocks_of(group: ScalingGroup, caller: str) -> Blocks:
-    """The blocks of the layer-scale group, or of the group itself where that one is trivial.
+def blocks_of(symmetry: ScalingGroup | Symmetry, caller: str) -> Blocks:
+    """The blocks of the layer-scale group, or of the whole group where that one is trivial.
 
     Raises:
-        ValueError: The group has no generators, or is too large to be taken apart.
+        ValueError: The group has no generators, none that is exact, or is too large to be taken
+            apart.
     """
+    parent, group = as_group(symmetry, caller), exact_part(symmetry, caller)
     if group.dimension == 0:
         raise ValueError(
             f"{caller}: the group has no generators, so the model has no other equivalent point; "
@@ -86,7 +89,7 @@ def blocks_of(group: ScalingGroup, caller: str) -> Blocks:
     rows, inverse = np.unique(rows, axis=0, return_inverse=True)
     index = torch.from_numpy(inverse.reshape(-1))[index]
     index[group.layout.parameter_size :] = -1
-    return Blocks(coarse, group, rows, index)
+    return Blocks(coarse, parent, rows, index)
 
 
 def _tensor_rows(group: ScalingGroup) -> tuple[np.ndarray, Tensor]:

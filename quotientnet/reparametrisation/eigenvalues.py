@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from quotientnet.group import ScalingGroup
 from quotientnet.objective import Objective, Point
 from quotientnet.operator import Operator
-from quotientnet.reparametrisation.directions import blocks_of, shrinking_direction
+from quotientnet.reparametrisation.directions import shrinking_direction
 from quotientnet.reparametrisation.equivalent import equivalent, require, start_at
 from quotientnet.symmetry import Symmetry
 
@@ -71,7 +71,7 @@ def exceed_eigenvalues(
 
     Args:
         objective: The loss; its model is taken as it is.
-        group: A group of its model, or what :func:`~quotientnet.discover` returned.
+        group: As for :func:`~quotientnet.reparametrisation.exceed_spectral_norm`.
         bound: ``M``, positive.
         tolerance: Eigenvalues below this part of the largest count as zero; by default 1e-9 in
             float64 and 1e-4 in float32.
@@ -99,17 +99,16 @@ def exceed_eigenvalues(
         (3, True)
     """
     caller = "exceed_eigenvalues"
-    group, w = start_at(objective, group, caller, bound=bound)
-    if group.layout.size > _LARGEST:
+    blocks, point = start_at(objective, group, caller, bound=bound)
+    group, size = blocks.parent, point.w.numel()
+    if size > _LARGEST:
         raise ValueError(
-            f"{caller}: needs the Hessian as a matrix, and {group.layout.size} coordinates are "
+            f"{caller}: needs the Hessian as a matrix, and {size} coordinates are "
             f"more than {_LARGEST}; use a smaller model, or exceed_spectral_norm"
         )
-    tolerance = tolerance or (1e-9 if w.dtype == torch.float64 else 1e-4)
-    blocks = blocks_of(group, caller)
+    tolerance = tolerance or (1e-9 if point.w.dtype == torch.float64 else 1e-4)
     direction, shrunk = shrinking_direction(blocks)
     inside = blocks.coordinates(shrunk)
-    point = objective.at(w)
     hessian = _symmetric(point.hessian)
     values = torch.linalg.eigvalsh(hessian)
     kept = torch.linalg.eigvalsh(hessian[inside][:, inside])

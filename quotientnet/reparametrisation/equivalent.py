@@ -10,16 +10,15 @@ from torch import Tensor, nn
 
 from quotientnet.group import ScalingGroup, as_group
 from quotientnet.objective import Objective, Point
+from quotientnet.reparametrisation.directions import Blocks, blocks_of
 from quotientnet.symmetry import transform
 
 __all__ = ["start_at", "equivalent", "require"]
 
 
-def start_at(
-    objective, group, caller: str, **amount: float
-) -> tuple[ScalingGroup, Tensor]:
-    """The group and the point of the model, and a positive amount, checked."""
-    group = as_group(group, caller)
+def start_at(objective, group, caller: str, **amount: float) -> tuple[Blocks, Point]:
+    """What the group can scale, and the point of the model; a positive amount is checked."""
+    layout = as_group(group, caller).layout
     if not isinstance(objective, Objective):
         raise TypeError(
             f"{caller}: objective must be an Objective, got {type(objective).__name__}"
@@ -29,12 +28,13 @@ def start_at(
             raise ValueError(
                 f"{caller}: {name} must be positive and finite, got {value}"
             )
-    if group.layout != objective.layout:
+    if layout != objective.layout:
         raise ValueError(
-            f"{caller}: the group acts on {group.layout}, the objective is a function on "
+            f"{caller}: the group acts on {layout}, the objective is a function on "
             f"{objective.layout}; derive both from one model"
         )
-    return group, objective.layout.flatten(objective.model)
+    blocks = blocks_of(group, caller)
+    return blocks, objective.at(layout.flatten(objective.model))
 
 
 def equivalent(
@@ -57,5 +57,6 @@ def require(reached: bool, found: str, caller: str) -> None:
         raise RuntimeError(
             f"{caller}: the equivalent model has {found}, which the transformation law excludes: "
             "the loss is not invariant to the group (see verify_sound), an eps in the model is too "
-            "large at these scales (lower it, or pass a subgroup), or its dtype too narrow"
+            "large at these scales (lower it, or pass what discover returned, which knows of it), "
+            "or the dtype is too narrow"
         )

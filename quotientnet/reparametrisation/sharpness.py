@@ -11,11 +11,7 @@ from torch import Tensor, nn
 
 from quotientnet.group import ScalingGroup
 from quotientnet.objective import Objective, Point
-from quotientnet.reparametrisation.directions import (
-    Blocks,
-    blocks_of,
-    shrinking_direction,
-)
+from quotientnet.reparametrisation.directions import Blocks, shrinking_direction
 from quotientnet.reparametrisation.equivalent import equivalent, require, start_at
 from quotientnet.symmetry import Symmetry
 
@@ -62,7 +58,7 @@ def exceed_sharpness(
 
     Args:
         objective: The loss, not negative; its model is taken as it is.
-        group: A group of its model, or what :func:`~quotientnet.discover` returned.
+        group: As for :func:`~quotientnet.reparametrisation.exceed_spectral_norm`.
         radius: ε, positive.
 
     Raises:
@@ -87,10 +83,9 @@ def exceed_sharpness(
         (True, True)
     """
     caller = "exceed_sharpness"
-    group, w = start_at(objective, group, caller, radius=radius)
-    point, best = objective.at(w), None
-    loss = float(point.value)
-    for mask, direction in _candidates(w, blocks_of(group, caller)):
+    blocks, point = start_at(objective, group, caller, radius=radius)
+    w, loss, best = point.w, float(point.value), None
+    for mask, direction in _candidates(w, blocks):
         value = _loss(objective, w.masked_fill(mask, 0.0))
         if value > (loss if best is None else best[0]):  # not so where it is NaN
             best = (value, mask, direction)
@@ -103,14 +98,14 @@ def exceed_sharpness(
     # A little shorter than the radius, against rounding.
     shrink = max(log(float(w[mask].norm())) - log(radius) + 1e-6, 0.0)
     t = direction * shrink
-    model, moved = equivalent(point, group, t, caller)
+    model, moved = equivalent(point, blocks.parent, t, caller)
     neighbour = moved.w.masked_fill(mask, 0.0)
     reached, there = _loss(moved.objective, neighbour), float(moved.value)
     distance = float((neighbour - moved.w).norm())
     found = f"losses of {there:g} and, at distance {distance:g}, {reached:g}"
     require(reached > there and distance <= radius, found, caller)
     sharpness = (reached - there) / (1 + there)
-    tensors = tuple(group.layout.count(mask))
+    tensors = tuple(point.layout.count(mask))
     return SharpNeighbour(
         model, t, moved, radius, neighbour, there, reached, sharpness, tensors
     )

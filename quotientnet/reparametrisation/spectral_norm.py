@@ -13,7 +13,7 @@ from quotientnet.curvature import Eigenpair, power_method
 from quotientnet.group import ScalingGroup
 from quotientnet.objective import Objective, Point
 from quotientnet.operator import Operator
-from quotientnet.reparametrisation.directions import Blocks, blocks_of
+from quotientnet.reparametrisation.directions import Blocks
 from quotientnet.reparametrisation.equivalent import equivalent, require, start_at
 from quotientnet.symmetry import Symmetry
 
@@ -58,7 +58,9 @@ def exceed_spectral_norm(
 
     Args:
         objective: The loss; its model is taken as it is.
-        group: A group of its model, or what :func:`~quotientnet.discover` returned.
+        group: A group of its model, or what :func:`~quotientnet.discover` returned, which also
+            knows where the ``eps`` of a normalisation makes scales approximate: these are then
+            left out. Pass ``symmetry.group`` to use them all the same.
         bound: ``M``, positive.
         options: Passed to :func:`~quotientnet.curvature.power_method`.
 
@@ -85,11 +87,10 @@ def exceed_spectral_norm(
         (True, True)
     """
     caller = "exceed_spectral_norm"
-    group, w = start_at(objective, group, caller, bound=bound)
-    blocks, point = blocks_of(group, caller), objective.at(w)
+    blocks, point = start_at(objective, group, caller, bound=bound)
     before = power_method(point.hessian, **options)
     chosen, rate, start = _steepest_pair(point.hessian, blocks, options)
-    if rate <= 64 * torch.finfo(w.dtype).eps * abs(before.value):
+    if rate <= 64 * torch.finfo(point.w.dtype).eps * abs(before.value):
         raise ValueError(
             f"{caller}: the Hessian is zero on everything that the group can shrink, so its norm "
             "cannot grow; the theorem needs a Hessian that is not zero"
@@ -98,7 +99,7 @@ def exceed_spectral_norm(
     grow = max(log(bound) - log(rate) + 1e-2, 0.0)
     exponents = blocks.rows[chosen[0]] + blocks.rows[chosen[1]]
     t = blocks.lift(-grow * exponents / (exponents @ exponents))
-    model, moved = equivalent(point, group, t, caller)
+    model, moved = equivalent(point, blocks.parent, t, caller)
     after = power_method(moved.hessian, start=start, **options)
     require(abs(after.value) >= bound, f"a spectral norm of {after.value:g}", caller)
     tensors = blocks.tensors(np.isin(np.arange(len(blocks.rows)), chosen))
