@@ -1,11 +1,6 @@
 """Other parameters for the same function: the constructions that make flatness arbitrary."""
 
-from quotientnet.reparametrisation.bijections import (
-    Bijection,
-    PowerTransformation,
-    RadialTransformation,
-    transformed_hessian,
-)
+from quotientnet.reparametrisation.bijections import Bijection, transformed_hessian
 from quotientnet.reparametrisation.boxes import Box, DisjointBoxes, disjoint_boxes
 from quotientnet.reparametrisation.eigenvalues import (
     SharpDirections,
@@ -17,6 +12,8 @@ from quotientnet.reparametrisation.inputs import (
     standardise,
     whiten,
 )
+from quotientnet.reparametrisation.power import PowerTransformation
+from quotientnet.reparametrisation.radial import RadialTransformation
 from quotientnet.reparametrisation.scales import layer_scales, unit_scales
 from quotientnet.reparametrisation.sharpness import SharpNeighbour, exceed_sharpness
 from quotientnet.reparametrisation.spectral_norm import (
