@@ -4,8 +4,8 @@ from math import exp, log, prod, sqrt
 
 import pytest
 import torch
-from equivalents import LAW, architecture, chain, mlp
 from equivalents import seeded  # noqa: F401, an autouse fixture
+from equivalents import LAW, architecture, chain, mlp
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn

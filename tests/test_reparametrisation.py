@@ -7,6 +7,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, Block, norm
 from cases import NETWORKS
+from equivalents import seeded  # noqa: F401, an autouse fixture
 from equivalents import (
     DRAWN,
     LAW,
@@ -17,7 +18,6 @@ from equivalents import (
     problem,
     same_function,
 )
-from equivalents import seeded  # noqa: F401, an autouse fixture
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn

@@ -7,8 +7,8 @@ from math import prod
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from equivalents import SOME, architecture, chain, hessian, mlp, problem, same_function
 from equivalents import seeded  # noqa: F401, an autouse fixture
+from equivalents import SOME, architecture, chain, hessian, mlp, problem, same_function
 from torch import nn
 
 import quotientnet as qn
