@@ -11,7 +11,8 @@ from quotientnet.group import ScalingGroup
 from quotientnet.layout import ParameterLayout
 
 __all__ = [
-    "compact_group", "fixed_entries", "crowd", "sums_by_exponent", "largest_by_side", "rows_at",
+    "compact_group", "fixed_entries", "crowd", "sums_by_exponent", "largest_by_side",
+    "entries_above", "rows_at",
 ]  # fmt: skip
 
 
@@ -98,6 +99,31 @@ def largest_by_side(group: ScalingGroup, values: Tensor):
         for array, source in zip(best, (top, where, exponent)):
             array[side, target] = source[order]
     return best
+
+
+def entries_above(
+    group: ScalingGroup, values: Tensor, bounds: np.ndarray
+) -> np.ndarray:
+    """Entries whose value reaches the bound of one of their generators, shape ``(size,)``.
+
+    Args:
+        group: The group.
+        values: Shape ``(size,)``.
+        bounds: Shape ``(2, dimension)``: for entries that grow with a generator, and that shrink.
+    """
+    links = group.classes.tocoo()
+    found = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    for name, terms in group.incidence.items():
+        entry = group.layout[name]
+        view = values[entry.slice].reshape(entry.shape)
+        mask = found[entry.slice].reshape(entry.shape)
+        for term in terms:
+            side = (term.coefficient * links.data < 0).astype(int)
+            lowest = np.full(group.classes.shape[0], np.inf)
+            np.minimum.at(lowest, links.row, bounds[side, links.col])
+            bound = torch.from_numpy(np.asarray(lowest[term.index])).to(values.device)
+            mask |= (view >= bound) & torch.isfinite(view)
+    return found.cpu().numpy()
 
 
 def _largest(view: Tensor, numbers: Tensor, term) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from quotientnet.exponents import (
     compact_group,
     crowd,
+    entries_above,
     fixed_entries,
     largest_by_side,
     rows_at,
@@ -24,6 +25,9 @@ __all__ = ["Equalisation", "equalise"]
 _SWEEPS = 20_000
 _BETWEEN = 8
 """Sweeps between attempts to solve for the equations that are active."""
+
+_AHEAD, _WIDEST = 64.0, 0.3
+"""Entries are watched that are so many gaps below the largest, at most so far."""
 
 
 @dataclass(frozen=True)
@@ -60,57 +64,87 @@ def equalise(
     Raises:
         RuntimeError: No convergence.
     """
-    x = _Logarithms(w, group, levels.numpy())
-    gap = x.gap()
-    for sweep in range(_SWEEPS):
-        residual = gap.size
-        if residual <= tolerance:
-            return Equalisation(torch.from_numpy(x.t), residual, sweep)
-        jump = gap.solution() if sweep % _BETWEEN == _BETWEEN - 1 else None
-        if jump is not None:
-            x.move(jump)
-            landed = x.gap()
-            if landed.size < residual:
-                gap = landed
-                continue
-            x.move(-jump)
-        x.move(gap.own_steps / x.crowd)
-        gap = x.gap()
+    small, values = compact_group(group), _logarithms(w, group)
+    t, sweeps, margin = np.zeros(group.dimension), 0, 0.0
+    while sweeps < _SWEEPS:
+        near = _Near(small, values, levels.numpy(), margin)
+        moved = np.zeros_like(t)
+        while near.gap.size > tolerance and sweeps < _SWEEPS:
+            sweeps += 1
+            step = near.step(sweeps % _BETWEEN == 0)
+            if not near.contains(moved + step):
+                if not moved.any():  # a far step: look at everything anew after it
+                    moved = step
+                break
+            moved = moved + step
+            near.move(step)
+        if not moved.any():
+            if near.gap.size <= tolerance:
+                return Equalisation(torch.from_numpy(t), near.gap.size, sweeps)
+        size = near.gap.size
+        margin = min(_AHEAD * size, _WIDEST) if 2 * size < _WIDEST else 0.0
+        t = t + moved
+        values = values + small.exponents(torch.from_numpy(moved).to(values.device))
     raise RuntimeError(
-        f"equalise: after {_SWEEPS} sweeps two sides still differ by {gap.size:.1e} in their "
+        f"equalise: after {_SWEEPS} sweeps two sides still differ by {near.gap.size:.1e} in their "
         "logarithms"
     )
 
 
-class _Logarithms:
-    """The logarithms of a point's entries, and the coordinates it was moved by."""
+def _logarithms(w: Tensor, group: ScalingGroup) -> Tensor:
+    """The logarithms of the largest entries that are scaled alike, on the compact group."""
+    pieces = []
+    for entry in compact_group(group).layout.entries:
+        full = group.layout[entry.name]
+        piece = w[full.slice].reshape(full.shape).double().abs().log_()
+        axes = [a for a, n in enumerate(entry.shape) if n != full.shape[a]]
+        piece = piece.amax(axes, keepdim=True) if axes else piece
+        fixed = fixed_entries(group.incidence.get(entry.name, ()))
+        if fixed is not None:
+            piece = piece.masked_fill(torch.from_numpy(fixed).to(w.device), -np.inf)
+        if full.passive:
+            piece = torch.full_like(piece, -np.inf)
+        pieces.append(piece.reshape(-1))
+    return torch.cat(pieces)
 
-    def __init__(self, w: Tensor, group: ScalingGroup, levels: np.ndarray):
-        self.group, self.levels = compact_group(group), levels
-        self.crowd, self.t = crowd(group), np.zeros(group.dimension)
-        pieces = []
-        for entry in self.group.layout.entries:
-            full = group.layout[entry.name]
-            piece = w[full.slice].reshape(full.shape).double().abs().log()
-            axes = [a for a, n in enumerate(entry.shape) if n != full.shape[a]]
-            piece = piece.amax(axes, keepdim=True) if axes else piece
-            fixed = fixed_entries(group.incidence.get(entry.name, ()))
-            if fixed is not None:
-                piece = piece.masked_fill(torch.from_numpy(fixed).to(w.device), -np.inf)
-            if full.passive:
-                piece = torch.full_like(piece, -np.inf)
-            pieces.append(piece.reshape(-1))
-        self.values = torch.cat(pieces)
+
+class _Near:
+    """The entries within a margin of the largest: no other can become one by a small move."""
+
+    def __init__(self, group: ScalingGroup, values: Tensor, levels, margin: float):
+        top, places, _ = largest_by_side(group, values)
+        if margin:
+            places = np.flatnonzero(entries_above(group, values, top - margin))
+        else:
+            places = np.unique(places[np.isfinite(top)])
+        self.rows = rows_at(group, places)
+        self._values = values[torch.from_numpy(places).to(values.device)].cpu().numpy()
+        self._levels, self._crowd = levels, crowd(group)
+        weight = float(abs(self.rows).sum(1).max(initial=0.0)) or 1.0
+        self._reach = margin / (4 * weight)
+        self._largest = _Largest(self.rows)
+        self.gap = self._gap(self._values)
+
+    def _gap(self, values: np.ndarray) -> _Gap:
+        return _Gap(self.rows, self._largest(values), self._levels)
+
+    def contains(self, moved: np.ndarray) -> bool:
+        """Whether the largest entries are still among these after a move."""
+        return bool(abs(moved).max(initial=0.0) <= self._reach)
 
     def move(self, step: np.ndarray) -> None:
-        """Add a step to the coordinates; the entries follow."""
-        self.t = self.t + step
-        exponents = self.group.exponents(torch.from_numpy(step).to(self.values.device))
-        self.values = self.values + exponents
+        """Move the entries."""
+        self._values = self._values + self.rows @ step
+        self.gap = self._gap(self._values)
 
-    def gap(self) -> _Gap:
-        """How far each generator is from equality where the entries are now."""
-        return _Gap(self.group, self.levels, *largest_by_side(self.group, self.values))
+    def step(self, jump: bool) -> np.ndarray:
+        """The damped step of every generator, or a jump to the solution if that is nearer."""
+        solution = self.gap.solution() if jump else None
+        if solution is not None and self.contains(solution):
+            landed = self._gap(self._values + self.rows @ solution)
+            if landed.size < self.gap.size:
+                return solution
+        return self.gap.own_steps / self._crowd
 
 
 class _Gap:
@@ -120,8 +154,9 @@ class _Gap:
     Of generators with one side, only those with a level of its sign have an equality.
     """
 
-    def __init__(self, group: ScalingGroup, levels: np.ndarray, top, where, exponents):
-        self._group, self._where = group, where
+    def __init__(self, rows: sparse.csr_array, largest, levels: np.ndarray):
+        top, self._where, exponents = largest
+        self._rows = rows
         finite = np.isfinite(top)
         both, sign = finite.all(0), np.array([[1.0], [-1.0]])
         active = finite & (both | (sign * levels > 0))
@@ -148,8 +183,7 @@ class _Gap:
 
     def solution(self) -> np.ndarray | None:
         """The Newton step on the equations of the entries that are largest now, if it is one."""
-        rows = rows_at(self._group, self._where.reshape(-1))
-        count = len(self.value)
+        rows, count = self._rows[self._where.reshape(-1)], len(self.value)
         weights = [sparse.diags_array(w) for w in self._weights]
         idle = sparse.diags_array((self._speed == 0).astype(float))
         matrix = weights[0] @ rows[:count] + weights[1] @ rows[count:] + idle
@@ -158,3 +192,30 @@ class _Gap:
         except RuntimeError:  # singular: these equations leave a choice
             return None
         return step if np.isfinite(step).all() else None
+
+
+class _Largest:
+    """For each generator the largest value among rows with positive exponent, and with negative."""
+
+    def __init__(self, rows: sparse.csr_array):
+        self._shape = (2, rows.shape[1])
+        line = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+        cell = rows.indices + rows.shape[1] * (rows.data < 0)
+        order = np.argsort(cell, kind="stable")
+        self._line, self._data = line[order], rows.data[order]
+        self._cells, self._starts = np.unique(cell[order], return_index=True)
+        self._owner = np.repeat(
+            np.arange(len(self._cells)), np.diff(self._starts, append=len(line))
+        )
+
+    def __call__(self, values: np.ndarray):
+        """Values (``-inf`` if there is none), row numbers, exponents, shape ``(2, dimension)``."""
+        each = values[self._line]
+        found = np.maximum.reduceat(each, self._starts) if len(each) else each
+        place = np.flatnonzero(each == found[self._owner])
+        result = []
+        for data, empty in ((each, -np.inf), (self._line, 0), (self._data, 0.0)):
+            whole = np.full(self._shape[0] * self._shape[1], empty)
+            whole[self._cells[self._owner[place]]] = data[place]
+            result.append(whole.reshape(self._shape))
+        return result

@@ -51,7 +51,6 @@ def main() -> None:
     tasks = {
         "canonical form, at initialisation": (lambda: qn.canonical(w, group), 12.0),
         "canonical form, scales e^±5 apart": (lambda: qn.canonical(far, group), 12.0),
-        "largest entries equal": (lambda: qn.canonical(w, group, norm="max"), None),
         "one projection": (lambda: manifold.proju(w, u), 2.0),
         "its solve": (lambda: gram.solve(rates), 2.0),
         "first projection at a point": (fresh_projection, None),

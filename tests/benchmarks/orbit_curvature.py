@@ -43,8 +43,8 @@ def main() -> None:
         r = rows[-1]
         met = max(r["trace_moved"], r["norm_moved"]) <= TARGET
         print(
-            f"{name:26} trace ±{r['trace_moved']:.1e}  λmax ±{r['norm_moved']:.1e}  Euclidean trace "
-            f"×{r['euclidean_trace']:.1e}  λmax ×{r['euclidean_norm']:.1e}  "
+            f"{name:26} trace ±{r['trace_moved']:.1e}  λmax ±{r['norm_moved']:.1e}  Euclidean "
+            f"trace ×{r['euclidean_trace']:.1e}  λmax ×{r['euclidean_norm']:.1e}  "
             f"{'met' if met else 'MISSED'}",
             flush=True,
         )
