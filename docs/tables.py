@@ -12,16 +12,9 @@ def write() -> None:
     """Write the tables of ``benchmarks.rst`` into ``_generated``."""
     target = FOLDER / "_generated"
     target.mkdir(exist_ok=True)
-    geometry = json.loads((FOLDER / "results/geometry.json").read_text())
-    rows = [["Operation", "Ratio", "Target", "Milliseconds"]]
-    for m in geometry["measurements"]:
-        bound = f"{m['target']:.2f}" if m["target"] else ""
-        rows.append([m["task"], f"{m['ratio']:.2f}", bound, f"{m['milliseconds']:.1f}"])
-    facts = (
-        f"torch {geometry['torch']}, {geometry['threads']} threads, "
-        f"{geometry['gpu'] or 'no GPU'}, peak memory {geometry['peak_mebibytes']} MiB."
-    )
-    (target / "geometry.rst").write_text(_table(rows) + "\n" + facts + "\n")
+    for name in ("geometry", "balance"):
+        (target / f"{name}.rst").write_text(_ratios(name))
+    (target / "orbit_curvature.rst").write_text(_orbit_curvature())
     rows = [
         [
             "Network",
@@ -54,6 +47,36 @@ def write() -> None:
             *(f"{m:.0f}" for m in memory),
         ])  # fmt: skip
     (target / "discover.rst").write_text(_table(rows))
+
+
+def _ratios(name: str) -> str:
+    """The table of a benchmark of ratios."""
+    facts = json.loads((FOLDER / f"results/{name}.json").read_text())
+    rows = [["Operation", "Ratio", "Target", "Milliseconds"]]
+    for m in facts["measurements"]:
+        bound = f"{m['target']:.2f}" if m["target"] else ""
+        rows.append([m["task"], f"{m['ratio']:.2f}", bound, f"{m['milliseconds']:.1f}"])
+    return (
+        f"{_table(rows)}\ntorch {facts['torch']}, {facts['threads']} threads, "
+        f"{facts['gpu'] or 'no GPU'}, peak memory {facts['peak_mebibytes']} MiB.\n"
+    )
+
+
+def _orbit_curvature() -> str:
+    facts = json.loads((FOLDER / "results/orbit_curvature.json").read_text())
+    rows = [[
+        "Network", "Parameters", "Generators", "Trace", "λmax", "Euclidean trace", "Euclidean λmax",
+    ]]  # fmt: skip
+    for r in facts["rows"]:
+        rows.append([
+            r["network"], str(r["parameters"]), str(r["generators"]),
+            f"±{r['trace_moved']:.0e}", f"±{r['norm_moved']:.0e}",
+            f"×{r['euclidean_trace']:.0e}", f"×{r['euclidean_norm']:.0e}",
+        ])  # fmt: skip
+    return (
+        f"{_table(rows)}\nLargest changes over {facts['points']} random points of one orbit, "
+        f"with scales over {facts['decades']:g} orders of magnitude.\n"
+    )
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -1,6 +1,6 @@
 """The Riemannian geometry of network parameters modulo the symmetries of the network."""
 
-from quotientnet import curvature, sharpness, symmetry
+from quotientnet import curvature, reparametrisation, sharpness, symmetry
 from quotientnet.errors import NotOnManifoldError
 from quotientnet.estimate import Estimate
 from quotientnet.group import ScalingGroup
@@ -30,9 +30,7 @@ from quotientnet.version import __version__
 __all__ = [
     "ParameterLayout", "ScalingGroup", "Unit", "Scale", "Term", "discover", "Symmetry",
     "verify_sound", "verify_complete", "layer_scale_group", "transform", "canonical", "balance",
-    "QuotientManifold",
-    "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient", "BalancedQuotient",
-    "NotOnManifoldError",
-    "Objective", "Point", "Operator", "DenseOperator", "Estimate", "curvature", "sharpness",
-    "symmetry", "__version__",
+    "QuotientManifold", "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient",
+    "BalancedQuotient", "NotOnManifoldError", "Objective", "Point", "Operator", "DenseOperator",
+    "Estimate", "curvature", "sharpness", "symmetry", "reparametrisation", "__version__",
 ]  # fmt: skip

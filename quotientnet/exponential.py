@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from quotientnet.couplings import reduced
+from quotientnet.exponents import compact_group, crowd, fixed_entries, sums_by_exponent
 from quotientnet.gram import Gram
 from quotientnet.group import ScalingGroup
-from quotientnet.exponents import compact_group, crowd, fixed_entries, sums_by_exponent
 from quotientnet.layout import Entry
 from quotientnet.recession import recession
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import log
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from quotientnet import sharpness
-from quotientnet.group import ScalingGroup
 from quotientnet.manifolds import LayerScaleQuotient, NodeWiseQuotient
 from quotientnet.objective import Objective
+from quotientnet.reparametrisation import layer_scales
 from quotientnet.symmetry import Symmetry
 
 __all__ = ["Row", "equivalent_points", "measure_points", "format_table"]
@@ -66,42 +64,13 @@ def equivalent_points(
     layers, units = symmetry.layer_scales, symmetry.group
     yield "w", w
     for name, scales in PAPER_SCALES.items():
-        yield name, layers.act(w, layer_coordinates(layers, scales))
+        yield name, layers.act(w, layer_scales(layers, scales))
     yield "random layer scales", layers.act(
         w, layers.random(spread=2.0, generator=generator)
     )
     yield "random unit scales", units.act(
         w, units.random(spread=1.0, generator=generator)
     )
-
-
-def layer_coordinates(group: ScalingGroup, scales: Sequence[float]) -> Tensor:
-    """The coordinates, shape ``(k,)``, that scale the weights of a network by the given scales.
-
-    Args:
-        group: A group that scales each tensor uniformly, from :func:`layer_scale_group`.
-        scales: A positive scale for each tensor of two axes or more, in the order of the layout.
-
-    Raises:
-        ValueError: Another number of scales, or no element of the group has these.
-    """
-    weights = [entry.start for entry in group.layout.entries if len(entry.shape) > 1]
-    logs = [log(scale) if scale > 0 else float("nan") for scale in scales]
-    target = torch.tensor(logs, dtype=torch.float64)
-    exponents = group.exponents(torch.eye(group.dimension, dtype=torch.float64)).T[
-        weights
-    ]
-    if len(scales) != len(weights):
-        raise ValueError(
-            f"layer_coordinates: got {len(scales)} scales for {len(weights)} weights"
-        )
-    t = torch.from_numpy(np.linalg.pinv(exponents.numpy())) @ target
-    if not (exponents @ t - target).abs().amax() < 1e-6:
-        raise ValueError(
-            f"layer_coordinates: no element of the group scales the weights by {scales}; in a "
-            "chain, scales must be positive with product 1"
-        )
-    return t
 
 
 def measure_points(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import chains
 import torch
 from torch import nn
 
-import chains
 import quotientnet as qn
 
 

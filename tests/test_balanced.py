@@ -9,12 +9,12 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, Block
 from scipy.integrate import solve_ivp
+from test_balance import dead, dense_exponents, residual_cycle, two_layers
 from torch import nn
 from torch.nn import functional as F
 
 import quotientnet as qn
 from quotientnet.manifolds.base import QuotientManifold
-from test_balance import dead, dense_exponents, residual_cycle, two_layers
 
 
 def mlp_with_zeros():

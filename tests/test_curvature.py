@@ -1,10 +1,10 @@
 """Operators, the power method and traces against dense matrices."""
 
+import chains
 import pytest
 import torch
 from cases import NETWORKS
 
-import chains
 import quotientnet as qn
 from quotientnet.curvature import hutchinson_trace, power_method
 

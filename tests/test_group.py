@@ -3,13 +3,13 @@
 import copy
 import pickle
 
+import chains
 import numpy as np
 import pytest
 import torch
 from cases import NETWORKS
 from scipy import sparse
 
-import chains
 import quotientnet as qn
 from quotientnet import exact
 from quotientnet.gram import Gram

@@ -1,12 +1,12 @@
 """Every law on every case, and each law shown to fail on a manifold broken on purpose."""
 
+import chains
 import pytest
 import torch
 from cases import CASES, NETWORKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import chains
 import quotientnet as qn
 from quotientnet.testing import (
     GROUP_LAWS,

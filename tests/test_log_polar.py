@@ -2,6 +2,7 @@
 
 from math import log, pi, sqrt
 
+import chains
 import geoopt
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ import torch
 from cases import NETWORKS
 from scipy.integrate import solve_ivp
 
-import chains
 import quotientnet as qn
 
 TWO = qn.ParameterLayout({"first": (1, 2), "second": (2, 1)})

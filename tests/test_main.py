@@ -14,7 +14,6 @@ from quotientnet.digits import load_digits, make_network, train
 from quotientnet.invariance import (
     COLUMNS,
     format_table,
-    layer_coordinates,
     measure_points,
 )
 from quotientnet.plot import plot_invariance
@@ -78,17 +77,6 @@ def test_training_depends_on_the_seed_alone():
             torch.cat([p.detach().reshape(-1) for p in network.parameters()])
         )
     assert torch.equal(*weights)
-
-
-def test_layer_coordinates():
-    group = qn.discover(NETWORKS["mlp"].build(), NETWORKS["mlp"].data()[0]).layer_scales
-    t = layer_coordinates(group, (5, 4, 1 / 20))
-    assert t.exp().tolist() == pytest.approx([5, 20])
-    for scales in ((2, 3, 4), (-1, -1, 1), (0, 1, 1)):
-        with pytest.raises(ValueError, match="positive with product 1"):
-            layer_coordinates(group, scales)
-    with pytest.raises(ValueError, match="2 scales for 3 weights"):
-        layer_coordinates(group, (2, 0.5))
 
 
 def test_refusals(capsys, tmp_path, monkeypatch):

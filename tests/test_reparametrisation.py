@@ -62,18 +62,22 @@ def test_what_is_not_given_moves_least():
         torch.testing.assert_close(views[name], torch.full_like(views[name], -log(2)))
 
 
-def test_layer_scales_do_what_layer_coordinates_did():
+def test_the_papers_layer_scales_from_either_group():
+    """rangamani2019 Table 2, by the whole group and by its coarsest part."""
     network = NETWORKS["mlp"]
     symmetry = qn.discover(network.build(), network.data()[0])
     w = symmetry.group.layout.flatten(network.build())
     for scales in [(5, 4, 1 / 20), (100, 30, 1 / 3000)]:
-        old = symmetry.layer_scales.act(
-            w, invariance.layer_coordinates(symmetry.layer_scales, scales)
-        )
-        for group in (symmetry, symmetry.layer_scales):
-            t = rp.layer_scales(group, scales)
-            new = getattr(group, "group", group).act(w, t)
-            torch.testing.assert_close(new, old, rtol=1e-13, atol=0)
+        for group in (symmetry.group, symmetry.layer_scales):
+            ratio = group.layout.unflatten(
+                group.act(w, rp.layer_scales(group, scales)) / w
+            )
+            weights = [r for name, r in ratio.items() if "weight" in name]
+            for found, scale in zip(weights, scales):
+                torch.testing.assert_close(found, torch.full_like(found, scale))
+    assert rp.layer_scales(symmetry.layer_scales, (5, 4, 1 / 20)).exp().tolist() == (
+        pytest.approx([5, 20])
+    )
 
 
 def test_layer_scales_of_a_group_too_large_for_a_dense_inverse():

@@ -137,10 +137,13 @@ class BalancedQuotient(QuotientManifold):
 
         Solves ``VᵀV t = Vᵀ E u`` with ``V = diag(w*) A``.
         """
-        d = self._checked_frame(x, "vertical_coordinates", u)
-        rates = self.group.adjoint(self._keep((d * d) * (x * u)).double())
+        self._check_tangents("vertical_coordinates", x, u)
         if x.ndim == 1:
-            return self._at(x)[0].gram.solve(rates).to(u)
+            (place,) = self._at(x)
+            rates = self._keep((place.frame.square() * x) * u).double()
+            return place.gram.solve(self.group.adjoint(rates)).to(u)
+        d = self.frame(x)
+        rates = self.group.adjoint(self._keep((d * d) * (x * u)).double())
         places = self._at(x.expand(*rates.shape[:-1], x.shape[-1]))
         return _solved(places, rates).to(u)
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from quotientnet.group import ScalingGroup, as_group
+from quotientnet.symmetry.derivative import slope
 from quotientnet.symmetry.discover import call_arguments
 from quotientnet.symmetry.explanation import Symmetry
-from quotientnet.symmetry.derivative import slope
 from quotientnet.symmetry.replica import (
     Degenerate,
     Replica,

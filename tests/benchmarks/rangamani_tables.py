@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import quotientnet as qn
-from quotientnet.invariance import layer_coordinates
+from quotientnet.reparametrisation import layer_scales
 
 SCALES = {
     "F1": [(5, 4, 1 / 20), (100, 30, 1 / 3000)],
@@ -65,7 +65,7 @@ def measure(network: str, dtype: torch.dtype) -> list[dict]:
     for scales in (ones, *SCALES[network]):
         started = perf_counter()
         point = objective.at(
-            manifold.group.act(w, layer_coordinates(manifold.group, scales))
+            manifold.group.act(w, layer_scales(manifold.group, scales))
         )
         riemannian = qn.sharpness.riemannian_spectral_norm(point, manifold, **options)
         # The Euclidean number moves by orders of magnitude: four digits are enough.
