@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import NETWORKS
 from torch import nn
 
 import quotientnet as qn
