@@ -87,7 +87,7 @@ class BalancedQuotient(QuotientManifold):
     def _leave_out(self, point: Tensor) -> None:
         """Restrict the group to the generators that have a balance at a point."""
         found = balancing(point, self.group, levels=self.levels, runaways="exclude")
-        left = torch.tensor([name in set(found.excluded) for name in self.group.names])
+        left = ~found.balanced
         kept = self.group.without(left.numpy())
         support = (point != 0).cpu() & ~self._frozen.mask
         free = torch.nonzero(~left)[:, 0][kept.gram(support).free_generators]

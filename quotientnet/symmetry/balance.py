@@ -38,7 +38,9 @@ class Balancing:
     Attributes:
         t: Its coordinates, float64, shape ``(dimension,)``; 0 for generators that are left out.
         levels: The level of each generator, shape ``(dimension,)``.
-        excluded: The generators that run away and were left out on request, by name.
+        balanced: Which generators are in balance, boolean, shape ``(dimension,)``; the others run
+            away and were left out on request.
+        excluded: Those, by name.
         residual: The largest difference between the two sides of a generator's balance, relative
             to their sum.
         iterations: Sweeps and Newton steps.
@@ -46,6 +48,7 @@ class Balancing:
 
     t: Tensor = field(repr=False)
     levels: Tensor = field(repr=False)
+    balanced: Tensor = field(repr=False)
     excluded: tuple[str, ...]
     residual: float
     iterations: int
@@ -131,7 +134,7 @@ def balancing(
         t[~excluded] += own.t
         residual, iterations = own.residual, iterations + own.iterations
     names = tuple(group.names[j] for j in torch.nonzero(excluded)[:, 0].tolist())
-    return Balancing(t, c, names, residual, iterations)
+    return Balancing(t, c, ~excluded, names, residual, iterations)
 
 
 def canonical(w: Tensor, group: ScalingGroup | Symmetry, **options) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from quotientnet.testing.laws import Verdict, registry
+from quotientnet.symmetry import balancing
+from quotientnet.testing.laws import Verdict, registry, worst
 from quotientnet.testing.samples import Sample
 
 __all__ = ["GROUP_LAWS", "check_group"]
@@ -81,3 +82,41 @@ def gram_solve_recovers_exponents(s):
     solved = s.group.gram().solve(s.group.adjoint(exponents)).to(s.dtype)
     size = exponents.abs().max().clamp(min=torch.finfo(s.dtype).tiny)
     return float((s.group.exponents(solved) - exponents).abs().max() / size)
+
+
+@law()
+def canonical_points_are_one_an_orbit(s):
+    """The canonical point is the same along the orbit, under the generators that have a balance."""
+    found = 0.0
+    for x, t in zip(_rows(s.x), _rows(s.t)):
+        kept = _balanced_part(s.group, x)
+        moved = kept.act(x, t[balancing(x, s.group, runaways="exclude").balanced])
+        found = worst(found, _difference(kept, moved, x))
+    return found
+
+
+@law()
+def canonical_points_are_their_own(s):
+    """The canonical point of a canonical point is that point."""
+    found = 0.0
+    for x in _rows(s.x):
+        kept = _balanced_part(s.group, x)
+        star = kept.act(x, balancing(x, kept).t.to(x))
+        found = worst(found, _difference(kept, star, x))
+    return found
+
+
+def _rows(x):
+    return x.unsqueeze(0).flatten(0, -2)
+
+
+def _balanced_part(group, x):
+    """The group of the generators that have a balance at ``x``."""
+    return group.without(~balancing(x, group, runaways="exclude").balanced.cpu())
+
+
+def _difference(group, x, y) -> float:
+    """How far the canonical parameters of two points are apart, each by its own size."""
+    n = group.layout.parameter_size
+    a, b = (group.act(p, balancing(p, group).t.to(p))[:n] for p in (x, y))
+    return float(((a - b).abs() / b.abs().clamp(min=torch.finfo(b.dtype).tiny)).max())

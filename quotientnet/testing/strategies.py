@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from quotientnet.manifolds import LayerScaleQuotient, LogPolarQuotient, NodeWiseQuotient
+from quotientnet.manifolds import (
+    BalancedQuotient,
+    LayerScaleQuotient,
+    LogPolarQuotient,
+    NodeWiseQuotient,
+)
 from quotientnet.symmetry import Symmetry, discover
 from quotientnet.testing.samples import Sample
 
@@ -88,8 +93,11 @@ def groups(draw):
 
 @st.composite
 def manifolds(draw):
-    """A log-polar quotient of a drawn chain, some with parameters frozen at zero; never a point."""
+    """A quotient of a drawn chain: balanced, or log-polar and some with parameters frozen at zero;
+    never a point."""
     symmetry = draw(_symmetries())
+    if draw(st.integers(0, 3)) == 3:
+        return BalancedQuotient(symmetry)
     layout, zeros = symmetry.group.layout, None
     if draw(st.booleans()):
         density = draw(st.sampled_from([0.1, 0.5, 0.9]))
