@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
+from functools import partial
 from math import inf, log1p, nan
 
 import numpy as np
@@ -25,8 +26,8 @@ _SWEEPS = 60
 _NEAR = 0.5
 """A sweep that moves no exponent further is followed by Newton's method."""
 
-_FAR = 300.0
-"""The largest move of one sweep: its exponential is still a number."""
+_FAR, _STRIDE = 1000.0, 30.0
+"""The largest move of one sweep, and the largest change of a coordinate in one multiplication."""
 
 _PIECE = 1 << 17
 """Terms multiplied at once, a part of the cache."""
@@ -120,6 +121,9 @@ def minimise_exponentials(
         state = _State(-inf, 0.0, 0.0, 0, True)
     else:
         program.terms.masked_fill_(lost.vanishing, 0.0)
+        program.minimise(max_iterations)
+        # Once more from the coefficients themselves: what over- or underflowed on the way is right.
+        program.restart(lost.vanishing)
         state = program.minimise(max_iterations)
         state.value += program.constant
     t = torch.from_numpy(np.where(lost.moving, nan, program.t) / factor)
@@ -146,15 +150,46 @@ class _Program:
         constant: The terms that no generator moves.
     """
 
-    def __init__(self, group, coefficients, linear, factor: float):
+    def __init__(self, whole: ScalingGroup, coefficients, linear, factor: float):
         if not factor or not np.isfinite(factor):
             raise ValueError(
                 f"minimise_exponentials: factor must be finite and not 0, got {factor}"
             )
-        self.linear = _checked_linear(group, linear) / factor
-        self.group, self.terms, self.constant = _summed(group, coefficients)
-        self.t, self.iterations = np.zeros(group.dimension), 0
+        self.linear = _checked_linear(whole, linear) / factor
+        if isinstance(coefficients, Tensor):
+            whole.layout.check(coefficients, "minimise_exponentials", "coefficients")
+            coefficients = partial(_piece, coefficients.detach())
+        self._source = whole, coefficients
+        _check_coefficients(whole, coefficients)
+        self.group = compact_group(whole)
+        self.terms, self.constant = self._summed()
+        self.t, self.iterations = np.zeros(whole.dimension), 0
         self._crowd = crowd(self.group)
+
+    def _summed(self) -> tuple[Tensor, float]:
+        """The coefficients summed, and the sum of all that no generator moves."""
+        (whole, coefficients), pieces, constant = self._source, [], 0.0
+        for entry in whole.layout.entries:
+            piece = coefficients(entry).reshape(entry.shape)
+            if entry.name not in whole.incidence:
+                constant += float(piece.sum(dtype=torch.float64))
+                continue
+            piece = reduced(piece, entry.shape, self.group.layout[entry.name].shape)
+            fixed = fixed_entries(whole.incidence[entry.name])
+            if fixed is not None:
+                fixed = torch.from_numpy(fixed).to(piece.device)
+                constant += float(piece[fixed].sum())
+                piece = piece.masked_fill(fixed, 0.0)
+            pieces.append(piece.reshape(-1))
+        if not pieces:
+            pieces.append(torch.zeros(self.group.layout.size, dtype=torch.float64))
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone(), constant
+
+    def restart(self, vanishing: Tensor) -> None:
+        """The terms anew at the present coordinates, without those that vanish."""
+        self.terms, _ = self._summed()
+        self.terms.masked_fill_(vanishing, 0.0)
+        self._follow(self.t)
 
     # -- sums over the terms ---
 
@@ -176,10 +211,15 @@ class _Program:
     def move(self, step: np.ndarray) -> None:
         """Add a step to the coordinates; the terms follow."""
         self.t = self.t + step
+        self._follow(step)
+
+    def _follow(self, step: np.ndarray) -> None:
+        # A far step in stages, so that no factor leaves the range of numbers.
+        stages = 1 + int(abs(step).max(initial=0.0) / _STRIDE)
         views = self.group.layout.unflatten(self.terms)
-        for name, factors in self._scales(step).items():
+        for name, factors in self._scales(step / stages).items():
             for piece, *parts in _chunks(views[name], [f.exp() for f in factors]):
-                for part in parts:
+                for part in parts * stages:
                     piece.mul_(part)
 
     def reach(self, step: np.ndarray) -> float:
@@ -272,40 +312,21 @@ def _chunks(view: Tensor, parts: list[Tensor]):
         yield view[start:stop], *(p[start:stop] if len(p) > 1 else p for p in parts)
 
 
-def _summed(group: ScalingGroup, coefficients):
-    """The group on summed entries, their sums, and the sum of all that no generator moves."""
-    if isinstance(coefficients, Tensor):
-        group.layout.check(coefficients, "minimise_exponentials", "coefficients")
-        flat = coefficients.detach()
-        coefficients = lambda entry: flat[entry.slice]  # noqa: E731
-    small, pieces, constant = compact_group(group), [], 0.0
+def _piece(coefficients: Tensor, entry: Entry) -> Tensor:
+    return coefficients[entry.slice]
+
+
+def _check_coefficients(group: ScalingGroup, coefficients) -> None:
     for entry in group.layout.entries:
-        piece = coefficients(entry).reshape(entry.shape)
-        _check_coefficients(piece, entry.name)
-        if entry.name not in group.incidence:
-            constant += float(piece.sum(dtype=torch.float64))
-            continue
-        piece = reduced(piece, entry.shape, small.layout[entry.name].shape)
-        fixed = fixed_entries(group.incidence[entry.name])
-        if fixed is not None:
-            fixed = torch.from_numpy(fixed).to(piece.device)
-            constant += float(piece[fixed].sum())
-            piece = piece.masked_fill(fixed, 0.0)
-        pieces.append(piece.reshape(-1))
-    if not pieces:
-        return small, torch.zeros(small.layout.size, dtype=torch.float64), constant
-    return small, torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone(), constant
-
-
-def _check_coefficients(piece: Tensor, name: str) -> None:
-    # A sum is NaN or infinite if an entry is, and cheaper to look at.
-    low = float(piece.min()) if piece.numel() else 0.0
-    if low < 0 or not np.isfinite(float(piece.sum(dtype=torch.float64))):
-        bad = int((~torch.isfinite(piece) | (piece < 0)).sum())
-        raise ValueError(
-            f"minimise_exponentials: {max(bad, 1)} coefficients of {name!r} are negative, NaN or "
-            "infinite; they must be finite and at least 0"
-        )
+        piece = coefficients(entry)
+        # A sum is NaN or infinite if an entry is, and cheaper to look at.
+        low = float(piece.min()) if piece.numel() else 0.0
+        if low < 0 or not np.isfinite(float(piece.sum(dtype=torch.float64))):
+            bad = int((~torch.isfinite(piece) | (piece < 0)).sum())
+            raise ValueError(
+                f"minimise_exponentials: {bad} coefficients of {entry.name!r} are negative, NaN "
+                "or infinite, or their sum overflows; they must be finite and at least 0"
+            )
 
 
 def _checked_linear(group: ScalingGroup, linear) -> np.ndarray:

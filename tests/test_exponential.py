@@ -127,6 +127,35 @@ def test_many_generators_take_the_same_path(monkeypatch):
     torch.testing.assert_close(iterative.t, dense.t, rtol=0, atol=1e-12)
 
 
+def test_no_newton_step_goes_uphill():
+    """A long chain whose first weights are large: every layer is in its own balance soon, the
+    whole is not, and full Newton steps would overshoot by orders of magnitude."""
+    layers = 80
+    a = np.eye(layers, dtype=int)[:, :-1] - np.eye(layers, dtype=int)[:, 1:]
+    c = torch.exp(torch.linspace(60.0, -60.0, layers, dtype=torch.float64))
+    c[: layers // 4] *= 1e30
+    steps = [
+        minimise_exponentials(dense_group(a), c, max_iterations=k) for k in range(12)
+    ]
+    values = np.array([found.value for found in steps])
+    assert (np.diff(values) <= 1e-12 * values[:-1]).all() and values[0] > 2 * values[-1]
+    found = minimise_exponentials(dense_group(a), c)
+    assert found.converged
+    expected = layers * float(c.log().mean().exp())
+    assert found.value == pytest.approx(expected, rel=1e-12)
+
+
+def test_terms_that_underflow_on_the_way_come_back():
+    """From scales of 1e±130 sweeps pass through numbers that float64 does not have."""
+    group = pairs(6, 6)
+    c = torch.from_numpy(numbers(8, 72, 3.0))
+    near = minimise_exponentials(group, c)
+    sign = torch.where(torch.arange(12) % 2 == 0, 300.0, -300.0).double()
+    far = minimise_exponentials(group, group.act(c, sign))
+    assert far.converged and far.residual < 1e-12
+    assert far.value == pytest.approx(near.value, rel=1e-11)
+
+
 def test_a_function_of_the_entry_makes_the_coefficients():
     group = pairs(3, 2)
     c = torch.from_numpy(numbers(5, 12))
