@@ -187,6 +187,7 @@ class _Program:
 
     def restart(self, vanishing: Tensor) -> None:
         """The terms anew at the present coordinates, without those that vanish."""
+        del self.terms  # to be made anew, not twice
         self.terms, _ = self._summed()
         self.terms.masked_fill_(vanishing, 0.0)
         self._follow(self.t)

@@ -180,6 +180,7 @@ def test_entries_on_which_terms_cancel_do_not_move():
     found = minimise_exponentials(group, c)
     balanced = (c * group.exponents(found.t).exp()).reshape(3, 3)
     torch.testing.assert_close(balanced.sum(0), balanced.sum(1), rtol=1e-13, atol=0)
+    assert found.value == pytest.approx(float(balanced.sum()), rel=1e-13)
 
 
 # -- infima that are not attained ---
@@ -253,6 +254,18 @@ def test_a_level_without_terms_is_unbounded():
     assert found.value == -np.inf and found.runaways == ("h1",)
     found = minimise_exponentials(group, torch.tensor([1.0, 0.0]), torch.tensor([-1.0]))
     assert found.value == -np.inf
+
+
+def test_a_source_and_a_drain_of_one_size_leave_nothing_for_others():
+    """What the source gives is what the drain takes, so the term from outside must vanish."""
+    group = dense_group([[0, 1, 0], [0, -1, 1], [-1, 1, 0]])
+    b = torch.tensor([-1.0, 0.0, 1.0])
+    found = minimise_exponentials(group, torch.tensor([2.0, 0.5, 3.0]), b)
+    assert not found.attained and np.isfinite(found.value)
+    more = minimise_exponentials(
+        group, torch.tensor([2.0, 0.5, 3.0]), torch.tensor([-1.0, 0.0, 1.5])
+    )
+    assert more.attained and more.converged
 
 
 def test_nothing_at_all_is_a_minimum():
