@@ -48,7 +48,8 @@ def transform(
 
     Running statistics move too. The state of an optimizer is moved as what it stores: a momentum of
     gradients by :math:`e^{-At}`, their squares by :math:`e^{-2At}`, so that it is what it would
-    have become along the equivalent trajectory.
+    have become from the gradients of the equivalent points. (Weight decay that is added to gradients
+    is no gradient of the loss: its part of a momentum is moved like the rest.)
 
     Args:
         model: Any module.
