@@ -14,9 +14,9 @@ from torch import Tensor
 from quotientnet.couplings import reduced
 from quotientnet.exponents import compact_group, crowd, fixed_entries, sums_by_exponent
 from quotientnet.gram import Gram
-from quotientnet.group import ScalingGroup
+from quotientnet.group import ScalingGroup, as_group
 from quotientnet.layout import Entry
-from quotientnet.recession import recession
+from quotientnet.recession import Recession, recession
 
 __all__ = ["Minimum", "minimise_exponentials"]
 
@@ -28,6 +28,9 @@ _NEAR = 0.5
 
 _FAR, _STRIDE = 1000.0, 30.0
 """The largest move of one sweep, and the largest change of a coordinate in one multiplication."""
+
+_BALANCED = 1e-10
+"""The largest relative residual of a minimum."""
 
 _PIECE = 1 << 17
 """Terms multiplied at once, a part of the cache."""
@@ -86,7 +89,7 @@ def minimise_exponentials(
     :math:`m_i (1 - (A \delta)_i)` are then positive multipliers that balance exactly.
 
     Args:
-        group: ``A``, by the layout's entries and the generators.
+        group: ``A``, by the layout's entries and the generators; or what ``discover`` returned.
         coefficients: ``c ≥ 0``, shape ``(size,)``, or a function that makes the piece of an entry
             (to save memory).
         linear: ``b``, shape ``(dimension,)``; 0 if omitted.
@@ -107,6 +110,7 @@ def minimise_exponentials(
     Example:
         >>> import torch
         >>> import quotientnet as qn
+        >>> from quotientnet.exponential import minimise_exponentials
         >>> layout = qn.ParameterLayout({"a": (1,), "b": (1,)})
         >>> unit = qn.Unit("unit", 1, (qn.Scale("a", None), qn.Scale("b", None, -1)))
         >>> group = qn.ScalingGroup.from_units(layout, [unit])
@@ -114,19 +118,20 @@ def minimise_exponentials(
         >>> round(found.value, 9), round(found.t.exp().item(), 9)
         (4.0, 2.0)
     """
+    group = as_group(group, "minimise_exponentials")
     program = _Program(group, coefficients, linear, factor)
     lost = recession(program.group, program.terms, program.linear)
     names = tuple(group.names[j] for j in np.flatnonzero(lost.moving))
     if lost.unbounded:
         state = _State(-inf, 0.0, 0.0, 0, True)
     else:
-        program.terms.masked_fill_(lost.vanishing, 0.0)
+        program.drop(lost)
         program.minimise(max_iterations)
         # Once more from the coefficients themselves: what over- or underflowed on the way is right.
-        program.restart(lost.vanishing)
+        program.restart(lost)
         state = program.minimise(max_iterations)
         state.value += program.constant
-    t = torch.from_numpy(np.where(lost.moving, nan, program.t) / factor)
+    t = torch.from_numpy(np.where(lost.moving, nan, program.coordinates) / factor)
     return Minimum(t, state.value, names, *astuple(state)[1:])
 
 
@@ -156,7 +161,7 @@ class _Program:
                 f"minimise_exponentials: factor must be finite and not 0, got {factor}"
             )
         self.linear = _checked_linear(whole, linear) / factor
-        if isinstance(coefficients, Tensor):
+        if not callable(coefficients):
             whole.layout.check(coefficients, "minimise_exponentials", "coefficients")
             coefficients = partial(_piece, coefficients.detach())
         self._source = whole, coefficients
@@ -164,7 +169,9 @@ class _Program:
         self.group = compact_group(whole)
         self.terms, self.constant = self._summed()
         self.t, self.iterations = np.zeros(whole.dimension), 0
-        self._crowd = crowd(self.group)
+        self._rest, self._crowd = np.zeros(whole.dimension, dtype=bool), crowd(
+            self.group
+        )
 
     def _summed(self) -> tuple[Tensor, float]:
         """The coefficients summed, and the sum of all that no generator moves."""
@@ -185,11 +192,27 @@ class _Program:
             pieces.append(torch.zeros(self.group.layout.size, dtype=torch.float64))
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone(), constant
 
-    def restart(self, vanishing: Tensor) -> None:
+    def drop(self, lost: Recession) -> None:
+        """Leave out the terms that vanish, and generators that the rest does not determine."""
+        self.terms.masked_fill_(lost.vanishing, 0.0)
+        if not lost.held:
+            self._rest = np.zeros(len(self.t), dtype=bool)
+            self._rest[Gram(self.group, self.terms > 0).free_generators] = True
+            self.group = self.group.without(self._rest)
+            self.t, self.linear = self.t[~self._rest], self.linear[~self._rest]
+
+    @property
+    def coordinates(self) -> np.ndarray:
+        """All coordinates, 0 for generators that rest."""
+        whole = np.zeros(len(self._rest))
+        whole[~self._rest] = self.t
+        return whole
+
+    def restart(self, lost: Recession) -> None:
         """The terms anew at the present coordinates, without those that vanish."""
         del self.terms  # to be made anew, not twice
         self.terms, _ = self._summed()
-        self.terms.masked_fill_(vanishing, 0.0)
+        self.terms.masked_fill_(lost.vanishing, 0.0)
         self._follow(self.t)
 
     # -- sums over the terms ---
@@ -254,7 +277,7 @@ class _Program:
             gradient, residual = self.gradient()
             self.iterations += 1
         step = step if self.t.size else 0.0
-        converged = step <= _SETTLED
+        converged = step <= _SETTLED and residual <= _BALANCED
         return _State(self.value, residual, step, self.iterations, converged)
 
     def _newton(self, gradient: np.ndarray, tolerance: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from quotientnet.group import ScalingGroup
 __all__ = ["Recession", "recession"]
 
 
-_FAR = 1e4
+_FAR = 1e7
 """Bound on a direction's entries: exponents are small integers, levels are rounded."""
 
 
@@ -30,11 +30,13 @@ class Recession:
         moving: The generators that do, boolean, shape ``(dimension,)``.
         vanishing: The terms that tend to 0, boolean, shape ``(size,)``.
         unbounded: Whether the sum then tends to minus infinity.
+        held: Whether the terms that do not vanish determine every generator that moves one.
     """
 
     moving: np.ndarray
     vanishing: Tensor
     unbounded: bool
+    held: bool = False
 
     def __or__(self, other: Recession) -> Recession:
         return Recession(
@@ -97,7 +99,7 @@ def recession(group: ScalingGroup, terms: Tensor, linear: np.ndarray) -> Recessi
     terms = terms.masked_fill(found.vanishing, 0.0)
     linear = np.where(found.moving, 0.0, linear)
     if _held(group, terms, linear):
-        return found
+        return replace(found, held=True)
     places = np.flatnonzero((terms > 0).cpu().numpy())
     moving, lost, unbounded = _runaways(rows_at(group, places), linear)
     vanishing = torch.zeros(len(terms), dtype=torch.bool)
@@ -172,7 +174,8 @@ def _by_cycles(tail, head, real, count: int):
 def _by_program(rows: sparse.csr_array, linear: np.ndarray):
     """The same by linear programs: first what vanishes, then the fewest generators that do it."""
     unique, inverse = _distinct(rows)
-    conditions = sparse.vstack([unique, sparse.csr_array(-linear[None])]).tocsr()
+    level = linear / (abs(linear).max(initial=0.0) or 1.0)
+    conditions = sparse.vstack([unique, sparse.csr_array(-level[None])]).tocsr()
     lines, count = conditions.shape
     slack = sparse.hstack([conditions, sparse.eye_array(lines)])
     objective = np.r_[np.zeros(count), -np.ones(lines)]

@@ -14,6 +14,7 @@ from quotientnet.errors import NotOnManifoldError
 from quotientnet.gram import Gram
 from quotientnet.group import ScalingGroup, as_group
 from quotientnet.manifolds.base import QuotientManifold, listed
+from quotientnet.manifolds.blocks import Blocks
 from quotientnet.symmetry.balance import balancing, levels_of
 
 __all__ = ["BalancedQuotient"]
@@ -78,6 +79,7 @@ class BalancedQuotient(QuotientManifold):
     ):
         group = as_group(group, type(self).__name__)
         super().__init__(group)
+        self.blocks = Blocks(self.layout, {e.name: () for e in self.layout.entries})
         self.levels = levels_of(group, levels)
         self._places: deque[_Place] = deque(maxlen=2)
         self._supports: deque[Tensor] = deque(maxlen=2)
@@ -86,6 +88,11 @@ class BalancedQuotient(QuotientManifold):
 
     def _leave_out(self, point: Tensor) -> None:
         """Restrict the group to the generators that have a balance at a point."""
+        self.layout.check(point, self.name, "exclude")
+        if point.ndim != 1 or not torch.isfinite(point).all():
+            raise ValueError(
+                f"{self.name}: exclude must be one finite point, shape (n,)"
+            )
         found = balancing(point, self.group, levels=self.levels, runaways="exclude")
         left = ~found.balanced
         kept = self.group.without(left.numpy())
@@ -122,12 +129,34 @@ class BalancedQuotient(QuotientManifold):
         """``e^{A t*(x)}``, 1 on running statistics; shape ``(..., n)``."""
         self._check_tangents("frame", x)
         if torch.is_grad_enabled() and x.requires_grad:
-            return self._frame(_Coordinates.apply(x, self)).to(x.dtype)
+            return self._frame(self._coordinates(x)).to(x.dtype)
         frames = [place.frame for place in self._at(x)]
         return torch.stack(frames).reshape(x.shape) if frames else torch.ones_like(x)
 
     def _frame(self, t: Tensor) -> Tensor:
-        return self._frozen.fill(self.group.exponents(t).exp_(), 1.0)
+        scales = self.group.exponents(t)
+        scales = scales.exp() if scales.requires_grad else scales.exp_()
+        return self._frozen.fill(scales, 1.0)
+
+    def inner(
+        self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim=False
+    ) -> Tensor:
+        """``⟨E u, E v⟩``, shape ``(...)``; ``v`` defaults to ``u``. A class invariant."""
+        return self._products(x, u, v).sum(-1, keepdim=keepdim)
+
+    def _products(self, x: Tensor, u: Tensor, v: Tensor | None) -> Tensor:
+        d = self._checked_frame(x, "inner", u, u if v is None else v)
+        return self._keep((d * u) * (d * (u if v is None else v)))
+
+    def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
+        """The metric of each tensor, on each of its entries, shape ``(..., n)``.
+
+        Single entries are no components: horizontal vectors couple them, so that an optimizer which
+        divides by the size of an entry's gradients would divide by zero.
+        """
+        products = self._products(x, u, v)
+        sums = self.blocks.dot(products, torch.ones_like(products))
+        return self.blocks.expand(sums).to(x.dtype)
 
     # -- what the base derives, from the one factorisation ---
 
@@ -138,6 +167,10 @@ class BalancedQuotient(QuotientManifold):
         Solves ``VᵀV t = Vᵀ E u`` with ``V = diag(w*) A``.
         """
         self._check_tangents("vertical_coordinates", x, u)
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise NotImplementedError(
+                f"{self.name}.proju: differentiable in the vector only; use x.detach()"
+            )
         if x.ndim == 1:
             (place,) = self._at(x)
             rates = self._keep((place.frame.square() * x) * u).double()
@@ -173,7 +206,9 @@ class BalancedQuotient(QuotientManifold):
     # -- points ---
 
     def _coordinates(self, x: Tensor) -> Tensor:
-        """``t*``, shape ``(..., k)``, float64."""
+        """``t*``, shape ``(..., k)``, float64, differentiable once."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Coordinates.apply(x, self)
         shape = (*x.shape[:-1], self.group.dimension)
         empty = x.new_zeros(0, self.group.dimension, dtype=torch.float64)
         return torch.cat([empty, *(p.t[None] for p in self._at(x))]).reshape(shape)
@@ -193,7 +228,14 @@ class BalancedQuotient(QuotientManifold):
         reason = reason or self._idle(x)
         if reason is not None:
             raise NotOnManifoldError(f"{self.name}: {reason}")
-        t = balancing(x, self.group, levels=self.levels).t.to(x.device)
+        found = balancing(x, self.group, levels=self.levels, runaways="exclude")
+        if found.excluded:
+            raise NotOnManifoldError(
+                f"{self.name}: {len(found.excluded)} generators have no balance here and run away: "
+                f"{listed(dict.fromkeys(found.excluded, 1))}; pass exclude=w when you build the "
+                "manifold, or other levels"
+            )
+        t = found.t.to(x.device)
         frame = self._frame(t)
         weight = self._keep((frame * x).square_())
         place = _Place(x.clone(), t, frame.to(x.dtype), self.group.gram(weight))
@@ -236,12 +278,12 @@ class _Coordinates(torch.autograd.Function):
     def forward(ctx, x: Tensor, manifold: BalancedQuotient) -> Tensor:
         ctx.manifold = manifold
         ctx.save_for_backward(x)
-        return manifold._coordinates(x)
+        return manifold._coordinates(x.detach())
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         manifold, x = ctx.manifold, _Once.apply(ctx.saved_tensors[0])
-        group, t = manifold.group, manifold._coordinates(x)
+        group, t = manifold.group, manifold._coordinates(x.detach())
         pulled = group.exponents(_solved(manifold._at(x), gradient))
         scaled = group.exponents(2 * t).exp() * x.double()
         return -manifold._keep(pulled * scaled).to(x.dtype), None

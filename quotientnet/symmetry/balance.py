@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from quotientnet.errors import NotOnManifoldError
-from quotientnet.exponential import minimise_exponentials
-from quotientnet.exponents import sums_by_exponent
+from quotientnet.exponential import Minimum, minimise_exponentials
+from quotientnet.exponents import compact_group, sums_by_exponent
 from quotientnet.group import ScalingGroup, as_group
+from quotientnet.recession import Recession, recession
 from quotientnet.symmetry.equalise import equalise
 from quotientnet.symmetry.explanation import Symmetry
 from quotientnet.symmetry.transform import transform
@@ -26,6 +27,9 @@ __all__ = [
     "default_levels",
     "levels_of",
 ]
+
+_TRIED = 16
+"""Generators that are tried for a level where no balance exists without."""
 
 _SAFE = 1e150
 """Weights between this and its inverse have squares in float64."""
@@ -57,7 +61,10 @@ class Balancing:
 def default_levels(group: ScalingGroup | Symmetry) -> Tensor:
     """1 for generators whose exponents on parameters are all positive, −1 for all negative, else 0.
 
-    A filter before a normalisation gets norm 1, a hidden unit equal incoming and outgoing norms.
+    A filter before a normalisation gets norm 1, together with its bias, a hidden unit equal
+    incoming and outgoing norms. Where generators are one-signed only in combination, as those of
+    a normalised residual stream, one of them gets the level 1 or −1: that which scales the most
+    entries of those that make a balance possible.
 
     Args:
         group: A scaling group, or what :func:`~quotientnet.discover` returned.
@@ -66,14 +73,48 @@ def default_levels(group: ScalingGroup | Symmetry) -> Tensor:
         The levels, float64, shape ``(dimension,)``.
     """
     group = as_group(group, "default_levels")
-    ones = torch.zeros(group.layout.size, dtype=torch.float64)
-    ones[: group.layout.parameter_size] = 1
-    sums, none = sums_by_exponent(group, ones), np.zeros(group.dimension)
+    levels, (small, ones) = _signs(group), _structure(group)
+    lost = recession(small, ones, levels.numpy())
+    while lost.moving.any():
+        levels, fewer = _mended(small, ones, levels, lost)
+        if fewer is lost:
+            break
+        lost = fewer
+    return levels
+
+
+def _structure(group: ScalingGroup) -> tuple[ScalingGroup, Tensor]:
+    """The compact group, and terms that are 1 on parameters, 0 on running statistics."""
+    small = compact_group(group)
+    pieces = [
+        torch.full((e.numel,), float(not group.layout[e.name].passive))
+        for e in small.layout.entries
+    ]
+    return small, torch.cat(pieces).double()
+
+
+def _signs(group: ScalingGroup) -> Tensor:
+    """The sign of each generator that has only one, 0 for the others."""
+    sums, none = sums_by_exponent(*_structure(group)), np.zeros(group.dimension)
     grows, shrinks = (
         sum((total for e, total in sums.items() if sign * e > 0), none) > 0
         for sign in (1, -1)
     )
     return torch.from_numpy((grows & ~shrinks) - 1.0 * (shrinks & ~grows))
+
+
+def _mended(group: ScalingGroup, ones: Tensor, levels: Tensor, lost: Recession):
+    """One more level, with which fewer generators run away, and those that still do."""
+    reach = group.magnitudes().adjoint(ones).numpy()
+    candidates = np.flatnonzero(lost.moving & (levels.numpy() == 0))
+    for j in candidates[np.argsort(-reach[candidates], kind="stable")][:_TRIED]:
+        for level in (1.0, -1.0):
+            more = levels.clone()
+            more[j] = level
+            fewer = recession(group, ones, more.numpy())
+            if fewer.moving.sum() < lost.moving.sum():
+                return more, fewer
+    return levels, lost
 
 
 def balancing(
@@ -125,8 +166,19 @@ def balancing(
             "balancing: norm must be 2 or 'max', and runaways 'raise' or 'exclude', got "
             f"{norm!r} and {runaways!r}"
         )
-    w, c = w.detach(), levels_of(group, levels)
-    t, excluded, found = _minimise(w, group, c, runaways == "exclude")
+    w, c = w.detach(), _signs(group) if levels is None else levels_of(group, levels)
+    excluded = torch.zeros(group.dimension, dtype=torch.bool)
+    t, found = _minimise(w, group, c)
+    if not found.attained and levels is None:
+        c = default_levels(group)
+        t, found = _minimise(w, group, c)
+    if not found.attained and runaways == "raise":
+        raise NotOnManifoldError(_runaway_message(found.runaways))
+    while not found.attained:
+        excluded[torch.nonzero(~excluded)[:, 0][torch.isnan(found.t)]] = True
+        t[excluded] = 0.0
+        kept = group.without(excluded.numpy())
+        t[~excluded], found = _minimise(w, kept, c[~excluded])
     residual, iterations = found.residual, found.iterations
     if norm == "max":
         kept = group.without(excluded.numpy())
@@ -146,7 +198,8 @@ def canonical(w: Tensor, group: ScalingGroup | Symmetry, **options) -> Tensor:
         options: ``levels``, ``norm`` and ``runaways`` of :func:`balancing`.
 
     Returns:
-        Points of the same shape, dtype and device; a class invariant, as accurate as the dtype.
+        Points of the same shape, dtype and device, detached from autograd; a class invariant, as
+        accurate as the dtype.
 
     Raises:
         ValueError: As :func:`balancing`.
@@ -247,28 +300,18 @@ def levels_of(group: ScalingGroup, levels) -> Tensor:
     return c
 
 
-def _minimise(w: Tensor, group: ScalingGroup, levels: Tensor, exclude: bool):
-    """Coordinates, the generators left out, and the minimum found."""
-    excluded = torch.zeros(group.dimension, dtype=torch.bool)
-    while True:
-        kept = group.without(excluded.numpy()) if excluded.any() else group
-        start = _safe_start(w, kept, levels[~excluded])
-        moved = w if start is None else kept.act(w, start)
-        squares = partial(_half_squares, moved)
-        found = minimise_exponentials(kept, squares, levels[~excluded], factor=2.0)
-        if found.attained:
-            break
-        if not exclude:
-            raise NotOnManifoldError(_runaway_message(found.runaways))
-        excluded[torch.nonzero(~excluded)[:, 0][torch.isnan(found.t)]] = True
+def _minimise(w: Tensor, group: ScalingGroup, levels: Tensor) -> tuple[Tensor, Minimum]:
+    """Coordinates from ``w``, and the minimum found."""
+    start = _safe_start(w, group, levels)
+    moved = w if start is None else group.act(w, start)
+    squares = partial(_half_squares, moved)
+    found = minimise_exponentials(group, squares, levels, factor=2.0)
     if not found.converged:
         raise RuntimeError(
             "balancing: Newton's method stopped at exponents good to "
             f"{found.step:.1e} only; the weights' scales are too far apart for float64"
         )
-    t = torch.zeros(group.dimension, dtype=torch.float64)
-    t[~excluded] = found.t if start is None else found.t + start
-    return t, excluded, found
+    return (found.t if start is None else found.t + start), found
 
 
 def _half_squares(w: Tensor, entry) -> Tensor:
@@ -294,6 +337,6 @@ def _runaway_message(names: Sequence[str]) -> str:
     )
     return (
         f"balancing: {len(names)} generators have no balanced form and run away: {shown}. All "
-        "their weights on one side are zero, or they have weights to or from the others on one "
-        "side only. Pass runaways='exclude' to leave them as they are"
+        "their weights on one side are zero, or a set of them has weights to or from the others "
+        "on one side only. Pass runaways='exclude' to leave them as they are, or other levels"
     )

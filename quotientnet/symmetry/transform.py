@@ -7,30 +7,40 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from quotientnet.group import ScalingGroup, as_group
 from quotientnet.symmetry.discover import call_arguments
 from quotientnet.symmetry.explanation import Symmetry
-from quotientnet.symmetry.replica import Replica, relative_change, require_layout
+from quotientnet.symmetry.replica import (
+    Replica,
+    first_line,
+    relative_change,
+    require_layout,
+)
 
 __all__ = ["transform", "OPTIMIZER_UNITS"]
 
+_ADAM = {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2}
+
+#: The power of the parameters' unit that each state tensor carries, by optimizer and key. A gradient
+#: has power −1, because ``g(t·w) = e^{−At} g(w)``, and what averages gradients has it too.
 OPTIMIZER_UNITS = {
     "SGD": {"momentum_buffer": -1},
-    "RMSprop": {"square_avg": -2, "grad_avg": -1, "momentum_buffer": 0},
+    "Adam": _ADAM,
+    "AdamW": _ADAM,
+    "NAdam": _ADAM,
+    "RAdam": _ADAM,
+    "Adamax": {"exp_avg": -1, "exp_inf": -1},
     "Adagrad": {"sum": -2},
     "Adadelta": {"square_avg": -2, "acc_delta": 2},
-    "Adamax": {"exp_avg": -1, "exp_inf": -1},
+    "RMSprop": {"square_avg": -2, "grad_avg": -1, "momentum_buffer": 0},
     "Rprop": {"prev": -1, "step_size": 1},
     "ASGD": {"ax": 1},
 }
-"""The power of the parameters' unit that each state tensor carries, by optimizer and key.
 
-A gradient has power −1, because ``g(t·w) = e^{−At} g(w)``, and what averages gradients has it too.
-"""
-
-_ADAM = {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2}
-OPTIMIZER_UNITS |= dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam"), _ADAM)
+_UNITLESS = ("step", "eta", "mu", "mu_product")
+"""Bookkeeping of torch's optimizers that has no unit."""
 
 
 @torch.no_grad()
@@ -48,8 +58,12 @@ def transform(
 
     Running statistics move too. The state of an optimizer is moved as what it stores: a momentum of
     gradients by :math:`e^{-At}`, their squares by :math:`e^{-2At}`, so that it is what it would
-    have become from the gradients of the equivalent points. (Weight decay that is added to gradients
-    is no gradient of the loss: its part of a momentum is moved like the rest.)
+    have become from the gradients of the equivalent points. (Weight decay that is added to
+    gradients is no gradient of the loss: its part of a momentum is moved like the rest.) Gradients
+    that wait in ``.grad`` are not moved.
+
+    The ``eps`` of a normalisation makes its symmetry approximate, so that the function may change:
+    pass ``inputs`` to have it checked.
 
     Args:
         model: Any module.
@@ -91,11 +105,22 @@ def transform(
     states = _moved_states(optimizer, model, group, scales, in_place)
     if inputs is not None:
         _require_same_outputs(model, group, moved, inputs, tolerance)
-    target = model if in_place else copy.deepcopy(model)
+    target = model if in_place else _copied(model)
     group.layout.assign(target, moved)
     for state, value in states:
         state.copy_(value)
     return target
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(
+            f"transform: {type(model).__name__} cannot be copied ({first_line(error)}); pass "
+            "in_place=True, or clear what it stores: activations kept as attributes, or the hooks "
+            "of torch.nn.utils.prune (prune.remove) and weight_norm"
+        ) from error
 
 
 def _moved(model, group: ScalingGroup, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,31 +156,54 @@ def _moved_states(
         raise ValueError(
             "transform: an optimizer belongs to the model it was made for; pass in_place=True"
         )
-    units = OPTIMIZER_UNITS.get(type(optimizer).__name__)
+    _require_own(optimizer, model)
+    kind = type(optimizer).__name__
+    units = OPTIMIZER_UNITS.get(kind)
     names = {
         id(p): name for name, p in model.named_parameters() if name in group.layout
     }
     views, pairs = group.layout.unflatten(scales), []
     for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if (
-                not isinstance(value, Tensor)
-                or value.shape != parameter.shape
-                or key == "step"
-            ):
-                continue
-            if id(parameter) not in names:
-                continue
-            if units is None or key not in units:
-                raise ValueError(
-                    f"transform: how the state {key!r} of {type(optimizer).__name__} changes with "
-                    "the scale of its parameter is not known; set symmetry.OPTIMIZER_UNITS["
-                    f"{type(optimizer).__name__!r}] = {{{key!r}: power}}, with power −1 for "
-                    "what is made of gradients"
-                )
-            factor = (units[key] * views[names[id(parameter)]]).exp()
-            pairs.append((value, (value * factor).to(value)))
+        name = names.get(id(parameter))
+        kept = {k: v for k, v in state.items() if k not in _UNITLESS and _is_state(v)}
+        unknown = [key for key in kept if units is None or key not in units]
+        if unknown and name is not None:
+            raise ValueError(
+                f"transform: how the state {', '.join(map(repr, unknown))} of {kind} changes with "
+                f"the scale of its parameter is not known; set symmetry.OPTIMIZER_UNITS[{kind!r}] "
+                "to a dict of powers, −1 for what is made of gradients, or make a new optimizer"
+            )
+        for key, value in kept.items():
+            if name is not None:
+                moved = (value * (units[key] * views[name]).exp()).to(value)
+                lost = (torch.isinf(moved) | (moved == 0)) & (value != 0)
+                if (lost & torch.isfinite(value)).any():
+                    raise ValueError(
+                        f"transform: the state {key!r} of {name!r} leaves the range of "
+                        f"{value.dtype}; use a smaller t, or make a new optimizer"
+                    )
+                pairs.append((value, moved))
     return pairs
+
+
+def _is_state(value) -> bool:
+    """Whether a value is a floating tensor, or holds some."""
+    tensors = [x for x in tree_leaves(value) if isinstance(x, Tensor)]
+    return any(x.is_floating_point() for x in tensors)
+
+
+def _require_own(optimizer, model: nn.Module) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"transform: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    own = {id(p) for p in model.parameters()}
+    held = [id(p) for g in optimizer.param_groups for p in g["params"]]
+    if own.isdisjoint(held):
+        raise ValueError(
+            "transform: the optimizer holds none of the model's parameters; was it made for another "
+            "model, or for one that this is a copy of?"
+        )
 
 
 def _require_same_outputs(
