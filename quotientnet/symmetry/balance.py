@@ -302,8 +302,7 @@ def levels_of(group: ScalingGroup, levels) -> Tensor:
 
 def _minimise(w: Tensor, group: ScalingGroup, levels: Tensor) -> tuple[Tensor, Minimum]:
     """Coordinates from ``w``, and the minimum found."""
-    start = _safe_start(w, group, levels)
-    moved = w if start is None else group.act(w, start)
+    moved, start = _within_range(w, group, levels)
     squares = partial(_half_squares, moved)
     found = minimise_exponentials(group, squares, levels, factor=2.0)
     if not found.converged:
@@ -320,15 +319,32 @@ def _half_squares(w: Tensor, entry) -> Tensor:
     return torch.zeros_like(square) if entry.passive else square.mul_(0.5)
 
 
-def _safe_start(w: Tensor, group: ScalingGroup, levels: Tensor) -> Tensor | None:
-    """Coordinates that bring float64 weights whose squares over- or underflow within range."""
-    size = w[: group.layout.parameter_size].abs()
+def _within_range(w: Tensor, group: ScalingGroup, levels: Tensor):
+    """A point of the orbit whose squares float64 has, and the coordinates that lead there.
+
+    Without levels, up to a common factor, which changes no balance.
+    """
+    n = group.layout.parameter_size
+    size = w[:n].abs()
     if w.dtype == torch.float32 or not size.numel():
-        return None
+        return w, None
     low = torch.where(size > 0, size, 1.0).min()
     if low > 1 / _SAFE and size.max() < _SAFE:
-        return None
-    return equalise(w, group, levels, tolerance=1.0).t
+        return w, None
+    start = equalise(w, group, levels, tolerance=1.0).t
+    moved = group.act(group.act(w, start / 2), start / 2)
+    if not levels.any():
+        moved = moved / moved[:n].abs().max().clamp(min=torch.finfo(w.dtype).tiny)
+    # What is lost beside its neighbours still counts as being there.
+    moved = torch.where((w != 0) & (moved.abs() < 1 / _SAFE), 1 / _SAFE, moved)
+    sums = group.magnitudes().adjoint((moved.abs() > 10 / _SAFE).double())
+    idle = group.magnitudes().adjoint((w != 0).double()) == 0
+    if ((sums == 0) & ~idle).any() or not torch.isfinite(moved[:n].square().sum()):
+        raise RuntimeError(
+            "balancing: weights are so large or small that their squares are no numbers; multiply "
+            "them by a constant first"
+        )
+    return moved, start
 
 
 def _runaway_message(names: Sequence[str]) -> str:

@@ -23,8 +23,14 @@ from quotientnet.group import ScalingGroup
 __all__ = ["Equalisation", "equalise"]
 
 _SWEEPS = 20_000
-_BETWEEN = 8
+_LARGE = 700.0
+"""The largest logarithm of a level, in units of a generator's entries."""
+
+_ROUND = 24
 """Sweeps between attempts to solve for the equations that are active."""
+
+_PARTS = (1.0, 0.5, 0.25, 0.125, 1 / 16, 1 / 32)
+"""Parts of the way to their solution that are tried."""
 
 _AHEAD, _WIDEST = 64.0, 0.3
 """Entries are watched that are so many gaps below the largest, at most so far."""
@@ -66,29 +72,41 @@ def equalise(
     """
     small, values = compact_group(group), _logarithms(w, group)
     t, sweeps, margin = np.zeros(group.dimension), 0, 0.0
-    while sweeps < _SWEEPS:
-        near = _Near(small, values, levels.numpy(), margin)
-        moved = np.zeros_like(t)
-        while near.gap.size > tolerance and sweeps < _SWEEPS:
-            sweeps += 1
-            step = near.step(sweeps % _BETWEEN == 0)
-            if not near.contains(moved + step):
-                if not moved.any():  # a far step: look at everything anew after it
-                    moved = step
-                break
-            moved = moved + step
-            near.move(step)
-        if not moved.any():
-            if near.gap.size <= tolerance:
-                return Equalisation(torch.from_numpy(t), near.gap.size, sweeps)
+    near = _Near(small, values, levels.numpy(), margin)
+    while not near.gap.size <= tolerance:
+        if sweeps >= _SWEEPS or not np.isfinite(near.gap.size):
+            raise RuntimeError(
+                f"equalise: after {sweeps} sweeps two sides still differ by {near.gap.size:.1e} "
+                "in their logarithms"
+            )
+        moved, count = near.sweep(tolerance)
+        sweeps += count
+        t, values = t + moved, _moved(small, values, moved)
         size = near.gap.size
         margin = min(_AHEAD * size, _WIDEST) if 2 * size < _WIDEST else 0.0
-        t = t + moved
-        values = values + small.exponents(torch.from_numpy(moved).to(values.device))
-    raise RuntimeError(
-        f"equalise: after {_SWEEPS} sweeps two sides still differ by {near.gap.size:.1e} in their "
-        "logarithms"
-    )
+        near = _Near(small, values, levels.numpy(), margin)
+        if near.gap.size > tolerance:
+            jump = _jump(small, values, levels.numpy(), near)
+            if jump is not None:
+                t, values = t + jump, _moved(small, values, jump)
+                near = _Near(small, values, levels.numpy(), margin)
+    return Equalisation(torch.from_numpy(t), near.gap.size, sweeps)
+
+
+def _moved(group: ScalingGroup, values: Tensor, step: np.ndarray) -> Tensor:
+    return values + group.exponents(torch.from_numpy(step).to(values.device))
+
+
+def _jump(group: ScalingGroup, values: Tensor, levels, near: _Near):
+    """A part of the way to the solution for the largest entries that brings all sides nearer."""
+    solution = near.gap.solution()
+    if solution is None:
+        return None
+    for part in _PARTS:
+        landed = _Near(group, _moved(group, values, part * solution), levels, 0.0)
+        if landed.gap.size <= (1 - part / 4) * near.gap.size:
+            return part * solution
+    return None
 
 
 def _logarithms(w: Tensor, group: ScalingGroup) -> Tensor:
@@ -123,28 +141,25 @@ class _Near:
         weight = float(abs(self.rows).sum(1).max(initial=0.0)) or 1.0
         self._reach = margin / (4 * weight)
         self._largest = _Largest(self.rows)
-        self.gap = self._gap(self._values)
+        self.gap = _Gap(self.rows, self._largest(self._values), levels)
 
-    def _gap(self, values: np.ndarray) -> _Gap:
-        return _Gap(self.rows, self._largest(values), self._levels)
+    def sweep(self, tolerance: float) -> tuple[np.ndarray, int]:
+        """Damped steps of every generator while no other entry can become the largest.
 
-    def contains(self, moved: np.ndarray) -> bool:
-        """Whether the largest entries are still among these after a move."""
-        return bool(abs(moved).max(initial=0.0) <= self._reach)
-
-    def move(self, step: np.ndarray) -> None:
-        """Move the entries."""
-        self._values = self._values + self.rows @ step
-        self.gap = self._gap(self._values)
-
-    def step(self, jump: bool) -> np.ndarray:
-        """The damped step of every generator, or a jump to the solution if that is nearer."""
-        solution = self.gap.solution() if jump else None
-        if solution is not None and self.contains(solution):
-            landed = self._gap(self._values + self.rows @ solution)
-            if landed.size < self.gap.size:
-                return solution
-        return self.gap.own_steps / self._crowd
+        The first step is taken in any case; entries have to be looked for again after it.
+        """
+        moved, count = np.zeros(len(self._levels)), 0
+        while self.gap.size > tolerance and count < _ROUND:
+            step = self.gap.own_steps / self._crowd
+            far = abs(moved + step).max(initial=0.0) > self._reach
+            if far and count:
+                break
+            moved, count = moved + step, count + 1
+            if far:
+                break
+            self._values = self._values + self.rows @ step
+            self.gap = _Gap(self.rows, self._largest(self._values), self._levels)
+        return moved, count
 
 
 class _Gap:
@@ -161,8 +176,11 @@ class _Gap:
         both, sign = finite.all(0), np.array([[1.0], [-1.0]])
         active = finite & (both | (sign * levels > 0))
         top = np.where(active, top, 0.0)
-        tilt = 0.5 * np.where(both, levels, 0.0) * np.exp(-top.sum(0))
-        alone = active.any(0) & ~both
+        both &= levels != 0
+        tilt = np.zeros(len(levels))
+        size = np.log(0.5 * abs(levels[both])) - top.sum(0)[both]
+        tilt[both] = np.sign(levels[both]) * np.exp(np.minimum(size, _LARGE))
+        alone = active.any(0) & ~finite.all(0)
         target = 0.5 * np.log(np.where(alone, abs(levels), 1.0))
         self.value = (sign * top).sum(0) - np.arcsinh(tilt)
         self.value -= np.where(active[0], target, -target)
