@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quotientnet.aggregation import crossing, merged, partitions
 from quotientnet.couplings import reduced
 from quotientnet.exponents import compact_group, crowd, fixed_entries, sums_by_exponent
 from quotientnet.gram import Gram
@@ -32,6 +33,21 @@ _FAR, _STRIDE = 1000.0, 30.0
 _BALANCED = 1e-10
 """The largest relative residual of a minimum."""
 
+_EXACT = 1e-13
+"""Errors of exponents that need no further care."""
+
+_ROUNDING = 4 * np.finfo(np.float64).eps
+"""The relative error of a term."""
+
+_LOST = 1e-13
+"""A residual that may be all rounding."""
+
+_ERROR = 1e-6
+"""The largest error of an exponent, by an estimate, with which a minimum counts as found."""
+
+_AGGREGATED = 4096
+"""Up to this many generators sets are looked for that hold together."""
+
 _PIECE = 1 << 17
 """Terms multiplied at once, a part of the cache."""
 
@@ -51,8 +67,8 @@ class Minimum:
         runaways: The generators along which the infimum is approached and not attained, by name.
         residual: The largest :math:`|\sum_m c_m e^{a_m^\top t} a_{mj} - b_j|` over generators,
             relative to the sum of the terms' magnitudes.
-        step: The largest change of an exponent by the last Newton step: below 1 it certifies that
-            the minimum exists, and its square bounds the error of the exponents.
+        error: An estimate of the largest error of an exponent: the last Newton step's change,
+            squared, or what rounding makes of the weakest direction, if that is more.
         iterations: Sweeps and Newton steps.
         converged: Whether the tolerance was reached.
     """
@@ -61,7 +77,7 @@ class Minimum:
     value: float
     runaways: tuple[str, ...]
     residual: float
-    step: float
+    error: float
     iterations: int
     converged: bool
 
@@ -85,8 +101,9 @@ def minimise_exponentials(
     once, damped by the number of generators that an entry has, which never goes uphill. Then
     Newton's method with the step :math:`\log(1 + \sigma)/\sigma`, where :math:`\sigma` is the
     largest change of an exponent: it never goes uphill either, so nothing is searched for. All in
-    float64. A last step with :math:`\sigma < 1` proves that the minimum exists, because
-    :math:`m_i (1 - (A \delta)_i)` are then positive multipliers that balance exactly.
+    float64. Sets of generators that hold together far more strongly than they hold to the rest are
+    moved as one, so that their scale is as exact as the others'. Whether there is a minimum is
+    found out before, from the exponents alone.
 
     Args:
         group: ``A``, by the layout's entries and the generators; or what ``discover`` returned.
@@ -139,81 +156,26 @@ def minimise_exponentials(
 class _State:
     value: float
     residual: float
-    step: float
+    error: float
     iterations: int
     converged: bool
 
 
-class _Program:
-    """The terms where they are now, summed over axes along which nothing varies.
+class _Descent:
+    """The terms where they are now, and ways to move them.
 
     Attributes:
-        group: The group on the summed entries.
+        group: The group on the terms.
         terms: ``c_i e^{(A t)_i}``, float64, shape ``(size,)``.
         linear: ``b``, with the factor absorbed.
         t: The coordinates, with the factor absorbed.
-        constant: The terms that no generator moves.
+        iterations: Sweeps and Newton steps so far.
     """
 
-    def __init__(self, whole: ScalingGroup, coefficients, linear, factor: float):
-        if not factor or not np.isfinite(factor):
-            raise ValueError(
-                f"minimise_exponentials: factor must be finite and not 0, got {factor}"
-            )
-        self.linear = _checked_linear(whole, linear) / factor
-        if not callable(coefficients):
-            whole.layout.check(coefficients, "minimise_exponentials", "coefficients")
-            coefficients = partial(_piece, coefficients.detach())
-        self._source = whole, coefficients
-        _check_coefficients(whole, coefficients)
-        self.group = compact_group(whole)
-        self.terms, self.constant = self._summed()
-        self.t, self.iterations = np.zeros(whole.dimension), 0
-        self._rest, self._crowd = np.zeros(whole.dimension, dtype=bool), crowd(
-            self.group
-        )
-
-    def _summed(self) -> tuple[Tensor, float]:
-        """The coefficients summed, and the sum of all that no generator moves."""
-        (whole, coefficients), pieces, constant = self._source, [], 0.0
-        for entry in whole.layout.entries:
-            piece = coefficients(entry).reshape(entry.shape)
-            if entry.name not in whole.incidence:
-                constant += float(piece.sum(dtype=torch.float64))
-                continue
-            piece = reduced(piece, entry.shape, self.group.layout[entry.name].shape)
-            fixed = fixed_entries(whole.incidence[entry.name])
-            if fixed is not None:
-                fixed = torch.from_numpy(fixed).to(piece.device)
-                constant += float(piece[fixed].sum())
-                piece = piece.masked_fill(fixed, 0.0)
-            pieces.append(piece.reshape(-1))
-        if not pieces:
-            pieces.append(torch.zeros(self.group.layout.size, dtype=torch.float64))
-        return torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone(), constant
-
-    def drop(self, lost: Recession) -> None:
-        """Leave out the terms that vanish, and generators that the rest does not determine."""
-        self.terms.masked_fill_(lost.vanishing, 0.0)
-        if not lost.held:
-            self._rest = np.zeros(len(self.t), dtype=bool)
-            self._rest[Gram(self.group, self.terms > 0).free_generators] = True
-            self.group = self.group.without(self._rest)
-            self.t, self.linear = self.t[~self._rest], self.linear[~self._rest]
-
-    @property
-    def coordinates(self) -> np.ndarray:
-        """All coordinates, 0 for generators that rest."""
-        whole = np.zeros(len(self._rest))
-        whole[~self._rest] = self.t
-        return whole
-
-    def restart(self, lost: Recession) -> None:
-        """The terms anew at the present coordinates, without those that vanish."""
-        del self.terms  # to be made anew, not twice
-        self.terms, _ = self._summed()
-        self.terms.masked_fill_(lost.vanishing, 0.0)
-        self._follow(self.t)
+    def __init__(self, group: ScalingGroup, terms: Tensor, linear: np.ndarray):
+        self.group, self.terms, self.linear = group, terms, linear
+        self.t, self.iterations = np.zeros(group.dimension), 0
+        self._crowd = crowd(group)
 
     # -- sums over the terms ---
 
@@ -263,26 +225,52 @@ class _Program:
     # -- minimisation ---
 
     def minimise(self, iterations: int) -> _State:
-        """Sweeps, then Newton's method, from where the terms are now."""
+        """Sweeps, then Newton's method, from where the terms are now; then sets as a whole."""
         self._sweep()
-        step, tolerance = inf, 1e-2
+        step, gram = self._newton(iterations)
+        residual, error = self.gradient()[1], 0.0
+        if step < inf:
+            error = _ROUNDING / max(gram.weakest(), 1e-300)
+            if error > _EXACT and len(self.t) <= _AGGREGATED:
+                residual = max(self._settle_sets(gram), self.gradient()[1])
+                step, error = 0.0, _EXACT
+        converged = step <= _SETTLED and residual <= _BALANCED and error <= _ERROR
+        return _State(
+            self.value, residual, max(step, error), self.iterations, converged
+        )
+
+    def _newton(self, iterations: int) -> tuple[float, Gram]:
+        """The last step's reach, and the last matrix."""
+        step, tolerance, gram = inf, 1e-2, Gram(self.group, self.terms)
         gradient, residual = self.gradient()
-        for _ in range(iterations):
-            if step <= _SETTLED or not self.t.size:
-                break
-            delta = -self._newton(gradient, tolerance)
+        for _ in range(iterations if self.t.size else 0):
+            found = gram.solve(
+                torch.from_numpy(-gradient), tolerance=tolerance, strict=False
+            )
+            delta = found.numpy()
             step = self.reach(delta)
             self.move(delta if step <= 1 else delta * (log1p(step) / step))
             tolerance = min(1e-2, max(step * step, 1e-8))
+            before = residual
             gradient, residual = self.gradient()
             self.iterations += 1
-        step = step if self.t.size else 0.0
-        converged = step <= _SETTLED and residual <= _BALANCED
-        return _State(self.value, residual, step, self.iterations, converged)
+            # Below rounding a step is noise in the weakest direction.
+            if step <= _SETTLED or (step <= 1 and before <= residual <= _LOST):
+                return min(step, _SETTLED), gram
+            gram = Gram(self.group, self.terms)
+        return step if self.t.size else 0.0, gram
 
-    def _newton(self, gradient: np.ndarray, tolerance: float) -> np.ndarray:
-        gram = Gram(self.group, self.terms)
-        return gram.solve(torch.from_numpy(gradient), tolerance=tolerance).numpy()
+    def _settle_sets(self, gram: Gram) -> float:
+        """Move sets that hold together as one each; the largest residual of any."""
+        worst = 0.0
+        for labels in partitions(gram.to_dense()):
+            group, basis = merged(self.group, labels)
+            sets = _Descent(group, crossing(group, self.terms), self.linear @ basis)
+            sets._sweep()
+            sets._newton(_SWEEPS)
+            worst = max(worst, sets.gradient()[1])
+            self.move(basis @ sets.t)
+        return worst
 
     def _sweep(self) -> None:
         """Every generator to its own minimiser, damped so that the sum cannot grow.
@@ -296,6 +284,72 @@ class _Program:
             self.move(step)
             if self.reach(step) <= _NEAR:
                 return
+
+
+class _Program(_Descent):
+    """The terms of a user's problem, summed over axes along which nothing varies.
+
+    Attributes:
+        constant: The terms that no generator moves.
+    """
+
+    def __init__(self, whole: ScalingGroup, coefficients, linear, factor: float):
+        if not factor or not np.isfinite(factor):
+            raise ValueError(
+                f"minimise_exponentials: factor must be finite and not 0, got {factor}"
+            )
+        level = _checked_linear(whole, linear) / factor
+        if not callable(coefficients):
+            whole.layout.check(coefficients, "minimise_exponentials", "coefficients")
+            coefficients = partial(_piece, coefficients.detach())
+        self._source = whole, coefficients
+        _check_coefficients(whole, coefficients)
+        small = compact_group(whole)
+        terms, self.constant = self._summed(small)
+        super().__init__(small, terms, level)
+        self._rest = np.zeros(whole.dimension, dtype=bool)
+
+    def _summed(self, small: ScalingGroup) -> tuple[Tensor, float]:
+        """The coefficients summed, and the sum of all that no generator moves."""
+        (whole, coefficients), pieces, constant = self._source, [], 0.0
+        for entry in whole.layout.entries:
+            piece = coefficients(entry).reshape(entry.shape)
+            if entry.name not in whole.incidence:
+                constant += float(piece.sum(dtype=torch.float64))
+                continue
+            piece = reduced(piece, entry.shape, small.layout[entry.name].shape)
+            fixed = fixed_entries(whole.incidence[entry.name])
+            if fixed is not None:
+                fixed = torch.from_numpy(fixed).to(piece.device)
+                constant += float(piece[fixed].sum())
+                piece = piece.masked_fill(fixed, 0.0)
+            pieces.append(piece.reshape(-1))
+        if not pieces:
+            pieces.append(torch.zeros(small.layout.size, dtype=torch.float64))
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone(), constant
+
+    def drop(self, lost: Recession) -> None:
+        """Leave out the terms that vanish, and generators that the rest does not determine."""
+        self.terms.masked_fill_(lost.vanishing, 0.0)
+        if not lost.held:
+            self._rest = np.zeros(len(self.t), dtype=bool)
+            self._rest[Gram(self.group, self.terms > 0).free_generators] = True
+            self.group = self.group.without(self._rest)
+            self.t, self.linear = self.t[~self._rest], self.linear[~self._rest]
+
+    @property
+    def coordinates(self) -> np.ndarray:
+        """All coordinates, 0 for generators that rest."""
+        whole = np.zeros(len(self._rest))
+        whole[~self._rest] = self.t
+        return whole
+
+    def restart(self, lost: Recession) -> None:
+        """The terms anew at the present coordinates, without those that vanish."""
+        del self.terms  # to be made anew, not twice
+        self.terms, _ = self._summed(self.group)
+        self.terms.masked_fill_(lost.vanishing, 0.0)
+        self._follow(self.t)
 
 
 def _own_minimisers(sums: dict[int, np.ndarray], linear: np.ndarray) -> np.ndarray:

@@ -47,6 +47,7 @@ class Balancing:
         excluded: Those, by name.
         residual: The largest difference between the two sides of a generator's balance, relative
             to their sum.
+        error: An estimate of the largest error of a logarithm of a scale.
         iterations: Sweeps and Newton steps.
     """
 
@@ -55,6 +56,7 @@ class Balancing:
     balanced: Tensor = field(repr=False)
     excluded: tuple[str, ...]
     residual: float
+    error: float
     iterations: int
 
 
@@ -186,7 +188,7 @@ def balancing(
         t[~excluded] += own.t
         residual, iterations = own.residual, iterations + own.iterations
     names = tuple(group.names[j] for j in torch.nonzero(excluded)[:, 0].tolist())
-    return Balancing(t, c, ~excluded, names, residual, iterations)
+    return Balancing(t, c, ~excluded, names, residual, found.error, iterations)
 
 
 def canonical(w: Tensor, group: ScalingGroup | Symmetry, **options) -> Tensor:
@@ -308,7 +310,7 @@ def _minimise(w: Tensor, group: ScalingGroup, levels: Tensor) -> tuple[Tensor, M
     if not found.converged:
         raise RuntimeError(
             "balancing: Newton's method stopped at exponents good to "
-            f"{found.step:.1e} only; the weights' scales are too far apart for float64"
+            f"{found.error:.1e} only; the weights' scales are too far apart for float64"
         )
     return (found.t if start is None else found.t + start), found
 
