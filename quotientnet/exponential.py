@@ -143,7 +143,7 @@ def minimise_exponentials(
         state = _State(-inf, 0.0, 0.0, 0, True)
     else:
         program.drop(lost)
-        program.minimise(max_iterations)
+        program.descend(max_iterations)
         # Once more from the coefficients themselves: what over- or underflowed on the way is right.
         program.restart(lost)
         state = program.minimise(max_iterations)
@@ -225,9 +225,8 @@ class _Descent:
     # -- minimisation ---
 
     def minimise(self, iterations: int) -> _State:
-        """Sweeps, then Newton's method, from where the terms are now; then sets as a whole."""
-        self._sweep()
-        step, gram = self._newton(iterations)
+        """Sweeps, Newton's method, and sets as a whole, from where the terms are now."""
+        step, gram = self.descend(iterations)
         residual, error = self.gradient()[1], 0.0
         if step < inf:
             error = _ROUNDING / max(gram.weakest(), 1e-300)
@@ -236,11 +235,15 @@ class _Descent:
                 step, error = 0.0, _EXACT
         converged = step <= _SETTLED and residual <= _BALANCED and error <= _ERROR
         return _State(
-            self.value, residual, max(step, error), self.iterations, converged
+            self.value, residual, max(step * step, error), self.iterations, converged
         )
 
+    def descend(self, iterations: int) -> tuple[float, Gram]:
+        """Sweeps, then Newton's method: the last step's reach, and the last matrix."""
+        self._sweep()
+        return self._newton(iterations)
+
     def _newton(self, iterations: int) -> tuple[float, Gram]:
-        """The last step's reach, and the last matrix."""
         step, tolerance, gram = inf, 1e-2, Gram(self.group, self.terms)
         gradient, residual = self.gradient()
         for _ in range(iterations if self.t.size else 0):
@@ -266,8 +269,7 @@ class _Descent:
         for labels in partitions(gram.to_dense()):
             group, basis = merged(self.group, labels)
             sets = _Descent(group, crossing(group, self.terms), self.linear @ basis)
-            sets._sweep()
-            sets._newton(_SWEEPS)
+            sets.descend(_SWEEPS)
             worst = max(worst, sets.gradient()[1])
             self.move(basis @ sets.t)
         return worst

@@ -20,6 +20,10 @@ _DENSE = 1024
 """Up to this many generators the matrix is factored; beyond, conjugate gradients."""
 
 
+_PATIENCE = 200
+"""Iterations at most where the best that is found will do."""
+
+
 class Gram:
     """``M = Aᵀ diag(weight) A``, positive semidefinite, set up once and solved often.
 
@@ -77,8 +81,8 @@ class Gram:
             strict: Whether to insist on it; the best that was found is returned otherwise.
 
         Raises:
-            RuntimeError: On request, conjugate gradients did not reach a relative residual of 1e-9, or of
-                ``tolerance`` if that is larger.
+            RuntimeError: If strict, conjugate gradients did not reach a relative residual of 1e-9,
+                or of ``tolerance`` if that is larger.
         """
         b = b.to(torch.float64)
         if not b.numel():
@@ -92,7 +96,7 @@ class Gram:
         return _Solve.apply(b, lambda c: self._pseudo_inverse @ c)
 
     def weakest(self) -> float:
-        """An estimate, from above, of the least eigenvalue after scaling to a diagonal of 1.
+        """An estimate of the least eigenvalue, from above, after scaling to a diagonal of 1.
 
         Relative errors of the weights move solutions by so many times more as it is less than 1.
         """
@@ -198,7 +202,8 @@ class Gram:
         )
         x, r, p, rho = np.zeros_like(b), b.copy(), np.zeros_like(b), np.ones(b.shape[1])
         best, best_x, stale = np.full(b.shape[1], np.inf), x, 0
-        for _ in range(20 * self.dimension + 100):
+        limit = 20 * self.dimension + 100 if strict else _PATIENCE
+        for _ in range(limit):
             z = self._precondition(r)
             rho_next = (r * z).sum(0)
             error = np.sqrt(np.maximum(rho_next, 0)) / size

@@ -232,6 +232,100 @@ def test_float32_and_batches(norm):
     assert qn.canonical(points[:0], group, norm=norm).shape == (0, 1, w.numel())
 
 
+def recurrent(width, outside, seed=0):
+    """A stream that feeds itself, with weak weights from and to the outside."""
+    model = Block(
+        lambda m, x: m.o(F.relu((h := F.relu(m.i(x))) + m.m(h))),
+        i=nn.Linear(3, width, bias=False), m=nn.Linear(width, width, bias=False),
+        o=nn.Linear(width, 2, bias=False),
+    ).double()  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) / p.shape[1] ** 0.5)
+        model.i.weight *= outside
+        model.o.weight *= 0.1 * outside
+    x = torch.randn(5, 3, generator=generator).double()
+    return model, qn.discover(model, x).group
+
+
+@pytest.mark.parametrize("outside", [1e-2, 1e-5, 1e-9])
+@pytest.mark.parametrize("width", [4, 60, 1100])
+def test_a_stream_hardly_tied_to_the_outside(width, outside):
+    """The sum of all balances: what comes in is what goes out, though it is a rounding error of
+    what circulates."""
+    model, group = recurrent(width, outside)
+    w = group.layout.flatten(model)
+    star = qn.canonical(w, group)
+    views = group.layout.unflatten(star)
+    into, out = (float(views[f"{k}.weight"].square().sum()) for k in "io")
+    assert into == pytest.approx(out, rel=1e-11)
+    t = group.random(spread=3.0, generator=torch.Generator().manual_seed(1))
+    assert relative(qn.canonical(group.act(w, t), group), star) < 1e-11
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("size", [1e-160, 1e-155, 1e155, 1e200])
+def test_all_weights_tiny_or_huge(norm, size):
+    _, _, group, w = derived("mlp")
+    star = qn.canonical(w, group, norm=norm)
+    scaled = qn.canonical(size * w, group, norm=norm)
+    assert relative(scaled / size, star) < 1e-12
+
+
+def test_what_underflows_when_squared_is_still_there():
+    layout = qn.ParameterLayout({name: (1,) for name in ("i", "o", "p", "ab", "ba")})
+    a = [qn.Scale("i", None), qn.Scale("o", None, -1), qn.Scale("ab", None, -1)]
+    b = [qn.Scale("ab", None), qn.Scale("p", None, -1), qn.Scale("ba", None, -1)]
+    units = [
+        qn.Unit("a", 1, (*a, qn.Scale("ba", None))),
+        qn.Unit("b", 1, tuple(b)),
+    ]
+    group = qn.ScalingGroup.from_units(layout, units)
+    w = torch.tensor([1.0, 0.0, 1e-170, 1.0, 1.0], dtype=torch.float64)
+    star = qn.canonical(w, group)
+    assert float(star[0] / star[2]) == pytest.approx(1.0, rel=1e-12)
+    w = torch.tensor([1e-200, 0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    with pytest.raises(qn.NotOnManifoldError, match="2 generators"):
+        qn.canonical(w, group)
+
+
+@pytest.mark.parametrize("depth", [20, 60])
+def test_deep_narrow_networks(depth):
+    layers = [nn.Linear(4, 4) for _ in range(depth)]
+    model = nn.Sequential(*[m for layer in layers for m in (layer, nn.ReLU())][:-1])
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    model = model.double()
+    group = qn.discover(model, torch.randn(3, 4).double()).group
+    w = group.layout.flatten(model)
+    t = group.random(spread=2.0, generator=generator)
+    for norm in NORMS:
+        star = qn.canonical(w, group, norm=norm)
+        assert relative(qn.canonical(group.act(w, t), group, norm=norm), star) < 1e-11
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_a_normalised_stream_needs_a_level_and_gets_one(norm_first):
+    """Generators of a transformer's layer that are one-signed only in combination."""
+    model = nn.Sequential(*[
+        nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True, norm_first=norm_first)
+        for _ in range(2)
+    ]).double()  # fmt: skip
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0)).double()
+    group = qn.discover(model, x).group
+    if not group.dimension:
+        pytest.skip("no symmetry")
+    w = group.layout.flatten(model)
+    star = qn.canonical(w, group)
+    t = group.random(spread=2.0, generator=torch.Generator().manual_seed(1))
+    assert relative(qn.canonical(group.act(w, t), group), star) < 1e-11
+    qn.balance(model, group, inputs=x, tolerance=1e-2)
+    assert qn.BalancedQuotient(group).check_point_on_manifold(w)
+
+
 # -- units without a balance ---
 
 
@@ -392,7 +486,10 @@ def test_bad_input_is_refused_and_nothing_changes():
     before = w.clone()
     cases = [
         (ValueError, "w has shape", lambda: qn.canonical(w[:-1], group)),
-        (ValueError, "NaN or infinite", lambda: qn.canonical(w / 0, group)),
+        (ValueError, "'0.weight' has .* NaN", lambda: qn.canonical(w / 0, group)),
+        (TypeError, "levels must be a dict", lambda: qn.canonical(w, group, levels=1.0)),
+        (TypeError, "model must be", lambda: qn.balance(w, group)),
+        (ValueError, "balance: the layout belongs", lambda: qn.balance(nn.Linear(2, 2), group)),
         (ValueError, "norm must be 2", lambda: qn.canonical(w, group, norm=1)),
         (ValueError, "runaways", lambda: qn.canonical(w, group, runaways="x")),
         (ValueError, "'unit'.*no generator", lambda: qn.canonical(w, group, levels={"unit": 1})),
@@ -424,6 +521,61 @@ def test_an_optimizer_that_is_unknown_or_of_a_copy_is_refused():
     with pytest.raises(ValueError, match="'momentum_buffer' of Mine.*OPTIMIZER_UNITS"):
         qn.balance(model, group, in_place=True, optimizer=mine)
     assert torch.equal(group.layout.flatten(model), w)
+
+
+def test_optimizers_whose_state_is_not_understood_are_refused():
+    model, x, group, w = derived("mlp")
+    with pytest.raises(TypeError, match="must be a torch.optim.Optimizer"):
+        qn.balance(model, group, in_place=True, optimizer="adam")
+    other = torch.optim.Adam(copy.deepcopy(model).parameters())
+    with pytest.raises(ValueError, match="none of the model's parameters"):
+        qn.balance(model, group, in_place=True, optimizer=other)
+    lbfgs = torch.optim.LBFGS(model.parameters(), lr=0.0)
+
+    def closure():
+        lbfgs.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    lbfgs.step(closure)
+    with pytest.raises(ValueError, match="of LBFGS changes"):
+        qn.balance(model, group, in_place=True, optimizer=lbfgs)
+    assert torch.equal(group.layout.flatten(model), w)
+
+
+def test_state_that_leaves_the_range_of_its_dtype_is_refused():
+    model, x, group, _ = derived("mlp")
+    model = model.float()
+    adam = torch.optim.Adam(model.parameters())
+    train(model, adam, x.float())
+    before = copy.deepcopy(adam.state_dict())
+    with pytest.raises(
+        ValueError, match="state 'exp_avg_sq' of .* range of torch.float32"
+    ):
+        qn.transform(
+            model, group, torch.full((group.dimension,), -60.0), in_place=True,
+            optimizer=adam,
+        )  # fmt: skip
+    now = adam.state_dict()["state"]
+    for key, state in before["state"].items():
+        assert all(torch.equal(v, now[key][k]) for k, v in state.items())
+
+
+@pytest.mark.parametrize("kind", ["NAdam", "ASGD", "Adam"])
+def test_scalars_have_states_like_others(kind):
+    model, x, group, _ = derived("a scalar")
+    optimizer = getattr(torch.optim, kind)(model.parameters())
+    train(model, optimizer, x)
+    qn.balance(model, group, in_place=True, optimizer=optimizer, inputs=x)
+
+
+def test_models_that_torch_cannot_copy_are_balanced_in_place():
+    model, x, group, _ = derived("mlp")
+    model.kept = model(x)
+    with pytest.raises(ValueError, match="cannot be copied.*in_place=True"):
+        qn.balance(model, group)
+    assert qn.balance(model, group, in_place=True) is model
 
 
 def test_outputs_that_change_are_refused():

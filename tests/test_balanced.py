@@ -289,7 +289,7 @@ def test_dead_units_are_refused_by_name_and_left_out_on_request():
     for method in (manifold.frame, manifold.canonical, manifold.projx):
         with pytest.raises(qn.NotOnManifoldError) as error:
             method(alive)
-        assert group.names[1] in str(error.value) and "exclude" in str(error.value)
+        assert group.names[1] in str(error.value) and "exclude=w" in str(error.value)
     for point in (w, alive):
         left = qn.BalancedQuotient(group, exclude=point)
         assert left.group.names == (group.names[0],)
@@ -322,6 +322,8 @@ def test_other_refusals():
     objective, group = prepared(small)
     manifold = qn.BalancedQuotient(group)
     w = objective.layout.flatten(objective.model)
+    with pytest.raises(TypeError, match="BalancedQuotient: exclude must be"):
+        qn.BalancedQuotient(group, exclude=True)
     with pytest.raises(ValueError, match="no generator"):
         qn.BalancedQuotient(group, levels={"nobody": 1.0})
     with pytest.raises(qn.NotOnManifoldError, match="NaN or infinite"):
@@ -342,6 +344,16 @@ def test_copies_and_pickles_are_manifolds_of_their_own():
     expected = manifold.frame(w)
     for twin in (copy.deepcopy(manifold), pickle.loads(pickle.dumps(manifold))):
         assert torch.equal(twin.frame(w), expected)
+
+
+def test_large_groups_are_pickled_after_use():
+    layout = qn.ParameterLayout({"a": (1100, 2), "b": (2, 1100)})
+    unit = qn.Unit("hidden", 1100, (qn.Scale("a", 0), qn.Scale("b", 1, -1)))
+    manifold = qn.BalancedQuotient(qn.ScalingGroup.from_units(layout, [unit]))
+    w = manifold.random(dtype=torch.float64)
+    projected = manifold.proju(w, torch.ones_like(w))
+    twin = pickle.loads(pickle.dumps(manifold))
+    torch.testing.assert_close(twin.proju(w, torch.ones_like(w)), projected)
 
 
 def test_geooptic_descent_from_equivalent_points_stays_equivalent():
@@ -365,6 +377,66 @@ def test_geooptic_descent_from_equivalent_points_stays_equivalent():
     n = group.layout.parameter_size
     expected = group.act(ends[0], t)[:n]
     torch.testing.assert_close(ends[1][:n], expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1e-1])
+def test_adam_descends_though_gradients_vanish_exactly(lr):
+    """A dead unit has gradients that are exactly zero, and Adam divides by their size."""
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)
+    ).double()
+    with torch.no_grad():
+        model[0].bias[:4] = -50.0
+    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)).double()
+    objective = qn.Objective(model, nn.CrossEntropyLoss(), (x, torch.arange(40) % 3))
+    manifold = qn.BalancedQuotient(qn.discover(model, x))
+    p = geoopt.ManifoldParameter(objective.layout.flatten(model), manifold=manifold)
+    optimizer = geoopt.optim.RiemannianAdam([p], lr=lr)
+    values = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss = objective(p)
+        loss.backward()
+        optimizer.step()
+        values.append(float(loss.detach()))
+    assert (objective.at(p.detach()).gradient == 0).sum() > 30
+    assert max(values) <= 1.01 * values[0] and values[-1] < values[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["canonical", "chordal_distance", "retr", "inner", "frame"]
+)
+def test_gradients_in_the_point_are_those_of_differences(name):
+    objective, group = prepared(small)
+    manifold = qn.BalancedQuotient(group)
+    w = objective.layout.flatten(objective.model)
+    generator = torch.Generator().manual_seed(0)
+    u, v, weights = torch.randn(3, len(w), generator=generator, dtype=torch.float64)
+    calls = {
+        "canonical": lambda x: (weights * manifold.canonical(x)).sum(),
+        "chordal_distance": lambda x: manifold.chordal_distance(x, w + 0.3 * v),
+        "retr": lambda x: (weights * manifold.retr(x, 0.1 * u)).sum(),
+        "inner": lambda x: manifold.inner(x, u, v),
+        "frame": lambda x: (weights * manifold.frame(x)).sum(),
+    }
+    x = w.clone().requires_grad_()
+    (found,) = torch.autograd.grad(calls[name](x), x)
+    h = 1e-6
+    expected = (calls[name](w + h * u) - calls[name](w - h * u)) / (2 * h)
+    assert float(found @ u) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_projection_is_not_differentiated_in_the_point():
+    objective, group = prepared(small)
+    manifold = qn.BalancedQuotient(group)
+    w = objective.layout.flatten(objective.model)
+    u = torch.ones_like(w, requires_grad=True)
+    (found,) = torch.autograd.grad(manifold.proju(w, u).sum(), u)
+    metric = manifold.frame(w) ** 2  # the projection is self-adjoint in the metric
+    expected = metric * manifold.proju(w, 1 / metric)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(NotImplementedError, match="in the vector only"):
+        manifold.proju(w.requires_grad_(), u)
 
 
 def test_a_point_changed_in_place_is_another_point():

@@ -242,6 +242,58 @@ def test_a_cycle_with_weak_links_has_a_minimum(weak):
     assert float(moved[2]) == pytest.approx(float(moved[3]), rel=1e-3)
 
 
+@pytest.mark.parametrize("count", [8, 40])
+def test_sets_within_sets_have_their_own_balance(count):
+    """Nested cycles, each tied to the next a million times more weakly: mpmath is not needed,
+    because what crosses the boundary of each set must balance by itself."""
+    a, c = [], []
+    for j in range(count):
+        row = np.zeros(count, dtype=int)
+        row[j] = 1
+        a += [row, -row]
+        c += [1e-30 * (j + 1), 1e-31]
+        for k in range(j):
+            tie = 10.0 ** (-8 * ((j ^ k).bit_length() - 1))
+            pair = np.zeros(count, dtype=int)
+            pair[[j, k]] = 1, -1
+            a += [pair, -pair]
+            c += [tie * (1 + j), tie * (1 + k)]
+    a, c = np.array(a), np.array(c)
+    found = minimise_exponentials(dense_group(a), torch.from_numpy(c))
+    assert found.attained and found.converged
+    for size in (1, 2, 4, 8):
+        for start in range(0, count - size + 1, size):
+            inside = np.zeros(count, dtype=int)
+            inside[start : start + size] = 1
+            crossing = a @ inside
+            m = c * np.exp(a @ found.t.numpy())
+            into, out = m[crossing > 0].sum(), m[crossing < 0].sum()
+            assert into == pytest.approx(out, rel=1e-9)
+    m = c * np.exp(a @ found.t.numpy())
+    whole = a.sum(1)
+    assert m[whole > 0].sum() == pytest.approx(m[whole < 0].sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e-5, 1.0, 1e5])
+def test_levels_of_any_size_can_be_unbounded(size):
+    group = dense_group([[1, 1, -1], [-1, -1, 1]])
+    b = torch.tensor([size, -size, 0.0], dtype=torch.float64)
+    assert minimise_exponentials(group, torch.ones(2), b).value == -np.inf
+
+
+@pytest.mark.parametrize("count", [5, 15, 20])
+def test_directions_with_large_entries(count):
+    """``t_0`` shrinks for ever, and ``t_j = 2^j t_0`` with it."""
+    a = np.zeros((2 * count - 1, count), dtype=int)
+    a[0, 0] = 1
+    for j in range(count - 1):
+        a[2 * j + 1, [j, j + 1]] = 2, -1
+        a[2 * j + 2] = -a[2 * j + 1]
+    found = minimise_exponentials(dense_group(a), torch.ones(len(a)))
+    assert not found.attained
+    assert found.value == pytest.approx(2 * (count - 1), rel=1e-9)
+
+
 def test_a_cycle_apart_from_all_else_stays():
     group, c = cycle(0.0, 0.0)
     found = minimise_exponentials(group, 4.0 ** torch.arange(4) * (c > 0))

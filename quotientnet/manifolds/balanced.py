@@ -86,6 +86,10 @@ class BalancedQuotient(QuotientManifold):
         if exclude is not None:
             self._leave_out(exclude)
 
+    def __getstate__(self):
+        # What is known of points is found again.
+        return self.__dict__ | {"_places": deque(maxlen=2)}
+
     def _leave_out(self, point: Tensor) -> None:
         """Restrict the group to the generators that have a balance at a point."""
         self.layout.check(point, self.name, "exclude")

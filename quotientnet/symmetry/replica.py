@@ -30,7 +30,11 @@ class Degenerate(ArithmeticError):
 
 
 def require_layout(model: nn.Module, layout: ParameterLayout, caller: str) -> None:
-    """Refuse a layout whose coordinates are not the model's."""
+    """Refuse a layout whose coordinates are not the model's, and what is no model."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}"
+        )
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(
         model.named_buffers()
     )
@@ -53,10 +57,6 @@ class Replica:
     """
 
     def __init__(self, model: nn.Module, layout: ParameterLayout, caller: str):
-        if not isinstance(model, nn.Module):
-            raise TypeError(
-                f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}"
-            )
         require_layout(model, layout, caller)
         if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
             raise ValueError(

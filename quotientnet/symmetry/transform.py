@@ -23,8 +23,8 @@ __all__ = ["transform", "OPTIMIZER_UNITS"]
 
 _ADAM = {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2}
 
-#: The power of the parameters' unit that each state tensor carries, by optimizer and key. A gradient
-#: has power −1, because ``g(t·w) = e^{−At} g(w)``, and what averages gradients has it too.
+#: The power of the parameters' unit that each state tensor carries, by optimizer and key. A
+#: gradient has power −1, because ``g(t·w) = e^{−At} g(w)``, and what averages gradients too.
 OPTIMIZER_UNITS = {
     "SGD": {"momentum_buffer": -1},
     "Adam": _ADAM,
@@ -96,10 +96,6 @@ def transform(
         20.086
     """
     group = as_group(group, "transform")
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"transform: model must be a torch.nn.Module, got {type(model).__name__}"
-        )
     require_layout(model, group.layout, "transform")
     scales, moved = _moved(model, group, t)
     states = _moved_states(optimizer, model, group, scales, in_place)
@@ -201,8 +197,8 @@ def _require_own(optimizer, model: nn.Module) -> None:
     held = [id(p) for g in optimizer.param_groups for p in g["params"]]
     if own.isdisjoint(held):
         raise ValueError(
-            "transform: the optimizer holds none of the model's parameters; was it made for another "
-            "model, or for one that this is a copy of?"
+            "transform: the optimizer holds none of the model's parameters; was it made for "
+            "another model, or for one that this is a copy of?"
         )
 
 
