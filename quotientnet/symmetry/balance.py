@@ -32,6 +32,14 @@ __all__ = [
 _TRIED = 16
 """Generators that are tried for a level where no balance exists without."""
 
+_TOO_FAR = (
+    "balancing: weights are so far apart in scale that their squares are no numbers; multiply the "
+    "smallest or largest by a constant first"
+)
+
+_RESTARTS = 8
+"""Times that weights beyond the range of their squares are looked at again."""
+
 _SAFE = 1e150
 """Weights between this and its inverse have squares in float64."""
 
@@ -314,15 +322,28 @@ def levels_of(group: ScalingGroup, levels) -> Tensor:
 
 def _minimise(w: Tensor, group: ScalingGroup, levels: Tensor) -> tuple[Tensor, Minimum]:
     """Coordinates from ``w``, and the minimum found."""
-    moved, start = _within_range(w, group, levels)
-    squares = partial(_half_squares, moved)
+    start = _safe_start(w, group, levels)
+    if start is None:
+        found = _converged(w, group, levels)
+        return found.t, found
+    for _ in range(_RESTARTS):
+        found = _converged(_within_range(w, start, group, levels), group, levels)
+        start = start + found.t
+        # What was lost beside its neighbours may have mattered: look again from there.
+        if not found.attained or group.exponents(found.t).abs().max() < 1e-12:
+            return start, found
+    raise RuntimeError(_TOO_FAR)
+
+
+def _converged(w: Tensor, group: ScalingGroup, levels: Tensor) -> Minimum:
+    squares = partial(_half_squares, w)
     found = minimise_exponentials(group, squares, levels, factor=2.0)
     if not found.converged:
         raise RuntimeError(
             "balancing: Newton's method stopped at exponents good to "
             f"{found.error:.1e} only; the weights' scales are too far apart for float64"
         )
-    return (found.t if start is None else found.t + start), found
+    return found
 
 
 def _act(group: ScalingGroup, w: Tensor, t: Tensor) -> Tensor:
@@ -338,32 +359,31 @@ def _half_squares(w: Tensor, entry) -> Tensor:
     return torch.zeros_like(square) if entry.passive else square.mul_(0.5)
 
 
-def _within_range(w: Tensor, group: ScalingGroup, levels: Tensor):
-    """A point of the orbit whose squares float64 has, and the coordinates that lead there.
+def _safe_start(w: Tensor, group: ScalingGroup, levels: Tensor) -> Tensor | None:
+    """Coordinates of balanced largest entries, if squares of weights over- or underflow."""
+    size = w[: group.layout.parameter_size].abs()
+    if w.dtype == torch.float32 or not size.numel():
+        return None
+    low = torch.where(size > 0, size, 1.0).min()
+    if low > 1 / _SAFE and size.max() < _SAFE:
+        return None
+    return equalise(w, group, levels, tolerance=1.0).t
+
+
+def _within_range(w: Tensor, t: Tensor, group: ScalingGroup, levels: Tensor) -> Tensor:
+    """The point ``t·w`` with entries whose squares float64 has, and as many that are not zero.
 
     Without levels, up to a common factor, which changes no balance.
     """
     n = group.layout.parameter_size
-    size = w[:n].abs()
-    if w.dtype == torch.float32 or not size.numel():
-        return w, None
-    low = torch.where(size > 0, size, 1.0).min()
-    if low > 1 / _SAFE and size.max() < _SAFE:
-        return w, None
-    start = equalise(w, group, levels, tolerance=1.0).t
-    moved = _act(group, w, start)
+    moved = _act(group, w, t)
     if not levels.any():
         moved = moved / moved[:n].abs().max().clamp(min=torch.finfo(w.dtype).tiny)
-    # What is lost beside its neighbours still counts as being there.
-    moved = torch.where((w != 0) & (moved.abs() < 1 / _SAFE), 1 / _SAFE, moved)
-    sums = group.magnitudes().adjoint((moved.abs() > 10 / _SAFE).double())
+    seen = group.magnitudes().adjoint((moved.abs() > 1 / _SAFE).double())
     idle = group.magnitudes().adjoint((w != 0).double()) == 0
-    if ((sums == 0) & ~idle).any() or not torch.isfinite(moved[:n].square().sum()):
-        raise RuntimeError(
-            "balancing: weights are so large or small that their squares are no numbers; multiply "
-            "them by a constant first"
-        )
-    return moved, start
+    if ((seen == 0) & ~idle).any() or not torch.isfinite(moved[:n].square().sum()):
+        raise RuntimeError(_TOO_FAR)
+    return torch.where((w != 0) & (moved.abs() < 1 / _SAFE), 1 / _SAFE, moved)
 
 
 def _runaway_message(names: Sequence[str]) -> str:
