@@ -145,7 +145,7 @@ def test_boxes_along_a_given_direction():
         rp.disjoint_boxes(w, group, 1e-2, direction=-direction)
     with pytest.raises(ValueError, match="no nonzero parameter grows"):
         rp.disjoint_boxes(torch.zeros_like(w), group, 1e-2)
-    with pytest.raises(ValueError, match="one point and a positive, finite radius"):
+    with pytest.raises(ValueError, match="one finite point and a positive, finite radius"):
         rp.disjoint_boxes(w, group, 0.0)
     rigid = qn.discover(mlp(3, 4, 2, activation=nn.Tanh), torch.zeros(2, 3).double())
     with pytest.raises(ValueError, match="disjoint_boxes: the group has no generators"):
@@ -319,3 +319,36 @@ def test_the_hessian_in_the_new_parameter_at_a_minimum(kind):
     torch.testing.assert_close(found @ block, found.to_dense()[:, :2])
     with pytest.raises(ValueError, match="theta has shape"):
         rp.transformed_hessian(g, old, theta[:2])
+
+
+def test_features_of_any_unit_are_standardised():
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    u = rp.standardise(x * torch.tensor([1e6, 1e-3]))(x * torch.tensor([1e6, 1e-3]))
+    torch.testing.assert_close(u.std(0, correction=0), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "a, b", [(1.0, 1e-300), (50.0, 1e-12), (1.0, 1e200), (-0.4, 1e-200)]
+)
+def test_inverses_whose_roots_leave_the_range_of_numbers(a, b):
+    bend = rp.PowerTransformation(torch.zeros((), dtype=torch.float64), a, b)
+    eta = torch.tensor([-3.0, -1e-9, 0.0, 1e-3, 7.0], dtype=torch.float64)
+    theta = bend.inverse(eta)
+    assert torch.isfinite(theta).all() and theta[2] == 0
+    torch.testing.assert_close(bend.forward(theta), eta, rtol=1e-10, atol=0)
+
+
+def test_numbers_of_boxes():
+    layout = qn.ParameterLayout({"first": (3, 2), "second": (1, 3)})
+    unit = qn.Unit("layer", 1, (qn.Scale("first", None), qn.Scale("second", None, -1)))
+    group = qn.ScalingGroup.from_units(layout, [unit])
+    boxes = rp.disjoint_boxes(torch.ones(9), group, 0.5)
+    for call in (
+        lambda: boxes.box(-1),
+        lambda: boxes.box(1.5),
+        lambda: boxes.log_volume(0),
+    ):
+        with pytest.raises(ValueError, match="got"):
+            call()
+    with pytest.raises(ValueError, match="one finite point"):
+        rp.disjoint_boxes(torch.full((9,), torch.nan), group, 0.5)

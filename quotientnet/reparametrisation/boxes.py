@@ -73,8 +73,10 @@ class DisjointBoxes:
         """The ``k``-th box.
 
         Raises:
-            ValueError: Its bounds leave the range of the dtype.
+            ValueError: ``k`` is negative or no integer; its bounds leave the range of the dtype.
         """
+        if k != int(k) or k < 0:
+            raise ValueError(f"DisjointBoxes.box: k must be 0, 1, 2, …, got {k}")
         scales = self.group.exponents(k * self.t).to(self.centre).exp()
         ones = torch.ones_like(self.centre)
         ones[self.group.layout.parameter_size :] = 0.0
@@ -93,6 +95,10 @@ class DisjointBoxes:
         A lower bound of the volume ε-flatness (Definition 1 of [Dinh2017]_) wherever the loss stays
         within ε on the first box; it grows without limit.
         """
+        if count < 1:
+            raise ValueError(
+                f"DisjointBoxes.log_volume: count must be 1 or more, got {count}"
+            )
         g = self.log_growth
         if g == 0:
             return self._first() + log(count)
@@ -162,9 +168,9 @@ def disjoint_boxes(
     """
     part, group = exact_part(group, "disjoint_boxes"), as_group(group, "disjoint_boxes")
     group.layout.check(w, "disjoint_boxes")
-    if w.ndim != 1 or not 0 < radius < inf:
+    if w.ndim != 1 or not torch.isfinite(w).all() or not 0 < radius < inf:
         raise ValueError(
-            "disjoint_boxes: needs one point and a positive, finite radius, got shape "
+            "disjoint_boxes: needs one finite point and a positive, finite radius, got shape "
             f"{tuple(w.shape)} and radius {radius}"
         )
     t = _fastest(group, part) if direction is None else direction.double().cpu()

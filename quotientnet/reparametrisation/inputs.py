@@ -34,7 +34,10 @@ class AffinePreprocessing(nn.Module):
                 "AffinePreprocessing: needs a shift of shape (d,) and a matrix of shape (d, d), "
                 f"got {tuple(shift.shape)} and {tuple(matrix.shape)}"
             )
-        rank = int(torch.linalg.matrix_rank(matrix))
+        sizes = matrix.abs().amax(1, keepdim=True)  # features may have any unit
+        rank = int(
+            torch.linalg.matrix_rank(matrix / torch.where(sizes > 0, sizes, 1.0))
+        )
         if rank < size:
             raise ValueError(
                 f"AffinePreprocessing: the matrix has rank {rank} of {size}, so the preprocessing "

@@ -69,8 +69,11 @@ class PowerTransformation(Bijection):
             x = target.sign() * target.abs() ** (1 / (2 * self.a + 1))
         else:
             root = self._root(target)
-            u = target.abs() / root ** (2 * self.a + 1)
-            x = target.sign() * root * self._solve(u)
+            slope = 2 * self.a + 1
+            u = target.abs() / root**slope
+            # The power of the root may leave the range of numbers; its logarithm does not.
+            wanted = target.abs().log() - slope * root.log()
+            x = target.sign() * root * self._solve(u, wanted)
         return (self.centre.double() + x).to(eta.dtype)
 
     def derivative(self, theta: Tensor) -> Tensor:
@@ -88,19 +91,21 @@ class PowerTransformation(Bijection):
         """``v`` over the derivative."""
         return v / self.derivative(theta)
 
-    def _solve(self, u: Tensor) -> Tensor:
-        """``y ≥ 0`` with ``(y² + 1)^a y = u``."""
-        slope, wanted = 1 + 2 * self.a, u.log()
+    def _solve(self, u: Tensor, wanted: Tensor) -> Tensor:
+        """``y ≥ 0`` with ``(y² + 1)^a y = u``, from ``u`` where it is a number, and ``log u``."""
+        usual = (u > torch.finfo(u.dtype).tiny) & torch.isfinite(u)
+        slope, wanted = 1 + 2 * self.a, torch.where(usual, u.log(), wanted)
         pick = torch.minimum if self.a >= 0 else torch.maximum
         s = pick(wanted, wanted / slope)
         for _ in range(_NEWTON_STEPS):
             value = s + self.a * torch.nn.functional.softplus(2 * s)
             step = (value - wanted) / (1 + 2 * self.a * torch.sigmoid(2 * s))
-            s = torch.where(u > 0, s - step, s)
+            s = torch.where(torch.isfinite(wanted), s - step, s)
         y, one = s.exp(), torch.ones_like(s)
         # A logarithm of size s has lost digits by a factor of s: one step without it.
         gap = torch.hypot(y, one) ** (2 * self.a) * y - u
-        return y - gap / _slope(y, one, self.a)
+        better = y - gap / _slope(y, one, self.a)
+        return torch.where(usual & torch.isfinite(better), better, y)
 
     def _root(self, like: Tensor) -> Tensor:
         return torch.full_like(like, self.b**0.5)
