@@ -162,7 +162,7 @@ def balancing(
         RuntimeError: No convergence: the weights' scales are too far apart for float64.
 
     Note:
-        For ten dense layers of 2,048 units about 4 gradient units at batch size 512 with
+        For ten dense layers of 2,048 units about 5 gradient units at batch size 512 with
         ``norm=2``; ``norm="max"`` takes tens of times as long. Running statistics do not count.
         Units whose weights are zero on both sides stay as they are.
     """
