@@ -133,7 +133,7 @@ def disjoint_boxes(
 
     Theorem 2 of [Dinh2017]_: where the loss stays within ε of ``f(w)`` on the cube of half width
     ``radius``, it does so on all boxes and on a connected region that contains them, whose volume
-    is therefore infinite. As there :math:`r' = \min(r, \tfrac12 \|\theta_1\|_\infty)` and
+    is therefore infinite. As there :math:`r' = \min(r, \tfrac{1}{2} \|\theta_1\|_\infty)` and
     :math:`\alpha = 2 (\|\theta_1\|_\infty + r') / (\|\theta_1\|_\infty - r')`, where ``θ₁`` is
     what grows; with one hidden layer that is the layer with more weights (the paper's
     :math:`n_1 \geq n_2`, otherwise ``1/α`` and ``θ₂``).

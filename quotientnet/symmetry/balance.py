@@ -138,7 +138,7 @@ def balancing(
 ) -> Balancing:
     r"""The group element that takes a point to the canonical one of its orbit.
 
-    With ``norm=2`` it minimises :math:`\tfrac12 \sum_i w_i^2 e^{2(At)_i} - c^\top t`, so that
+    With ``norm=2`` it minimises :math:`\tfrac{1}{2} \sum_i w_i^2 e^{2(At)_i} - c^\top t`, so that
     :math:`A^\top (w^2) = c`: for level 0, the weights into a unit and those out of it have equal
     norms. With ``norm="max"`` their largest entries are equal in magnitude, which is known as
     cross-layer equalisation; where residual cycles leave a choice, the one that plain averaging

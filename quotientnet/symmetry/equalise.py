@@ -163,7 +163,8 @@ class _Near:
 
 
 class _Gap:
-    r"""The difference of the two sides, :math:`M^+ - M^- - \mathrm{asinh}(\tfrac c2 e^{-M^+-M^-})`,
+    r"""The difference of the two sides,
+    :math:`M^+ - M^- - \mathrm{asinh}(\tfrac{c}{2} e^{-M^+-M^-})`,
     with :math:`M` the logarithms of the largest entries; without the last term for level 0.
 
     Of generators with one side, only those with a level of its sign have an equality.
