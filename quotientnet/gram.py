@@ -96,7 +96,7 @@ class Gram:
         return _Solve.apply(b, lambda c: self._pseudo_inverse @ c)
 
     def weakest(self) -> float:
-        """An estimate of the least eigenvalue, from above, after scaling to a diagonal of 1.
+        """An estimate of the least eigenvalue after scaling to a diagonal of 1.
 
         Relative errors of the weights move solutions by so many times more as it is less than 1.
         """

@@ -145,7 +145,9 @@ def test_boxes_along_a_given_direction():
         rp.disjoint_boxes(w, group, 1e-2, direction=-direction)
     with pytest.raises(ValueError, match="no nonzero parameter grows"):
         rp.disjoint_boxes(torch.zeros_like(w), group, 1e-2)
-    with pytest.raises(ValueError, match="one finite point and a positive, finite radius"):
+    with pytest.raises(
+        ValueError, match="one finite point and a positive, finite radius"
+    ):
         rp.disjoint_boxes(w, group, 0.0)
     rigid = qn.discover(mlp(3, 4, 2, activation=nn.Tanh), torch.zeros(2, 3).double())
     with pytest.raises(ValueError, match="disjoint_boxes: the group has no generators"):

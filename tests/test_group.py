@@ -251,3 +251,25 @@ def test_other_refusals():
         chains.layer_scale_group(
             qn.ParameterLayout({"a.weight": (2, 2)}, {"bn.running_mean": (2,)})
         )
+
+
+@pytest.mark.parametrize("dense", [0, 1024])
+@pytest.mark.parametrize("tie", [1.0, 1e-4, 1e-8])
+def test_the_weakest_direction(tie, dense, monkeypatch):
+    """Units that feed each other strongly, and the outside weakly: their common scale."""
+    monkeypatch.setattr("quotientnet.gram._DENSE", dense)
+    layout = qn.ParameterLayout({"map": (30, 30), "out": (2, 30)})
+    stream = qn.Unit(
+        "stream",
+        30,
+        (qn.Scale("map", 0), qn.Scale("map", 1, -1), qn.Scale("out", 1, -1)),
+    )
+    group = qn.ScalingGroup.from_units(layout, [stream])
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(layout.size, generator=generator, dtype=torch.float64)
+    weight[900:] *= tie
+    gram = Gram(group, weight)
+    matrix = gram.to_dense()
+    scale = 1 / np.sqrt(np.diagonal(matrix))
+    least = np.linalg.eigvalsh(scale[:, None] * matrix * scale)[0]
+    assert 0.9 * least <= gram.weakest() + 1e-14 <= 1.5 * least + 2e-14
