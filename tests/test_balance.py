@@ -184,6 +184,27 @@ def test_equalisation_is_the_limit_of_pairwise_averaging(name):
     assert relative(star.abs(), y.exp()) < 1e-9
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_entries_that_do_not_move_are_in_no_balance(norm):
+    """The diagonal of a residual map, however large."""
+    layout = qn.ParameterLayout({"i": (3, 2), "map": (3, 3), "o": (2, 3)})
+    scales = (
+        qn.Scale("i", 0),
+        qn.Scale("map", 0),
+        qn.Scale("map", 1, -1),
+        qn.Scale("o", 1, -1),
+    )
+    group = qn.ScalingGroup.from_units(layout, [qn.Unit("stream", 3, scales)])
+    w = torch.randn(layout.size, generator=torch.Generator().manual_seed(0)).double()
+    diagonal = layout["map"].start + 4 * torch.arange(3)
+    large = w.index_fill(0, diagonal, 1e3)
+    stars = [
+        qn.canonical(p, group, norm=norm).index_fill(0, diagonal, 0.0)
+        for p in (w, large)
+    ]
+    torch.testing.assert_close(stars[1], stars[0], rtol=1e-12, atol=0)
+
+
 def test_a_basis_change_carries_levels_along():
     """``A' = A B`` and ``c' = Bᵀ c`` give the same network."""
     _, _, group, w = derived("normalised mlp")
