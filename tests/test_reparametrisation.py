@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import quotientnet as qn
-
 from quotientnet import reparametrisation as rp
 from quotientnet.testing.networks import networks
 

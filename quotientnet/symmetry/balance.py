@@ -186,12 +186,7 @@ def balancing(
         t, found = _minimise(w, group, c)
     if not found.attained and runaways == "raise":
         raise NotOnManifoldError(_runaway_message(found.runaways))
-    excluded = torch.zeros(group.dimension, dtype=torch.bool)
-    while not found.attained:
-        excluded[torch.nonzero(~excluded)[:, 0][torch.isnan(found.t)]] = True
-        kept = group.without(excluded.numpy())
-        t[excluded] = 0.0
-        t[~excluded], found = _minimise(w, kept, c[~excluded])
+    t, found, excluded = _without_runaways(w, group, c, t, found)
     residual, iterations = found.residual, found.iterations
     if norm == "max":
         kept = group.without(excluded.numpy())
@@ -200,6 +195,17 @@ def balancing(
         residual, iterations = own.residual, iterations + own.iterations
     names = tuple(group.names[j] for j in torch.nonzero(excluded)[:, 0].tolist())
     return Balancing(t, c, ~excluded, names, residual, found.error, iterations)
+
+
+def _without_runaways(w: Tensor, group: ScalingGroup, levels: Tensor, t, found):
+    """Coordinates and minimum of the generators that have one, and which were left out."""
+    excluded = torch.zeros(group.dimension, dtype=torch.bool)
+    while not found.attained:
+        excluded[torch.nonzero(~excluded)[:, 0][torch.isnan(found.t)]] = True
+        kept = group.without(excluded.numpy())
+        t[excluded] = 0.0
+        t[~excluded], found = _minimise(w, kept, levels[~excluded])
+    return t, found, excluded
 
 
 def canonical(w: Tensor, group: ScalingGroup | Symmetry, **options) -> Tensor:
