@@ -263,6 +263,22 @@ class ParameterLayout:
                 f"{caller}: {name} is {w.dtype}, it must be float32 or float64"
             )
 
+    def mask(self, *names: str) -> Tensor:
+        """The coordinates of some tensors, a boolean mask of shape ``(size,)``.
+
+        Args:
+            names: Names of tensors, or of modules, which stand for all that is inside.
+
+        Raises:
+            KeyError: The layout has nothing of that name.
+        """
+        mask = torch.zeros(self.size, dtype=torch.bool)
+        for name in names:
+            inside = [e for e in self.entries if e.name.startswith(f"{name}.")]
+            for entry in [self[name]] if name in self or not inside else inside:
+                mask[entry.slice] = True
+        return mask
+
     def count(self, mask: Tensor) -> dict[str, int]:
         """How often ``mask``, shape ``(..., size)``, is true in each entry where it is at all."""
         counts = {

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from numbers import Real
 
+import numpy as np
+import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
-__all__ = ["Operator", "DenseOperator"]
+__all__ = ["Operator", "DenseOperator", "Probe"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What three products tell about an operator.
+
+    Attributes:
+        asymmetry: ``|⟨a, H b⟩ − ⟨H a, b⟩|`` over ``‖H a‖ + ‖H b‖`` for random ``a, b`` of norm 1:
+            rounding for a symmetric operator, of order ``1/√size`` for another.
+        deviation: How much two products with one vector differ, relative to their norm: 0 for a
+            deterministic operator, rounding where sums are taken in any order.
+    """
+
+    asymmetry: float
+    deviation: float
 
 
 class Operator(ABC):
     """A symmetric linear map of ``R^size``, applied with ``@``.
 
     ``@`` takes a vector, shape ``(size,)``, or a block of column vectors, shape ``(size, m)``,
-    checks it and returns a new tensor of the same shape. A subclass writes only ``_matvec``.
+    checks it and returns a new tensor of the same shape. Operators add, subtract and scale:
+    ``2 * A - B``. A subclass writes ``_matvec``, and ``_matmat`` where a block costs less than its
+    columns.
 
     Attributes:
         size: Length of the vectors.
@@ -28,6 +49,16 @@ class Operator(ABC):
     @abstractmethod
     def _matvec(self, v: Tensor) -> Tensor:
         """The product with one vector of shape ``(size,)``; must not modify ``v``."""
+
+    def _matmat(self, v: Tensor) -> Tensor:
+        """The products with the columns of ``v``, shape ``(size, m)``, ``m ≥ 1``."""
+        return torch.stack([self._matvec(c.contiguous()) for c in v.T], dim=1)
+
+    def project(self, v: Tensor) -> Tensor:
+        """``v``, of shape ``(size,)`` or ``(size, m)``, without its part along null directions
+        that are known beforehand, such as the orbit's for a Riemannian Hessian. By default
+        ``v`` itself."""
+        return v
 
     def __matmul__(self, v: Tensor) -> Tensor:
         name = type(self).__name__
@@ -47,12 +78,71 @@ class Operator(ABC):
             )
         if v.ndim == 1:
             return self._matvec(v)
-        columns = [self._matvec(column.contiguous()) for column in v.T]
-        return torch.stack(columns, dim=1) if columns else v.clone()
+        return self._matmat(v) if v.shape[1] else v.clone()
+
+    def __add__(self, other: Operator) -> Operator:
+        return _Sum(self, other, 1.0) if isinstance(other, Operator) else NotImplemented
+
+    def __sub__(self, other: Operator) -> Operator:
+        return (
+            _Sum(self, other, -1.0) if isinstance(other, Operator) else NotImplemented
+        )
+
+    def __mul__(self, factor: float) -> Operator:
+        return _Scaled(self, factor) if isinstance(factor, Real) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Operator:
+        return _Scaled(self, -1.0)
+
+    def restrict(self, where: Tensor) -> Operator:
+        """The principal block on the coordinates chosen, as an operator on shorter vectors.
+
+        Args:
+            where: Boolean mask, shape ``(size,)``, as from
+                :meth:`ParameterLayout.mask <quotientnet.ParameterLayout.mask>`.
+
+        Raises:
+            ValueError: Another shape or dtype, or nothing chosen.
+        """
+        return _Restricted(self, where)
 
     def to_dense(self) -> Tensor:
         """The matrix, shape ``(size, size)``, by ``size`` products."""
         return self @ torch.eye(self.size, dtype=self.dtype, device=self.device)
+
+    def to_scipy(self) -> scipy.sparse.linalg.LinearOperator:
+        """The operator on numpy arrays, for :mod:`scipy.sparse.linalg`."""
+
+        def product(v: np.ndarray) -> np.ndarray:
+            v = torch.as_tensor(np.ascontiguousarray(v))
+            return (self @ v.to(self.device, self.dtype)).cpu().numpy()
+
+        return scipy.sparse.linalg.LinearOperator(
+            (self.size, self.size),
+            matvec=lambda v: product(v.reshape(-1)),
+            rmatvec=lambda v: product(v.reshape(-1)),
+            matmat=product,
+            dtype=torch.empty(0, dtype=self.dtype).numpy().dtype,
+        )
+
+    def probe(self, generator: torch.Generator | None = None) -> Probe:
+        """A cheap test, by three products, that the operator is symmetric and deterministic.
+
+        Args:
+            generator: Source of two random vectors; a fresh one with seed 0 if omitted.
+        """
+        generator = generator or torch.Generator(self.device).manual_seed(0)
+        shape, kind = (2, self.size), {"dtype": self.dtype, "device": self.device}
+        a, b = torch.randn(shape, generator=generator, **kind)
+        a, b = a / a.norm(), b / b.norm()
+        image_a, image_b, again = self @ a, self @ b, self @ a
+        size = (image_a.norm() + image_b.norm()).clamp(min=torch.finfo(self.dtype).tiny)
+        return Probe(
+            float((a @ image_b - b @ image_a).abs() / size),
+            float((again - image_a).norm() / size),
+        )
 
 
 class DenseOperator(Operator):
@@ -85,3 +175,63 @@ class DenseOperator(Operator):
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._matrix @ v
+
+    _matmat = _matvec
+
+
+class _Sum(Operator):
+    """``A + factor·B``."""
+
+    def __init__(self, a: Operator, b: Operator, factor: float):
+        if (a.size, a.dtype, a.device) != (b.size, b.dtype, b.device):
+            raise ValueError(
+                f"{type(a).__name__} + {type(b).__name__}: sizes {a.size} and {b.size}, {a.dtype} "
+                f"on {a.device} and {b.dtype} on {b.device}; both must be the same"
+            )
+        super().__init__(a.size, a.dtype, a.device)
+        self._a, self._b, self._factor = a, b, factor
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return torch.add(self._a @ v, self._b @ v, alpha=self._factor)
+
+    _matmat = _matvec
+
+
+class _Scaled(Operator):
+    """``factor·A``."""
+
+    def __init__(self, operator: Operator, factor: float):
+        super().__init__(operator.size, operator.dtype, operator.device)
+        self._operator, self._factor = operator, float(factor)
+
+    def project(self, v: Tensor) -> Tensor:
+        """As the operator's own."""
+        return self._operator.project(v)
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self._factor * (self._operator @ v)
+
+    _matmat = _matvec
+
+
+class _Restricted(Operator):
+    """``A`` between the coordinates of a mask."""
+
+    def __init__(self, operator: Operator, where: Tensor):
+        if where.dtype != torch.bool or where.shape != (operator.size,):
+            raise ValueError(
+                f"restrict: where must be a boolean mask of shape ({operator.size},), got "
+                f"{where.dtype} of shape {tuple(where.shape)}"
+            )
+        if not where.any():
+            raise ValueError("restrict: where chooses no coordinate")
+        self._where = where.to(operator.device)
+        super().__init__(int(where.sum()), operator.dtype, operator.device)
+        self._operator = operator
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        whole = v.new_zeros(len(self._where), *v.shape[1:])
+        whole[self._where] = v
+        return (self._operator @ whole)[self._where]
+
+    _matmat = _matvec
