@@ -12,8 +12,9 @@ from quotientnet.manifolds import (
     NodeWiseQuotient,
     QuotientManifold,
 )
-from quotientnet.objective import Objective, Point
+from quotientnet.objective import Objective
 from quotientnet.operator import DenseOperator, Operator
+from quotientnet.point import Point
 from quotientnet.symmetry import (
     Symmetry,
     balance,

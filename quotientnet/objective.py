@@ -1,11 +1,10 @@
-"""A loss as a function on parameter space, and all local knowledge of it at a point."""
+"""A loss as a function on parameter space."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 
 from quotientnet.layout import ParameterLayout
 from quotientnet.losses import normaliser
-from quotientnet.operator import Operator
+from quotientnet.point import Point, require_finite
+from quotientnet.programs import Programs
 
-__all__ = ["Objective", "Point"]
+__all__ = ["Objective"]
 
 
 class Objective:
@@ -38,9 +38,19 @@ class Objective:
             the dtype, and all tensors to the device, of ``w``.
         target_key: The key of the targets in dict batches; the rest are keyword arguments.
         layout: The coordinates; by default those of ``ParameterLayout.from_module(model)``.
+        products: How products with second derivatives are computed. ``"graph"``: double backward,
+            on one batch over a graph that is kept. ``"linearise"``: forward over reverse, recorded
+            once for the form of a batch as a program whose part without the vector is run once a
+            point; quicker where there are convolutions, after tens of gradients of set-up.
+            ``"recompute"``: double backward, and nothing is kept between products. ``"auto"``:
+            ``"graph"`` until the set-up of ``"linearise"`` has paid off, if the model can be
+            recorded and both agree; nothing is kept that exceeds ``memory``.
+        memory: Bytes that may be kept between products at one point; by default a quarter of the
+            machine's memory, or of the accelerator's.
 
     Raises:
-        ValueError: No data, a batch of another form, or an iterator that can be read only once.
+        ValueError: No data, a batch of another form, an iterator that can be read only once, or
+            another word for ``products``.
 
     Example:
         >>> import torch
@@ -61,6 +71,8 @@ class Objective:
         *,
         target_key: str = "labels",
         layout: ParameterLayout | None = None,
+        products: str = "auto",
+        memory: int | None = None,
     ):
         if not isinstance(model, nn.Module) or not callable(loss):
             raise TypeError(
@@ -86,6 +98,7 @@ class Objective:
                 "Objective: data has no batches; the loss of nothing is undefined"
             )
         self._checked_modes = None
+        self._host, self._programs = _Host(model), Programs(products, memory)
 
     def __call__(self, w: Tensor) -> Tensor:
         """``f(w)``, a scalar, differentiable in ``w``, shape ``(size,)``; works under
@@ -129,36 +142,51 @@ class Objective:
 
     def _total(self, w: Tensor) -> Tensor:
         """The mean, or the sum, over all batches."""
-        sums, weights = zip(
-            *((value, n) for _, value, n in self._sums(lambda: (None, w)))
-        )
-        return sum(sums[1:], sums[0]) / _divisor(weights)
 
-    def _sums(self, point) -> Iterator[tuple]:
-        """For each batch that counts: what ``point()`` returns beside ``w``, the loss times its
-        normaliser, and the normaliser (None for a sum)."""
-        batches = counted = 0
-        for batch in self.data:
-            batches += 1
-            companion, w = point()
-            value, weight = self._batch_loss(w, batch)
+        def term(batch):
+            value, weight, _ = self._within(w, lambda: self._evaluate(batch))
+            return value, weight
+
+        return self._mean(w, term)
+
+    def _mean(self, w: Tensor, term: Callable) -> Tensor:
+        """``Σ value / Σ weight`` over the batches, of ``term(batch) -> (value, weight)``; the sum
+        if the weights are None. Batches of weight 0 are a mean over nothing, and do not count.
+        """
+        total, weights, batches = None, [], 0
+        for batches, batch in enumerate(self.data, 1):
+            value, weight = term(self._read(batch, w))
             if weight is not None and float(weight) == 0:
-                continue  # a mean over nothing, which is not a number
-            counted += 1
-            yield companion, value if weight is None else value * weight, weight
-        if not counted:
+                continue
+            total = value if total is None else total + value
+            weights.append(weight)
+        if not weights:
             what = "batches" if not batches else "targets that count"
             raise ValueError(
                 f"Objective: data has no {what}; the loss of nothing is undefined"
             )
+        return total if weights[0] is None else total / sum(weights)
 
-    def _batch_loss(self, w: Tensor, batch) -> tuple[Tensor, Tensor | float | None]:
-        """A batch's loss and its normaliser, None for a sum."""
-        args, kwargs, targets = self._read(batch, w)
+    def _within(self, w: Tensor, function: Callable):
+        """``function()`` while the model has the parameters and running statistics of ``w``."""
         tensors = self.layout.substitutes(self.model, w)
-        outputs = torch.func.functional_call(
-            self.model, tensors, args, kwargs, tie_weights=False
+        tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
+        return torch.func.functional_call(
+            self._host, tensors, (function,), tie_weights=False
         )
+
+    def _outputs(self, batch):
+        """What the model returns for a batch, within a point."""
+        args, kwargs, _ = batch
+        return self.model(*args, **kwargs)
+
+    def _evaluate(self, batch) -> tuple[Tensor, Tensor | float | None, object]:
+        """A batch's loss times its normaliser, the normaliser (None for a sum) and the outputs."""
+        outputs = self._outputs(batch)
+        return *self._loss(outputs, batch), outputs
+
+    def _loss(self, outputs, batch) -> tuple[Tensor, Tensor | float | None]:
+        targets = batch[-1]
         value = self.loss(outputs, targets)
         if not isinstance(value, Tensor) or value.ndim != 0:
             got = (
@@ -170,7 +198,8 @@ class Objective:
                 f"Objective: the loss must be a scalar tensor, got {got}; "
                 "use reduction='mean' or 'sum'"
             )
-        return value, normaliser(self.loss, outputs, targets)
+        weight = normaliser(self.loss, outputs, targets)
+        return value if weight is None else value * weight, weight
 
     def _read(self, batch, w: Tensor):
         """Positional and keyword arguments, and targets, of a batch."""
@@ -211,7 +240,7 @@ class Objective:
             return
         with torch.no_grad(), self._preserved(w):
             first, second = (self._total(w) for _ in range(2))
-        _require_finite(first)
+        require_finite(first)
         gap = float(
             (first - second).abs() / first.abs().clamp(min=torch.finfo(w.dtype).tiny)
         )
@@ -224,121 +253,17 @@ class Objective:
         self._checked_modes = modes
 
 
-class Point:
-    """The value, gradient and Hessian of an objective at ``w``, computed once each.
+class _Host(nn.Module):
+    """Runs any function while the model's tensors are others: backward passes too, in which
+    checkpointed modules are run again."""
 
-    Attributes:
-        objective: The function, for its values at neighbours.
-        w: The point, shape ``(size,)``; a detached copy.
-    """
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
 
-    def __init__(self, objective: Objective, w: Tensor):
-        self.objective, self.w = objective, w.detach().clone()
-
-    @property
-    def layout(self) -> ParameterLayout:
-        """The coordinates."""
-        return self.objective.layout
-
-    @cached_property
-    def value(self) -> Tensor:
-        """``f(w)``, a scalar, per sample if the loss is a mean."""
-        if "_graph" in self.__dict__:
-            return self._graph[0].detach()
-        with torch.no_grad():
-            return _require_finite(self.objective(self.w))
-
-    @cached_property
-    def gradient(self) -> Tensor:
-        """``∇f(w)``, shape ``(size,)``, Euclidean; zero on passive coordinates.
-
-        Note: two gradient units for one batch, where the work is kept for the Hessian.
-        """
-        if self.objective._whole:
-            return self._pad(self._graph[2].detach())
-        return self._accumulate(lambda gradient, leaf: gradient, create_graph=False)
-
-    @cached_property
-    def hessian(self) -> Operator:
-        """``∇²f(w)``, zero on passive coordinates; on one batch it reuses the gradient's graph."""
-        return _Hessian(self)
-
-    @cached_property
-    def _graph(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Value, leaf and gradient with its graph, on a single batch."""
-        with torch.enable_grad():
-            leaf, w = self._leaf()
-            value = _require_finite(self.objective(w))
-            (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
-        return value, leaf, gradient
-
-    def _leaf(self) -> tuple[Tensor, Tensor]:
-        """The parameters as a leaf, and the whole point that depends on it."""
-        count = self.layout.parameter_size
-        leaf = self.w[:count].clone().requires_grad_()
-        return leaf, leaf if count == len(self.w) else torch.cat([leaf, self.w[count:]])
-
-    def _pad(self, u: Tensor) -> Tensor:
-        """A vector on the parameters with zeros on passive coordinates."""
-        return torch.nn.functional.pad(u, (0, len(self.w) - len(u)))
-
-    def _accumulate(self, term, create_graph: bool = True) -> Tensor:
-        """``term(gradient, leaf)`` summed over the batches of a loader and normalised."""
-        total, weights = 0.0, []
-        with torch.enable_grad(), self.objective._preserved(self.w):
-            for leaf, value, weight in self.objective._sums(self._leaf):
-                (gradient,) = torch.autograd.grad(
-                    value, leaf, create_graph=create_graph
-                )
-                total = total + term(gradient, leaf).detach()
-                weights.append(weight)
-        return self._pad(total / _divisor(weights))
-
-
-class _Hessian(Operator):
-    """Double backward: over a retained graph for one batch, batch by batch for a loader."""
-
-    def __init__(self, point: Point):
-        super().__init__(point.w.shape[0], point.w.dtype, point.w.device)
-        self._point = point
-
-    def _matvec(self, v: Tensor) -> Tensor:
-        point, v = self._point, v[: self._point.layout.parameter_size]
-        if point.objective._whole:
-            _, leaf, gradient = point._graph
-            return point._pad(_pullback(gradient, leaf, v, retain=True))
-        return point._accumulate(
-            lambda gradient, leaf: _pullback(gradient, leaf, v, retain=False)
-        )
-
-
-def _require_finite(value: Tensor) -> Tensor:
-    if not torch.isfinite(value):
-        raise ValueError(
-            f"Objective.at: the loss is {value.item()} at this point; check the data, the "
-            "targets and the scale of w"
-        )
-    return value
-
-
-def _divisor(weights):
-    """What the sum over batches is divided by: 1 for losses that are sums."""
-    return 1.0 if weights[0] is None else sum(weights)
-
-
-def _pullback(gradient: Tensor, leaf: Tensor, v: Tensor, retain: bool) -> Tensor:
-    """``∂⟨gradient, v⟩/∂leaf``; zero where the gradient is constant."""
-    if not gradient.requires_grad:
-        return torch.zeros_like(v)
-    (product,) = torch.autograd.grad(
-        gradient,
-        leaf,
-        v,
-        retain_graph=retain,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return product
+    def forward(self, function: Callable):
+        """The function's result."""
+        return function()
 
 
 def _is_pair(data) -> bool:

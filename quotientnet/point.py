@@ -1,0 +1,80 @@
+"""All local knowledge of a function on parameter space at one point."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from quotientnet.hessian import Curvature
+from quotientnet.kinds import GAUSS_NEWTON, HESSIAN, leaf_of
+from quotientnet.layout import ParameterLayout
+
+__all__ = ["Point", "require_finite"]
+
+
+class Point:
+    """The value, gradient and second derivatives of an objective at ``w``, computed once each.
+
+    Attributes:
+        objective: The function, for its values at neighbours.
+        w: The point, shape ``(size,)``; a detached copy.
+    """
+
+    def __init__(self, objective, w: Tensor):
+        self.objective, self.w = objective, w.detach().clone()
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """The coordinates."""
+        return self.objective.layout
+
+    @cached_property
+    def value(self) -> Tensor:
+        """``f(w)``, a scalar, per sample if the loss is a mean."""
+        with torch.no_grad():
+            return require_finite(self.objective(self.w))
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """``∇f(w)``, shape ``(size,)``, Euclidean; zero on passive coordinates."""
+        with torch.enable_grad(), self.objective._preserved(self.w):
+            gradient = self.objective._mean(self.w, self._batch_gradient)
+        return torch.nn.functional.pad(gradient, (0, len(self.w) - len(gradient)))
+
+    def _batch_gradient(self, batch):
+        objective, (leaf, w) = self.objective, leaf_of(self.w, self.layout)
+
+        def derivative():
+            value, weight, _ = objective._evaluate(batch)
+            if weight is None or float(weight) != 0:
+                require_finite(value)
+            return torch.autograd.grad(value, leaf)[0], weight
+
+        return objective._within(w, derivative)
+
+    @cached_property
+    def hessian(self) -> Curvature:
+        """``∇²f(w)``, zero on passive coordinates."""
+        return Curvature(self, HESSIAN)
+
+    @cached_property
+    def ggn(self) -> Curvature:
+        r"""The generalised Gauss–Newton matrix :math:`J^\\top \\nabla^2_z \\ell\\, J`, with ``z`` the
+        model's outputs [Schraudolph2002]_; zero on passive coordinates.
+
+        The Fisher information where the loss is the negative log-likelihood of a natural
+        parameter: the cross-entropy of logits, binary or not, and half the squared error.
+        """
+        return Curvature(self, GAUSS_NEWTON)
+
+
+def require_finite(value: Tensor) -> Tensor:
+    """The value of a loss, refused if it is NaN or infinite."""
+    if not torch.isfinite(value):
+        raise ValueError(
+            f"Objective.at: the loss is {value.item()} at this point; check the data, the "
+            "targets and the scale of w"
+        )
+    return value
