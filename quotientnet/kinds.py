@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vjp
+from torch.func import grad, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
@@ -50,6 +50,12 @@ class BatchMap:
 class Kind(ABC):
     """A sort of second derivative, in the two ways to compute its products."""
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
     @abstractmethod
     def by_graph(self, objective, w: Tensor, batch, size: int) -> BatchMap:
         """By reverse mode twice, over a graph of ``size`` bytes that the map holds."""
@@ -73,7 +79,7 @@ class _Hessian(Kind):
             gradient, weight = objective._within(whole, derivative)
 
         def apply(v: Tensor) -> Tensor:
-            return objective._within(w, lambda: _pullback(gradient, leaf, v))
+            return objective._within(whole, lambda: _pullback(gradient, leaf, v))
 
         return BatchMap(apply, weight, w.device, size)
 
@@ -83,9 +89,8 @@ class _Hessian(Kind):
             value, weight, _ = objective._within(w, lambda: objective._evaluate(batch))
             return value, _as_tensors(weight, value)
 
-        slope = grad(value, has_aux=True)
-        _, product, weight = jvp(slope, (leaf,), (v,), has_aux=True)
-        return weight, product
+        _, pull, weight = vjp(grad(value, has_aux=True), leaf, has_aux=True)
+        return weight, pull(v)[0]
 
 
 class _GaussNewton(Kind):
@@ -114,7 +119,7 @@ class _GaussNewton(Kind):
             return _pullback(outputs, leaf, _pullback(slopes, cut, forward))
 
         def apply(v: Tensor) -> Tensor:
-            return objective._within(w, lambda: chain(v))
+            return objective._within(whole, lambda: chain(v))
 
         return BatchMap(apply, weight, w.device, size)
 
@@ -131,10 +136,12 @@ class _GaussNewton(Kind):
             return value, _as_tensors(weight, value)
 
         rebuilds: list[Callable] = []
-        z, forward = jvp(model, (leaf,), (v,))
+        z, back = vjp(model, leaf)
+        # The derivative of the linear map Jᵀ is J, and J v what it pulls v back to.
+        forward = vjp(lambda *u: back(u)[0], *map(torch.zeros_like, z))[1](v)
         slopes = grad(loss, argnums=tuple(range(len(z))), has_aux=True)
-        _, second, weight = jvp(slopes, z, forward, has_aux=True)
-        return weight, vjp(model, leaf)[1](second)[0]
+        _, second, weight = vjp(slopes, *z, has_aux=True)
+        return weight, back(second(forward))[0]
 
 
 @contextmanager

@@ -62,10 +62,22 @@ def linearise(function: Callable, v: Tensor, inputs: Sequence[Tensor]) -> Linear
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise NotTraceable(f"{type(error).__name__}: {error}") from error
     graph = traced.graph
+    _drop_private_writes(graph)
     graph.eliminate_dead_code()
     _require_pure(graph)
     simplify(graph)
     return _split(traced, graph)
+
+
+def _drop_private_writes(graph: Graph) -> None:
+    """Forget what is written to a copy that nobody reads, such as a counter of batches."""
+    for node in reversed(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.is_mutable or node.users:
+            continue
+        copy = node.args[0]
+        if copy.target is torch.ops.aten.clone.default and set(copy.users) == {node}:
+            graph.erase_node(node)
 
 
 def _require_pure(graph: Graph) -> None:

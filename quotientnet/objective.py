@@ -39,11 +39,12 @@ class Objective:
         target_key: The key of the targets in dict batches; the rest are keyword arguments.
         layout: The coordinates; by default those of ``ParameterLayout.from_module(model)``.
         products: How products with second derivatives are computed. ``"graph"``: double backward,
-            on one batch over a graph that is kept. ``"linearise"``: forward over reverse, recorded
-            once for the form of a batch as a program whose part without the vector is run once a
-            point; quicker where there are convolutions, after tens of gradients of set-up.
+            on one batch over a graph that is kept. ``"record"``: the same, recorded once for the
+            form of a batch as a program, of which the part without the vector is run once a point
+            and the rest simplified; quicker where there are convolutions, after tens of gradients
+            of set-up.
             ``"recompute"``: double backward, and nothing is kept between products. ``"auto"``:
-            ``"graph"`` until the set-up of ``"linearise"`` has paid off, if the model can be
+            ``"graph"`` until the set-up of ``"record"`` has paid off, if the model can be
             recorded and both agree; nothing is kept that exceeds ``memory``.
         memory: Bytes that may be kept between products at one point; by default a quarter of the
             machine's memory, or of the accelerator's.

@@ -15,7 +15,7 @@ from quotientnet.linearise import Linearised, NotTraceable, linearise
 
 __all__ = ["Programs"]
 
-_WAYS = ("auto", "graph", "linearise", "recompute")
+_WAYS = ("auto", "graph", "record", "recompute")
 _BYTES_AN_OPERATION = 1e7
 """Recording an operation takes about the time of writing this much memory."""
 
@@ -24,7 +24,7 @@ class Programs:
     """How one objective computes products, and what has been recorded for it.
 
     Args:
-        way: One of ``"auto"``, ``"graph"``, ``"linearise"``, ``"recompute"``.
+        way: One of ``"auto"``, ``"graph"``, ``"record"``, ``"recompute"``.
         memory: Bytes that may be kept between products; None for a quarter of the device's.
     """
 
@@ -70,7 +70,7 @@ class Programs:
     def _pays(self, kind: Kind) -> bool:
         """Whether recording has paid off after the products so far."""
         if self._way != "auto":
-            return self._way == "linearise"
+            return self._way == "record"
         meter = self._meters.get(kind)
         return meter is not None and (
             self._products[kind] * meter.bytes >= meter.operations * _BYTES_AN_OPERATION
@@ -113,11 +113,11 @@ class Programs:
                 program = _confirmed(program, local.apply(v), reference.apply(v))
         self._recorded[key] = program
         if isinstance(program, Linearised):
-            usable = self._way == "linearise" or self.may_keep(local)
+            usable = self._way == "record" or self.may_keep(local)
             return local if usable else None
-        if self._way == "linearise":
+        if self._way == "record":
             raise ValueError(
-                f"Objective: products='linearise' cannot record this model ({program}); use "
+                f"Objective: products='record' cannot record this model ({program}); use "
                 "products='graph'"
             )
         return None
