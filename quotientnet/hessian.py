@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from quotientnet.kinds import BatchMap, Kind
+from quotientnet.kinds import Kind
+from quotientnet.losses import divisor
 from quotientnet.operator import Operator
 
 __all__ = ["Curvature"]
@@ -28,20 +28,19 @@ class Curvature(Operator):
 
     def _matmat(self, v: Tensor) -> Tensor:
         point, objective = self._point, self._point.objective
-        vectors = v[: point.layout.parameter_size]
-
-        def products(batch):
-            local = self._local(batch, vectors)
-            if local.weight is not None and float(local.weight) == 0:
-                return vectors, local.weight
-            columns = [local.apply(column.contiguous()) for column in vectors.T]
-            return torch.stack(columns, 1), local.weight
-
+        count = point.layout.parameter_size
+        rows = v.new_zeros(v.shape[1], len(v))
+        weights = []
         with objective._preserved(point.w):
-            total = objective._mean(point.w, products)
-        return torch.nn.functional.pad(total, (0, 0, 0, len(v) - len(total)))
+            maps = objective._each(point.w, lambda batch: self._local(batch, v[:count]))
+            for local, weight in maps:
+                weights.append(weight)
+                for row, column in zip(rows, v[:count].T):
+                    row[:count] += local.apply(column.contiguous())
+        return (rows / divisor(weights)).T
 
-    def _local(self, batch, vectors: Tensor) -> BatchMap:
+    def _local(self, batch, vectors: Tensor):
+        """The batch's map and weight; on one batch it is kept for the next product."""
         point, objective = self._point, self._point.objective
         programs = objective._programs
         local = programs.local(
@@ -49,4 +48,4 @@ class Curvature(Operator):
         )
         if objective._whole and programs.may_keep(local):
             self._kept = local
-        return local
+        return local, local.weight

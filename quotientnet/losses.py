@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["normaliser"]
+__all__ = ["normaliser", "divisor"]
 
 _BY_ELEMENT = (
     nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss,
@@ -47,6 +47,11 @@ def normaliser(loss, outputs: Tensor, targets: Tensor) -> Tensor | float | None:
     if isinstance(known, _BY_ELEMENT):
         return float(outputs.numel())
     return float(len(targets) if hasattr(targets, "__len__") else len(outputs))
+
+
+def divisor(weights):
+    """What the sum over batches is divided by: 1 for losses that are sums."""
+    return 1.0 if weights[0] is None else sum(weights)
 
 
 def _class_weight(loss, outputs: Tensor, targets: Tensor) -> Tensor | float:

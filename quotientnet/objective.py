@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quotientnet.layout import ParameterLayout
-from quotientnet.losses import normaliser
+from quotientnet.losses import divisor, normaliser
 from quotientnet.point import Point, require_finite
 from quotientnet.programs import Programs
 
@@ -99,7 +100,7 @@ class Objective:
                 "Objective: data has no batches; the loss of nothing is undefined"
             )
         self._checked_modes = None
-        self._host, self._programs = _Host(model), Programs(products, memory)
+        self._programs = Programs(products, memory)
 
     def __call__(self, w: Tensor) -> Tensor:
         """``f(w)``, a scalar, differentiable in ``w``, shape ``(size,)``; works under
@@ -141,6 +142,13 @@ class Objective:
         self._require_deterministic(w)
         return Point(self, w)
 
+    def of(self, model: nn.Module) -> Objective:
+        """The same loss on the same data for another model with this layout."""
+        other = copy.copy(self)
+        other.model, other._programs = model, self._programs.anew()
+        other._checked_modes = None
+        return other
+
     def _total(self, w: Tensor) -> Tensor:
         """The mean, or the sum, over all batches."""
 
@@ -152,28 +160,31 @@ class Objective:
 
     def _mean(self, w: Tensor, term: Callable) -> Tensor:
         """``Σ value / Σ weight`` over the batches, of ``term(batch) -> (value, weight)``; the sum
-        if the weights are None. Batches of weight 0 are a mean over nothing, and do not count.
-        """
-        total, weights, batches = None, [], 0
+        if the weights are None."""
+        values, weights = zip(*self._each(w, term))
+        return sum(values[1:], values[0]) / divisor(weights)
+
+    def _each(self, w: Tensor, term: Callable) -> Iterator[tuple]:
+        """``term(batch)``, a pair of anything and a weight, for each batch that counts: one of
+        weight 0 is a mean over nothing."""
+        batches = counted = 0
         for batches, batch in enumerate(self.data, 1):
-            value, weight = term(self._read(batch, w))
-            if weight is not None and float(weight) == 0:
-                continue
-            total = value if total is None else total + value
-            weights.append(weight)
-        if not weights:
+            found, weight = term(self._read(batch, w))
+            if weight is None or float(weight) != 0:
+                counted += 1
+                yield found, weight
+        if not counted:
             what = "batches" if not batches else "targets that count"
             raise ValueError(
                 f"Objective: data has no {what}; the loss of nothing is undefined"
             )
-        return total if weights[0] is None else total / sum(weights)
 
     def _within(self, w: Tensor, function: Callable):
         """``function()`` while the model has the parameters and running statistics of ``w``."""
         tensors = self.layout.substitutes(self.model, w)
         tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
         return torch.func.functional_call(
-            self._host, tensors, (function,), tie_weights=False
+            _Host(self.model), tensors, (function,), tie_weights=False
         )
 
     def _outputs(self, batch):

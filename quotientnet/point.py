@@ -61,8 +61,8 @@ class Point:
 
     @cached_property
     def ggn(self) -> Curvature:
-        r"""The generalised Gauss–Newton matrix :math:`J^\\top \\nabla^2_z \\ell\\, J`, with ``z`` the
-        model's outputs [Schraudolph2002]_; zero on passive coordinates.
+        r"""The generalised Gauss–Newton matrix :math:`J^\top (\nabla^2_z \ell) J`, with ``z`` the
+        model's outputs ([Schraudolph2002]_); zero on passive coordinates.
 
         The Fisher information where the loss is the negative log-likelihood of a natural
         parameter: the cross-entropy of logits, binary or not, and half the squared error.

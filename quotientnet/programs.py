@@ -43,6 +43,10 @@ class Programs:
     def __getstate__(self):
         return {**self.__dict__, "_recorded": {}}
 
+    def anew(self) -> Programs:
+        """The same choices, with nothing recorded."""
+        return Programs(self._way, self._memory)
+
     def local(self, kind: Kind, objective, w: Tensor, batch, v, kept) -> BatchMap:
         """A batch's linear map: ``kept`` if there is nothing better, or a new one.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import geoopt
 import torch
@@ -182,6 +183,23 @@ class QuotientManifold(geoopt.Manifold):
             NotOnManifoldError: The point is not on the manifold.
         """
         return _RiemannianHessian(self, point, connection)
+
+    @__scaling__(ScalingInfo.NotCompatible)
+    def riemannian_ggn(self, point) -> Operator:
+        r"""The Gauss–Newton matrix as a form on the quotient, :math:`P D^{-1} G D^{-1} P`, in frame
+        coordinates.
+
+        Positive semidefinite for a convex loss; its eigenvalues are invariant on the orbit. No
+        connection enters: it is the pull-back of a form on the outputs.
+
+        Args:
+            point: A :class:`~quotientnet.Point`: has ``w``, ``gradient`` and ``ggn``.
+
+        Raises:
+            ValueError: As :meth:`riemannian_hessian`.
+            NotOnManifoldError: The point is not on the manifold.
+        """
+        return _RiemannianForm(self, point, lambda: point.ggn)
 
     @__scaling__(ScalingInfo.NotCompatible)
     def connection_term(self, x: Tensor, gradient: Tensor, u: Tensor) -> Tensor:
@@ -365,11 +383,10 @@ class QuotientManifold(geoopt.Manifold):
         return f"{self.layout.size} coordinates, {self.group.dimension} generators"
 
 
-class _RiemannianHessian(Operator):
-    """``P D⁻¹ (H + Γ) D⁻¹ P`` at a point."""
+class _RiemannianForm(Operator):
+    """``P D⁻¹ A D⁻¹ P`` at a point, for a symmetric operator ``A`` on tangent vectors."""
 
-    def __init__(self, manifold: QuotientManifold, point, connection: str):
-        manifold._check_connection(connection)
+    def __init__(self, manifold: QuotientManifold, point, form: Callable[[], Operator]):
         w = point.w
         manifold._check_tangents("riemannian_hessian", w)
         if getattr(point, "layout", manifold.layout) != manifold.layout:
@@ -379,9 +396,10 @@ class _RiemannianHessian(Operator):
             )
         manifold._raise_unless_point(w, "riemannian_hessian")
         super().__init__(manifold.layout.size, w.dtype, w.device)
-        self._manifold, self._point, self._flat = manifold, point, connection == "flat"
+        self._manifold, self._point = manifold, point
         self._inverse_frame = 1 / manifold.frame(w)
         self._require_invariance()
+        self._form = form()
 
     def _require_invariance(self) -> None:
         """Refuse a loss that changes along an orbit: its slope there must vanish."""
@@ -401,19 +419,47 @@ class _RiemannianHessian(Operator):
                 "statistics of batch normalisation hold its filters' scales: use train mode.)"
             )
 
-    def _project(self, z: Tensor) -> Tensor:
+    def project(self, v: Tensor) -> Tensor:
+        """The horizontal part: the orbit's directions are null vectors."""
+        if v.ndim == 2:
+            return torch.stack([self.project(column) for column in v.T], 1)
+        return self._horizontal(v) / self._inverse_frame
+
+    def _horizontal(self, z: Tensor) -> Tensor:
+        """The horizontal tangent vector with frame coordinates ``z``, up to its vertical part."""
         return self._manifold.proju(self._point.w, z * self._inverse_frame)
 
-    def _matvec(self, v: Tensor) -> Tensor:
-        xi = self._project(v)
-        covector = self._point.hessian @ xi
-        if not self._flat:
-            point = self._point
-            covector = covector + self._manifold.connection_term(
-                point.w, point.gradient, xi
-            )
+    def _covector(self, product: Tensor, xi: Tensor) -> Tensor:
+        """The form's value on ``xi``, of which ``product`` is the operator's part."""
+        return product
+
+    def _raise(self, covector: Tensor) -> Tensor:
         raised = self._manifold._keep(covector * self._inverse_frame)
-        return self._project(raised) / self._inverse_frame
+        return self._horizontal(raised) / self._inverse_frame
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        xi = self._horizontal(v)
+        return self._raise(self._covector(self._form @ xi, xi))
+
+    def _matmat(self, v: Tensor) -> Tensor:
+        xi = torch.stack([self._horizontal(column) for column in v.T], 1)
+        pairs = zip((self._form @ xi).T, xi.T)
+        return torch.stack([self._raise(self._covector(p, x)) for p, x in pairs], 1)
+
+
+class _RiemannianHessian(_RiemannianForm):
+    """``P D⁻¹ (H + Γ) D⁻¹ P`` at a point."""
+
+    def __init__(self, manifold: QuotientManifold, point, connection: str):
+        manifold._check_connection(connection)
+        self._flat = connection == "flat"
+        super().__init__(manifold, point, lambda: point.hessian)
+
+    def _covector(self, product: Tensor, xi: Tensor) -> Tensor:
+        if self._flat:
+            return product
+        point = self._point
+        return product + self._manifold.connection_term(point.w, point.gradient, xi)
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from math import inf
 
 import torch
@@ -41,8 +40,7 @@ def equivalent(
     point: Point, group: ScalingGroup, t: Tensor, caller: str
 ) -> tuple[nn.Module, Point]:
     """The model moved by ``t``, and its own objective at its parameters, of the same value."""
-    own = copy.copy(point.objective)
-    own.model = transform(own.model, group, t)
+    own = point.objective.of(transform(point.objective.model, group, t))
     moved = own.at(group.layout.flatten(own.model))
     before, after = float(point.value), float(moved.value)
     tolerance = 1e-6 if point.w.dtype == torch.float64 else 1e-3

@@ -106,17 +106,6 @@ def exceed_spectral_norm(
     return SharpDirection(model, t, moved, bound, before, after, tensors)
 
 
-class _Restricted(Operator):
-    """``P H P`` for a coordinate projection ``P``."""
-
-    def __init__(self, operator: Operator, mask: Tensor):
-        super().__init__(operator.size, operator.dtype, operator.device)
-        self._operator, self._mask = operator, mask.to(operator.device)
-
-    def _matvec(self, v: Tensor) -> Tensor:
-        return self._mask * (self._operator @ (self._mask * v))
-
-
 def _steepest_pair(hessian: Operator, blocks: Blocks, options):
     """Two blocks, or one twice, whose scales together move a large entry of the Hessian.
 
@@ -126,7 +115,9 @@ def _steepest_pair(hessian: Operator, blocks: Blocks, options):
     """
     movable = np.abs(blocks.rows).sum(1) > 0
     inside = blocks.coordinates(movable)
-    top = power_method(_Restricted(hessian, inside), **options).vector
+    part = power_method(hessian.restrict(inside), **options).vector
+    top = part.new_zeros(hessian.size)
+    top[inside.to(top.device)] = part
     parts = []
     for number in np.flatnonzero(movable):
         part = top * (blocks.index == number).to(top.device)
