@@ -29,14 +29,18 @@ class Ritz:
     leaks: np.ndarray
     residuals: np.ndarray
 
+    def take(self, which) -> Ritz:
+        """Those of these indices."""
+        return Ritz(
+            self.values[which],
+            self.vectors[:, which],
+            self.leaks[:, which],
+            self.residuals[which],
+        )
+
     def first(self, count: int) -> Ritz:
         """The first ``count`` of them."""
-        return Ritz(
-            self.values[:count],
-            self.vectors[:, :count],
-            self.leaks[:, :count],
-            self.residuals[:count],
-        )
+        return self.take(slice(count))
 
 
 class Krylov:
@@ -58,9 +62,11 @@ class Krylov:
         vectors: The basis as rows, shape ``(capacity, size)``; the first ``count`` are used.
         count: Size of the basis.
         expanded: Which basis vectors have been multiplied, shape ``(capacity,)``.
+        new: Which were inserted or injected and not multiplied yet, shape ``(capacity,)``.
         fresh: Which descend from the last :meth:`inject`, shape ``(capacity,)``.
         products: Products spent.
         scale: The largest ``‖H v‖`` seen.
+        forgotten: What :meth:`forget` has added to residuals.
     """
 
     def __init__(self, operator: Operator, capacity: int, deflate, generator, name):
@@ -73,7 +79,9 @@ class Krylov:
         self._columns = np.zeros((self.capacity, self.capacity))
         self.expanded = np.zeros(self.capacity, dtype=bool)
         self.fresh = np.zeros(self.capacity, dtype=bool)
-        self.count, self.products, self.scale = 0, 0, 0.0
+        self.new = np.zeros(self.capacity, dtype=bool)
+        self.count, self.products, self.scale, self._restarts = 0, 0, 0.0, 0
+        self.forgotten = 0.0
         self._deflated = None
         if deflate is not None:
             deflate = operator.project(_unit_columns(deflate))
@@ -82,8 +90,8 @@ class Krylov:
 
     @property
     def rounding(self) -> float:
-        """What is rounding in a product: coordinates below it are dropped."""
-        return 10 * self._eps * self.scale
+        """What is rounding in a coordinate of a product: below it they are dropped."""
+        return (10 + self._restarts) * self._eps * self.scale
 
     @property
     def done(self) -> np.ndarray:
@@ -94,11 +102,6 @@ class Krylov:
     def pending(self) -> np.ndarray:
         """Indices of the vectors that wait to be multiplied."""
         return np.flatnonzero(~self.expanded[: self.count])
-
-    def uncoupled(self) -> np.ndarray:
-        """Pending vectors to which no product has led: starts and random ones."""
-        rows = self._columns[self.pending]
-        return self.pending[~rows.any(axis=1)]
 
     def project(self, rows: Tensor) -> Tensor:
         """The rows without their part along null and deflated directions."""
@@ -112,6 +115,7 @@ class Krylov:
         first = self.count
         rows = self.project(_unit_columns(rows.T).T)
         self._append(self._orthogonalise(rows)[0], 100 * self._eps)
+        self.new[first : self.count] = True
         return self.count - first
 
     def inject(self, number: int) -> int:
@@ -131,7 +135,7 @@ class Krylov:
         self._append(
             self._orthogonalise(self.project(rows))[0], 100 * self._eps
         )  # fmt: skip
-        self.fresh[first : self.count] = True
+        self.fresh[first : self.count] = self.new[first : self.count] = True
         return self.count - first
 
     def expand(self, which: np.ndarray) -> None:
@@ -147,7 +151,7 @@ class Krylov:
         added = self._append(image, self.rounding)
         self._columns[first : self.count, which] = added
         self.fresh[first : self.count] = self.fresh[which].all()
-        self.expanded[which] = True
+        self.expanded[which], self.new[which] = True, False
         self._check_symmetry(which)
 
     def ritz(self, key, chosen: np.ndarray | None = None) -> Ritz:
@@ -158,25 +162,31 @@ class Krylov:
             chosen: Boolean mask of the basis vectors to use; all if omitted.
         """
         chosen = np.ones(self.capacity, dtype=bool) if chosen is None else chosen
-        inside = np.flatnonzero(self.expanded & chosen)
-        outside = self.pending[chosen[self.pending]]
+        inside, outside = np.flatnonzero(self.expanded & chosen), self.pending
         matrix = self._columns[np.ix_(inside, inside)]
         values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
         ranks = np.argsort(-key(values), kind="stable")
         values, vectors = values[ranks], vectors[:, ranks]
         leaks = self._columns[np.ix_(outside, inside)] @ vectors
         norms = np.sqrt((leaks**2).sum(axis=0))
-        return Ritz(values, vectors, leaks, np.maximum(norms, self.rounding))
+        return Ritz(
+            values, vectors, leaks, np.maximum(norms, self.rounding) + self.forgotten
+        )
 
     def combine(self, ritz: Ritz) -> Tensor:
         """Ritz vectors as rows, shape ``(k, size)``."""
         weights = torch.as_tensor(ritz.vectors.T).to(self.vectors)
         return weights @ self.vectors[torch.as_tensor(self.done)]
 
+    def is_fresh(self, ritz: Ritz) -> np.ndarray:
+        """Which Ritz vectors lie mostly in the fresh part of the basis."""
+        return (self.fresh[self.done, None] * ritz.vectors**2).sum(axis=0) > 0.5
+
     def restart(self, kept: Ritz) -> None:
         """Replace ``V`` by the Ritz vectors kept; the pending vectors stay."""
-        fresh = (self.fresh[self.done, None] * kept.vectors**2).sum(axis=0) > 0.5
+        fresh = self.is_fresh(kept)
         waiting, waiting_fresh = self.pending, self.fresh[self.pending]
+        waiting_new = self.new[waiting]
         rows = torch.cat(
             [self.combine(kept), self.vectors[torch.as_tensor(waiting)]]
         )  # fmt: skip
@@ -189,9 +199,31 @@ class Krylov:
         self.expanded[:k] = True
         self.fresh[:] = False
         self.fresh[: self.count] = np.concatenate([fresh, waiting_fresh])
+        self.new[:] = False
+        self.new[k : self.count] = waiting_new
+        self._restarts += 1
+
+    def forget(self, below: float) -> None:
+        """Drop pending vectors into which the products lead by less than this: rounding that
+        divisions have made large. It points along eigenvectors that a search has to find.
+        """
+        rows = np.sqrt((self._columns[: self.count] ** 2).sum(axis=1))
+        kept = np.flatnonzero(self.expanded[: self.count] | (rows > below))
+        if len(kept) == self.count:
+            return
+        dropped = np.delete(rows, kept)
+        self.forgotten = float(np.sqrt(self.forgotten**2 + (dropped**2).sum()))
+        self.vectors[: len(kept)] = self.vectors[torch.as_tensor(kept)]
+        columns = self._columns[np.ix_(kept, kept)]
+        self._columns[:] = 0
+        self._columns[: len(kept), : len(kept)] = columns
+        for flags in (self.expanded, self.fresh, self.new):
+            flags[: len(kept)] = flags[kept]
+            flags[len(kept) :] = False
+        self.count = len(kept)
 
     def merge_pending(self) -> None:
-        """Keep of the pending vectors only the directions into which products led."""
+        """Keep of the pending vectors only the directions into which products led; none is new."""
         done, pending = self.done, self.pending
         left, sizes, right = np.linalg.svd(
             self._columns[np.ix_(pending, done)], full_matrices=False

@@ -86,7 +86,7 @@ def lanczos(
         max_products: Products at most, at least ``count``.
         basis: Vectors kept at most, at least ``2 count + 3 block``; memory is ``basis · size``.
             Fewer cost more products where eigenvalues lie close. By default
-            ``3 count + 5 block + 20``.
+            ``3 count + 5 block + 20``, or up to 128 where 2²⁴ numbers hold them.
         block: Vectors a product. One pass over the data serves a block; the products needed grow
             unless eigenvalues are multiple or close.
         start: A vector, shape ``(size,)``, or at most ``count + block`` of them as columns, such
@@ -121,7 +121,7 @@ def lanczos(
     """
     _check(operator, count, which, tolerance, max_products, block)
     least = 2 * count + 3 * block
-    capacity = 3 * count + 5 * block + 20 if basis is None else basis
+    capacity = _default(operator.size, count, block) if basis is None else basis
     if capacity < min(least, operator.size):
         raise ValueError(
             f"lanczos: basis={basis} is too small, count={count} and block={block} need {least}"
@@ -157,15 +157,13 @@ class _Search:
         self.settled = None  # the values that the second search has to confirm
         self.looking = False  # whether the second search is on
         self.steps, self.begun = 0, 0  # its steps, and the products before it
+        self.exhausted = False  # whether the basis spans everything
         self.ended = False  # whether there is nothing more to find
 
     def step(self) -> bool:
         """Spend some products; true when the search is over."""
         ritz = self.space.ritz(self.key)
-        converged = len(ritz.values) >= self.count and self._small(
-            ritz.first(self.count)
-        )
-        if converged:
+        if self._converged(ritz):
             self.ended = self._confirmed(ritz)
         else:
             self.looking = False
@@ -188,11 +186,19 @@ class _Search:
             self.ended,
         )
 
+    def _converged(self, ritz: Ritz) -> bool:
+        """Whether the wanted pairs are there and accurate, and every start has been multiplied."""
+        if len(ritz.values) < self.count or not self.looking and self.space.new.any():
+            return False
+        return self._small(ritz.first(self.count))
+
     def _small(self, ritz: Ritz) -> bool:
         return bool((ritz.residuals <= self._allowed(ritz.values)).all())
 
     def _allowed(self, values: np.ndarray) -> np.ndarray:
-        return np.maximum(self.tolerance * np.abs(values), self.space.rounding)
+        return np.maximum(
+            self.tolerance * np.abs(values), self.space.rounding + self.space.forgotten
+        )
 
     def _confirmed(self, ritz: Ritz) -> bool:
         """Whether converged values are final; begins a second search where they are new."""
@@ -200,17 +206,22 @@ class _Search:
             return True
         values = ritz.values[: self.count]
         if self.settled is not None:
-            change = abs(values - self.settled)
+            change = abs(self.key(values) - self.key(self.settled))
             if (change <= self._allowed(values)).all():
                 return not self.looking or self._quiet(ritz)
         self.settled, self.looking = values, True
         room = (self.space.capacity - self.count) // 2
-        self._make_room(max(2 * self.block, room))
+        self.space.forget(0.01 * self._allowed(values).min())
+        self._make_room(max(2 * self.block, room), merge=True)
         self.steps, self.begun = 0, self.space.products
-        return self.space.inject(self.block) == 0
+        if not self.space.inject(self.block):
+            self.exhausted, self.space.fresh[self.space.pending] = True, True
+        return self.exhausted and not len(self.space.pending)
 
     def _quiet(self, ritz: Ritz) -> bool:
         """Whether the second search would have shown an eigenvalue as wanted as the last one."""
+        if self.exhausted:
+            return not len(self.space.pending)
         fresh = self.space.ritz(self.key, self.space.fresh)
         if not len(fresh.values):
             return False
@@ -218,12 +229,13 @@ class _Search:
         if self._small(fresh.first(1)) or spent >= max(self.begun, 20):
             return True
         last, best = self.key(ritz.values[self.count - 1]), self.key(fresh.values[0])
-        gap = max(last - best, 0) / (ritz.values.max() - ritz.values.min())
+        spread = last + self.key(-fresh.values).max()
+        gap = max(last - best, 0) / spread if spread > 0 else 0
         size, steps = self.space.vectors.shape[1], self.steps
         return 1.648 * sqrt(size) * exp(-sqrt(gap) * (2 * steps - 1)) < _DOUBT
 
-    def _make_room(self, room: int) -> None:
-        """Restart where fewer than ``room`` vectors fit in."""
+    def _make_room(self, room: int, merge: bool = False) -> None:
+        """Restart where fewer than ``room`` vectors fit in; ``merge`` bounds the pending ones."""
         space = self.space
         if space.count + room <= space.capacity or not len(space.done):
             return
@@ -231,22 +243,28 @@ class _Search:
             return  # the whole space fits
         ritz = space.ritz(self.key)
         waiting = len(space.pending)
-        if waiting > self.count + self.block:
+        if merge and waiting > self.count + self.block:
             space.restart(ritz.first(self.count))
             space.merge_pending()
             return
         spare = max(space.capacity - waiting - room - self.count, 0)
-        space.restart(ritz.first(self.count + spare // 2))
+        ranks = np.arange(len(ritz.values))
+        if self.looking and not merge:  # what the second search has found goes first
+            ranks = ranks[
+                np.argsort(~space.is_fresh(ritz) & (ranks >= self.count), kind="stable")
+            ]
+        space.restart(ritz.take(ranks[: self.count + (spare + 1) // 2]))
 
     def _choose(self) -> np.ndarray:
         """The pending vectors to multiply: those of the second search, or those into which the
         wanted pairs leak most."""
         space = self.space
         if self.looking:
+            if not space.fresh[space.pending].any():
+                space.fresh[space.pending] = True
             return space.pending[space.fresh[space.pending]][-self.block :]
-        new = space.uncoupled()
-        if len(new):
-            return new[: self.block]
+        if space.new.any():
+            return np.flatnonzero(space.new)[: self.block]
         if not len(space.pending):
             return self._new_direction()
         ritz = space.ritz(self.key).first(self.count)
@@ -257,13 +275,17 @@ class _Search:
 
     def _new_direction(self) -> np.ndarray:
         """Random vectors where the basis is invariant and smaller than what is wanted."""
-        self._make_room(2 * self.block)
+        self._make_room(2 * self.block, merge=True)
         if not self.space.inject(self.block):
             raise ValueError(
                 f"lanczos: count={self.count}, but only {len(self.space.done)} directions are left "
                 "after projection and deflation"
             )
         return self.space.pending
+
+
+def _default(size: int, count: int, block: int) -> int:
+    return max(3 * count + 5 * block + 20, min(128, 2**24 // size))
 
 
 def _check(operator, count, which, tolerance, max_products, block) -> None:
