@@ -157,12 +157,13 @@ class _Search:
         self.settled = None  # the values that the second search has to confirm
         self.looking = False  # whether the second search is on
         self.steps, self.begun = 0, 0  # its steps, and the products before it
+        self.hidden = False  # whether pairs may hide others from the second search
         self.exhausted = False  # whether the basis spans everything
         self.ended = False  # whether there is nothing more to find
 
     def step(self) -> bool:
         """Spend some products; true when the search is over."""
-        ritz = self.space.ritz(self.key)
+        ritz, self.hidden = self.space.ritz(self.key), False
         if self._converged(ritz):
             self.ended = self._confirmed(ritz)
         else:
@@ -220,7 +221,8 @@ class _Search:
 
     def _quiet(self, ritz: Ritz) -> bool:
         """Whether the second search would have shown an eigenvalue as wanted as the last one."""
-        if self.exhausted:
+        self.hidden = self._hiding(ritz).any()
+        if self.exhausted or self.hidden:
             return not len(self.space.pending)
         fresh = self.space.ritz(self.key, self.space.fresh)
         if not len(fresh.values):
@@ -233,6 +235,17 @@ class _Search:
         gap = max(last - best, 0) / spread if spread > 0 else 0
         size, steps = self.space.vectors.shape[1], self.steps
         return 1.648 * sqrt(size) * exp(-sqrt(gap) * (2 * steps - 1)) < _DOUBT
+
+    def _hiding(self, ritz: Ritz) -> np.ndarray:
+        """In a space that the basis half fills, random vectors have little room to see what it
+        hides: there, the other pairs within their residuals of the wanted ones."""
+        if 2 * self.space.count <= self.space.vectors.shape[1]:
+            return np.zeros(len(ritz.values), dtype=bool)
+        last = self.key(ritz.values[self.count - 1])
+        reach = self.key(ritz.values) + ritz.residuals
+        hiding = (ritz.residuals > self._allowed(ritz.values)) & (reach > last)
+        hiding[: self.count] = False
+        return hiding
 
     def _make_room(self, room: int, merge: bool = False) -> None:
         """Restart where fewer than ``room`` vectors fit in; ``merge`` bounds the pending ones."""
@@ -259,6 +272,9 @@ class _Search:
         """The pending vectors to multiply: those of the second search, or those into which the
         wanted pairs leak most."""
         space = self.space
+        if self.hidden:
+            ritz = space.ritz(self.key)
+            return self._into(ritz, self._hiding(ritz))
         if self.looking:
             if not space.fresh[space.pending].any():
                 space.fresh[space.pending] = True
@@ -269,9 +285,12 @@ class _Search:
             return self._new_direction()
         ritz = space.ritz(self.key).first(self.count)
         open_ = ritz.residuals > self._allowed(ritz.values)
-        leaks = ritz.leaks[:, open_] if open_.any() else ritz.leaks
-        ranks = np.argsort(-(leaks**2).sum(axis=1), kind="stable")
-        return space.pending[ranks[: self.block]]
+        return self._into(ritz, open_ if open_.any() else ~open_)
+
+    def _into(self, ritz: Ritz, pairs: np.ndarray) -> np.ndarray:
+        """The pending vectors into which these pairs leak most."""
+        ranks = np.argsort(-(ritz.leaks[:, pairs] ** 2).sum(axis=1), kind="stable")
+        return self.space.pending[ranks[: self.block]]
 
     def _new_direction(self) -> np.ndarray:
         """Random vectors where the basis is invariant and smaller than what is wanted."""
