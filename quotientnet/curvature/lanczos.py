@@ -74,7 +74,8 @@ def lanczos(
     search begins again from random vectors orthogonal to all so far, and ends when an eigenvalue
     at least as wanted would have shown: the best value found there has converged; or it lies so
     low that its chance is below 1e-3, by the bound of [KuczynskiWozniakowski1992]_ for Lanczos
-    without restarts; or the second search has cost as much as the first, and 20 products.
+    without restarts; or the second search has cost as much as the first, and 20 products. In a
+    space that fits into the basis and of which half is there, the basis is completed instead.
 
     Args:
         operator: The symmetric operator.
@@ -221,9 +222,14 @@ class _Search:
 
     def _quiet(self, ritz: Ritz) -> bool:
         """Whether the second search would have shown an eigenvalue as wanted as the last one."""
+        space = self.space
+        size = space.vectors.shape[1]
+        if self.exhausted or space.capacity == size and 2 * space.count > size:
+            # Rounding may have turned a pending vector into the copy that is looked for.
+            return not len(space.pending) and not space.inject(self.block)
         self.hidden = self._hiding(ritz).any()
-        if self.exhausted or self.hidden:
-            return not len(self.space.pending)
+        if self.hidden:
+            return not len(space.pending)
         fresh = self.space.ritz(self.key, self.space.fresh)
         if not len(fresh.values):
             return False
@@ -233,8 +239,7 @@ class _Search:
         last, best = self.key(ritz.values[self.count - 1]), self.key(fresh.values[0])
         spread = last + self.key(-fresh.values).max()
         gap = max(last - best, 0) / spread if spread > 0 else 0
-        size, steps = self.space.vectors.shape[1], self.steps
-        return 1.648 * sqrt(size) * exp(-sqrt(gap) * (2 * steps - 1)) < _DOUBT
+        return 1.648 * sqrt(size) * exp(-sqrt(gap) * (2 * self.steps - 1)) < _DOUBT
 
     def _hiding(self, ritz: Ritz) -> np.ndarray:
         """In a space that the basis half fills, random vectors have little room to see what it
