@@ -100,7 +100,7 @@ def digits_hessian(epochs: int) -> qn.Operator:
 
 
 def small_hessian() -> qn.Operator:
-    """The Hessian of a network of 228 parameters on the digits."""
+    """The Hessian of a network of 226 parameters on the digits."""
     digits = load_digits()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
