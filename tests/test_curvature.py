@@ -176,7 +176,8 @@ def test_refusals():
     with pytest.raises(ValueError, match="differs from its transpose by 1.0e\\+00"):
         qn.DenseOperator(torch.tensor([[0.0, 1], [0, 0]]))
     with pytest.raises(
-        ValueError, match="which must be 'magnitude' or 'algebraic', got 'largest'"
+        ValueError,
+        match="which must be 'magnitude', 'algebraic' or 'smallest', got 'largest'",
     ):
         power_method(operator, which="largest")
     with pytest.raises(ValueError, match="start must be a nonzero vector"):

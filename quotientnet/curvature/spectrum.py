@@ -45,13 +45,15 @@ def power_method(
     """The dominant eigenvalue of a symmetric operator: Algorithm 1 of [Rangamani2019]_.
 
     On a Riemannian Hessian in frame coordinates this is the Riemannian power method. The paper
-    stops on the change of the vector; here the residual decides.
+    stops on the change of the vector; here the residual decides. Null directions that the operator
+    knows (:meth:`~quotientnet.Operator.project`) are left out at every step: the eigenvalue is
+    that of the complement. :func:`lanczos` needs fewer products.
 
     Args:
         operator: The symmetric operator.
-        which: ``"magnitude"`` for the eigenvalue largest in magnitude, with its sign, or
+        which: ``"magnitude"`` for the eigenvalue largest in magnitude, with its sign,
             ``"algebraic"`` for the largest one, also where a negative one dominates (it then
-            iterates again, on a shifted operator).
+            iterates again, on a shifted operator), or ``"smallest"`` for the lowest one.
         tolerance: Stop at ``residual ≤ tolerance · |value|``. The error of the value is of the
             order of ``residual² / gap``.
         max_iterations: Products at most, all phases together.
@@ -67,15 +69,19 @@ def power_method(
         ValueError: Another ``which``, a start of another shape or zero, an empty operator, or a
             product that is NaN or infinite.
     """
-    if which not in ("magnitude", "algebraic"):
+    if which not in ("magnitude", "algebraic", "smallest"):
         raise ValueError(
-            f"power_method: which must be 'magnitude' or 'algebraic', got {which!r}"
+            "power_method: which must be 'magnitude', 'algebraic' or 'smallest', got "
+            f"{which!r}"
         )
     if not tolerance > 0 or max_iterations < 1 or check_every < 1:
         raise ValueError(
             "power_method: tolerance, max_iterations and check_every must be positive"
         )
     generator = generator or torch.Generator(operator.device).manual_seed(0)
+    if which == "smallest":
+        options = tolerance, max_iterations, start, generator, check_every
+        return _lowest(operator, *options)
     v = _start(operator, start, generator)
     budget = max_iterations if which == "magnitude" else max(max_iterations // 2, 1)
     pair, radius = _iterate(operator, v, 0.0, tolerance, budget, check_every)
@@ -84,6 +90,20 @@ def power_method(
     return _largest(
         operator, pair, radius, tolerance, max_iterations, check_every, generator
     )
+
+
+def _lowest(operator, tolerance, max_iterations, start, generator, check_every):
+    """The largest eigenvalue of ``−H`` with its sign turned."""
+    pair = power_method(
+        -operator,
+        which="algebraic",
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        start=start,
+        generator=generator,
+        check_every=check_every,
+    )
+    return replace(pair, value=-pair.value)
 
 
 def _largest(operator, pair, radius, tolerance, max_iterations, check_every, generator):
@@ -119,14 +139,22 @@ def _start(operator: Operator, start, generator) -> Tensor:
             f"power_method: start must be a nonzero vector of shape ({operator.size},), got shape "
             f"{tuple(start.shape)} and norm {float(start.norm())}"
         )
-    return start / start.norm()
+    projected = operator.project(start)
+    if not projected.norm() > 100 * torch.finfo(start.dtype).eps * start.norm():
+        raise ValueError(
+            "power_method: the start lies in the null directions of the operator"
+        )
+    return projected / projected.norm()
 
 
 def _iterate(operator, v, shift, tolerance, max_iterations, check_every):
-    """Power iteration on ``H + shift``; the pair belongs to ``H``. Also the largest ``‖H v‖``."""
+    """Power iteration on ``H + shift``; the pair belongs to ``H``. Also the largest ``‖H v‖``.
+
+    Projected at every step: rounding would grow along null directions, where a shift dominates.
+    """
     radius, rounding = 0.0, 4 * torch.finfo(operator.dtype).eps
     for iteration in range(1, max_iterations + 1):
-        product = operator @ v
+        product = operator.project(operator @ v)
         last = iteration == max_iterations
         if last or iteration == 1 or iteration % check_every == 0:
             value = torch.dot(v, product)
@@ -143,6 +171,6 @@ def _iterate(operator, v, shift, tolerance, max_iterations, check_every):
             )
             if converged or last:
                 return Eigenpair(value, v, residual, iteration, converged), radius
-        product = product + shift * v if shift else product
+        product = operator.project(product + shift * v) if shift else product
         v = product / product.norm()
     raise AssertionError("unreachable: the last iteration returns")
