@@ -32,15 +32,12 @@ def entries(values):
 
 
 class Quotient(qn.Operator):
-    """A matrix between the complements of null directions that it knows and amplifies if they
-    come in: a wrong answer rather than a zero shows that they were not left out."""
+    """A matrix with null directions that it knows."""
 
     def __init__(self, matrix, null):
         super().__init__(len(matrix), matrix.dtype, matrix.device)
         self.null = torch.linalg.qr(null)[0]
-        inside = self.project(self.project(matrix).T)
-        self.matrix = inside + 1e3 * self.null @ self.null.T
-        self.inside = inside
+        self.matrix = self.project(self.project(matrix).T)
 
     def project(self, v):
         return v - self.null @ (self.null.T @ v)

@@ -105,7 +105,9 @@ class Krylov:
 
     def project(self, rows: Tensor) -> Tensor:
         """The rows without their part along null and deflated directions."""
-        rows = self._operator.project(rows.T).T
+        return self._deflate(self._operator.project(rows.T).T)
+
+    def _deflate(self, rows: Tensor) -> Tensor:
         if self._deflated is None:
             return rows
         return rows - (rows @ self._deflated) @ self._deflated.T
@@ -145,7 +147,8 @@ class Krylov:
             ValueError: A product that is NaN or infinite; an operator that is not symmetric.
         """
         image = self._multiply(self.vectors[torch.as_tensor(which)])
-        image, columns = self._orthogonalise(self.project(image))
+        # A product has no part along null directions but rounding, which _unit removes.
+        image, columns = self._orthogonalise(self._deflate(image))
         first = self.count
         self._columns[:first, which] = columns
         added = self._append(image, self.rounding)

@@ -148,13 +148,10 @@ def _start(operator: Operator, start, generator) -> Tensor:
 
 
 def _iterate(operator, v, shift, tolerance, max_iterations, check_every):
-    """Power iteration on ``H + shift``; the pair belongs to ``H``. Also the largest ``‖H v‖``.
-
-    Projected at every step: rounding would grow along null directions, where a shift dominates.
-    """
+    """Power iteration on ``H + shift``; the pair belongs to ``H``. Also the largest ``‖H v‖``."""
     radius, rounding = 0.0, 4 * torch.finfo(operator.dtype).eps
     for iteration in range(1, max_iterations + 1):
-        product = operator.project(operator @ v)
+        product = operator @ v
         last = iteration == max_iterations
         if last or iteration == 1 or iteration % check_every == 0:
             value = torch.dot(v, product)
@@ -171,6 +168,9 @@ def _iterate(operator, v, shift, tolerance, max_iterations, check_every):
             )
             if converged or last:
                 return Eigenpair(value, v, residual, iteration, converged), radius
-        product = operator.project(product + shift * v) if shift else product
+        if (
+            shift
+        ):  # rounding would grow along null directions, where the shift dominates
+            product = operator.project(product + shift * v)
         v = product / product.norm()
     raise AssertionError("unreachable: the last iteration returns")

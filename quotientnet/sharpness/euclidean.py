@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quotientnet.curvature.spectrum import power_method
+from quotientnet.curvature.lanczos import lanczos
 from quotientnet.curvature.traces import hutchinson_trace
 from quotientnet.estimate import Estimate
 
@@ -16,14 +16,14 @@ def spectral_norm(point, *, which: str = "magnitude", **options) -> Estimate:
 
     Args:
         point: A :class:`~quotientnet.Point`.
-        which: ``"magnitude"`` or ``"algebraic"``.
-        options: Passed to :func:`~quotientnet.curvature.power_method`.
+        which: ``"magnitude"``, ``"algebraic"`` or ``"smallest"``.
+        options: Passed to :func:`~quotientnet.curvature.lanczos`.
 
     Returns:
         The estimate in units of loss per squared parameter; ``error`` bounds the distance to some
         eigenvalue.
     """
-    return as_estimate(power_method(point.hessian, which=which, **options))
+    return as_estimate(lanczos(point.hessian, which=which, **options))
 
 
 def trace(point, *, samples: int = 100, generator=None) -> Estimate:
@@ -37,8 +37,7 @@ def trace(point, *, samples: int = 100, generator=None) -> Estimate:
     return hutchinson_trace(point.hessian, samples=samples, generator=generator)
 
 
-def as_estimate(pair, invariant_to: tuple[str, ...] = ()) -> Estimate:
-    """An eigenpair's value and residual as a measure's result."""
-    return Estimate(
-        pair.value, pair.residual, pair.converged, pair.iterations, invariant_to
-    )
+def as_estimate(pairs, invariant_to: tuple[str, ...] = ()) -> Estimate:
+    """The first eigenvalue and its residual as a measure's result."""
+    value, residual = float(pairs.values[0]), float(pairs.residuals[0])
+    return Estimate(value, residual, pairs.converged, pairs.products, invariant_to)

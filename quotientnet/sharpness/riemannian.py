@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quotientnet.curvature.spectrum import power_method
+from quotientnet.curvature.lanczos import lanczos
 from quotientnet.estimate import Estimate
 from quotientnet.manifolds.base import QuotientManifold
 from quotientnet.sharpness.euclidean import as_estimate
@@ -20,18 +20,18 @@ def riemannian_spectral_norm(
 ) -> Estimate:
     """The largest eigenvalue of the Riemannian Hessian (Def. 3 of [Rangamani2019]_).
 
-    Invariant to the manifold's group: equal at all equivalent points. The orbit's directions are
-    null vectors of the operator, so that the largest eigenvalue is 0 where the quotient's own are
-    all negative.
+    Invariant to the manifold's group: equal at all equivalent points. The eigenvalues are the
+    quotient's own: null vectors along the orbit are left out.
 
     Args:
         point: A :class:`~quotientnet.Point`.
         manifold: The quotient.
         which: ``"algebraic"``, as in the definition, or ``"magnitude"``, which is what the paper's
-            power method converges to.
+            power method converges to (:func:`~quotientnet.curvature.power_method`; Lanczos needs
+            fewer products).
         connection: ``"levi-civita"`` or ``"flat"``; see
             :meth:`~quotientnet.QuotientManifold.riemannian_hessian`.
-        options: Passed to :func:`~quotientnet.curvature.power_method`.
+        options: Passed to :func:`~quotientnet.curvature.lanczos`.
 
     Returns:
         The estimate in units of loss; ``error`` bounds the distance to some eigenvalue.
@@ -45,5 +45,5 @@ def riemannian_spectral_norm(
             f"NodeWiseQuotient(symmetry), got {type(manifold).__name__}"
         )
     operator = manifold.riemannian_hessian(point, connection)
-    pair = power_method(operator, which=which, **options)
-    return as_estimate(pair, invariant_to=(f"{manifold.name}'s group",))
+    pairs = lanczos(operator, which=which, **options)
+    return as_estimate(pairs, invariant_to=(f"{manifold.name}'s group",))

@@ -58,7 +58,7 @@ def measure(network: str, dtype: torch.dtype) -> list[dict]:
     options = {
         "tolerance": TOLERANCES[dtype],
         "generator": generator,
-        "max_iterations": 3000,
+        "max_products": 3000,
     }
     ones = (1,) * len(SCALES[network][0])
     rows = []
