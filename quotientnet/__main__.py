@@ -17,6 +17,7 @@ from torch import nn
 from quotientnet.digits import Digits, load_digits, make_network, train
 from quotientnet.invariance import Row, format_table, measure_points
 from quotientnet.objective import Objective
+from quotientnet.progress import progress
 from quotientnet.symmetry import Symmetry, discover
 from quotientnet.version import __version__
 
@@ -93,7 +94,7 @@ def _usable(options) -> tuple[torch.device | None, str | None]:
     return device, None
 
 
-_NEEDS = ("sklearn", "matplotlib", "tqdm")
+_NEEDS = ("sklearn", "matplotlib")
 
 _LEGEND = """\
 λ: largest eigenvalue of the Hessian, Euclidean or Riemannian on the named quotient.
@@ -113,15 +114,13 @@ def _run(
     data = (digits.train_inputs, digits.train_targets)
     objective = Objective(network, nn.CrossEntropyLoss(), data)
     symmetry = discover(network, data[0][:8], layout=objective.layout)
-    from tqdm import tqdm
-
     rows = measure_points(
         objective,
         objective.layout.flatten(network),
         symmetry,
         seed=seed,
         tolerance=TOLERANCES[dtype][0],
-        wrap=lambda points: tqdm(points, desc="measuring", disable=None, leave=False),
+        wrap=lambda points: progress(points, "measuring"),
     )
     facts = {
         "batch_size": batch_size,

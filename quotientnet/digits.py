@@ -8,6 +8,8 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
+from quotientnet.progress import progress as bar
+
 __all__ = ["Digits", "load_digits", "make_network", "train"]
 
 
@@ -91,7 +93,8 @@ def train(
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     steps = epochs * ceil(count / batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in _bar(range(epochs), f"training, batch {batch_size}", progress):
+    rounds = range(epochs)
+    for _ in bar(rounds, f"training, batch {batch_size}") if progress else rounds:
         for rows in torch.randperm(count, generator=generator).split(batch_size):
             rows = rows.to(digits.train_inputs.device)
             loss = nn.functional.cross_entropy(
@@ -105,11 +108,3 @@ def train(
             loss.backward()
             optimizer.step()
             schedule.step()
-
-
-def _bar(items, label: str, show: bool):
-    if not show:
-        return items
-    from tqdm import tqdm
-
-    return tqdm(items, desc=label, disable=None, leave=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Real
+from time import perf_counter
 
 import numpy as np
 import scipy.sparse.linalg
@@ -127,6 +128,25 @@ class Operator(ABC):
             dtype=torch.empty(0, dtype=self.dtype).numpy().dtype,
         )
 
+    def seconds(self, vectors: int = 1) -> float:
+        """How long a product with this many vectors takes, by doing one: times the products a
+        method may spend, the cost of a long run before it begins.
+
+        Args:
+            vectors: Columns of the block, at least 1.
+        """
+        block = torch.ones(self.size, vectors, dtype=self.dtype, device=self.device)
+        block = block / self.size**0.5
+        self._await()
+        start = perf_counter()
+        _ = self @ block
+        self._await()
+        return perf_counter() - start
+
+    def _await(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def probe(self, generator: torch.Generator | None = None) -> Probe:
         """A cheap test, by three products, that the operator is symmetric and deterministic.
 
@@ -165,7 +185,7 @@ class DenseOperator(Operator):
         gap = (
             (matrix - matrix.T).abs().max() if matrix.numel() else matrix.new_zeros(())
         )
-        if gap > tolerance * matrix.abs().max():
+        if matrix.numel() and gap > tolerance * matrix.abs().max():
             raise ValueError(
                 f"DenseOperator: matrix differs from its transpose by {float(gap):.1e}; "
                 "symmetrise it with (matrix + matrix.T) / 2"
