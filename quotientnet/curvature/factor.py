@@ -216,7 +216,12 @@ def _second_derivative(loss, outputs, targets, readout: Readout, n: int) -> Tens
         tensors = [t.detach().requires_grad_() for t in readout.tensors(outputs)]
         rebuilt = readout.replace(outputs, tensors)
         value, weight = loss(rebuilt, targets), normaliser(loss, rebuilt, targets)
-        value = value if weight is None else value * weight
+        if weight is not None:
+            value = (
+                value * weight
+                if float(weight)
+                else 0.0 * sum(t.square().sum() for t in tensors)
+            )
         grads = torch.autograd.grad(
             value, tensors, create_graph=True, allow_unused=True, materialize_grads=True
         )

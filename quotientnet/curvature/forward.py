@@ -13,7 +13,14 @@ from quotientnet.curvature.samples import count, take
 from quotientnet.curvature.uses import Recorder, Use
 from quotientnet.objective import Point
 
-__all__ = ["Batch", "Pass", "Leaves", "require_separate_samples"]
+__all__ = [
+    "Batch",
+    "Pass",
+    "Leaves",
+    "divisor",
+    "loss_places",
+    "require_separate_samples",
+]
 
 
 @dataclass(frozen=True)
@@ -159,3 +166,14 @@ def loss_places(point: Point, outputs, targets) -> tuple[int, ...]:
             value, [leaves[i] for i in floating], allow_unused=True
         )
     return tuple(i for i, g in zip(floating, grads) if g is not None)
+
+
+def divisor(weights: list) -> Tensor | float:
+    """What sums over all batches are divided by, as the objective divides: 1 for plain sums.
+
+    Raises:
+        ValueError: No batch, or no targets that count.
+    """
+    if not weights or (weights[0] is not None and float(sum(weights)) == 0):
+        raise ValueError("ggn: the data has no targets that count")
+    return 1.0 if weights[0] is None else sum(weights)

@@ -84,6 +84,15 @@ class ParameterGraph:
             bent |= _nonlinear(node, operands)
         return frozenset(name for name, bit in bits.items() if not bent & bit)
 
+    def kinds(self) -> dict[str, str]:
+        """``"Hessian"`` for the parameters whose block of the Gauss-Newton matrix is also that of
+        the Hessian, else ``"Gauss-Newton"``."""
+        linear = self.piecewise_linear()
+        return {
+            name: "Hessian" if name in linear else "Gauss-Newton"
+            for name in self._consumers
+        }
+
 
 def _union(sets) -> int:
     joined = 0

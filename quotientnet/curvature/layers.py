@@ -7,18 +7,25 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from quotientnet.curvature.factor import LossFactor, has_closed_form, loss_factor
-from quotientnet.curvature.forward import Batch, Leaves, Pass, require_separate_samples
+from quotientnet.curvature.factor import LossFactor, loss_factor
+from quotientnet.curvature.forward import (
+    Batch,
+    Leaves,
+    Pass,
+    divisor,
+    require_separate_samples,
+)
 from quotientnet.curvature.per_sample import squares
 from quotientnet.curvature.plan import Plan, make_plan
 from quotientnet.estimate import Estimate
 from quotientnet.losses import normaliser
 from quotientnet.objective import Point
 
-__all__ = ["LayerTraces", "ggn_traces", "ggn_diagonal"]
+__all__ = ["LayerTraces", "Cost", "ggn_traces", "ggn_diagonal", "ggn_cost"]
 
-_WORKING_SET = 1 << 21  # entries of the largest layer's derivatives at a time
+_WORKING_SET = 2_700_000  # entries of the largest layer's derivatives at a time
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,58 @@ def ggn_diagonal(point: Point, *, chunk: int | None = None) -> Tensor:
     return diagonal
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What :func:`ggn_traces` would spend, from three samples.
+
+    Attributes:
+        gradients: Multiply-adds, in those of one gradient on the same data.
+        passes: Backward passes for each sample.
+        columns: How many of them go together.
+        chunk: Samples at a time.
+        ways: How each tensor is computed.
+    """
+
+    gradients: float
+    passes: int
+    columns: int
+    chunk: int
+    ways: dict[str, str]
+
+
+def ggn_cost(point: Point, *, chunk: int | None = None) -> Cost:
+    """The cost of :func:`ggn_traces` before it is spent, from three samples of the first batch.
+
+    Args:
+        point: A point of an objective.
+        chunk: As in :func:`ggn_traces`.
+
+    Returns:
+        The cost. Multiply-adds are those of matrix products and convolutions that
+        :mod:`torch.utils.flop_counter` knows; tensors that are computed one sample at a time take
+        longer than they count.
+
+    Raises:
+        ValueError: As :func:`ggn_traces`.
+    """
+    run = _Run(point, chunk, "traces")
+    with torch.enable_grad(), point.objective._preserved(point.w):
+        batch = next(run.leaves.batches())
+        run.plan = make_plan(run.leaves, batch)
+        three = batch.take([i % batch.n for i in range(3)])
+        with FlopCounterMode(display=False) as spent:
+            run._batch(three)
+        passes = run.passes
+        with FlopCounterMode(display=False) as unit:
+            tensors = run.plan.readout.tensors(run.leaves.call(three))
+            wanted = list(run.leaves.parameters.values())
+            seeds = [torch.ones_like(t) for t in tensors]
+            torch.autograd.grad(tensors, wanted, seeds, allow_unused=True)
+        width, size = run._sizes(batch, passes)
+    ratio = spent.get_total_flops() / max(unit.get_total_flops(), 1)
+    return Cost(ratio, passes, width, size, run.plan.ways)
+
+
 class _Run:
     """One pass through the data.
 
@@ -85,36 +144,34 @@ class _Run:
         self.leaves, self.chunk, self.what = Leaves(point), chunk, what
         self.loss = point.objective.loss
         self.plan: Plan | None = None
-        self.passes = 0
+        self.passes, self.weights = 0, []
+        self.sums = {
+            name: torch.zeros((), dtype=torch.float64, device=p.device)
+            for name, p in self.leaves.parameters.items()
+        }
 
     def __call__(self) -> dict[str, Tensor]:
         """The sums, divided as the objective divides them."""
         with torch.enable_grad(), self.leaves.point.objective._preserved(
             self.leaves.point.w
         ):
-            self.weights = []
-            self.sums = {
-                name: torch.zeros((), dtype=torch.float64, device=p.device)
-                for name, p in self.leaves.parameters.items()
-            }
             for batch in self.leaves.batches():
                 if self.plan is None:
                     self.plan = make_plan(self.leaves, batch)
                 self._batch(batch)
-        divisor = 1.0 if self.weights[0] is None else sum(self.weights)
+        total = divisor(self.weights)
         shapes = {name: p.shape for name, p in self.leaves.parameters.items()}
         return {
             name: (
-                s / divisor
-                if self.what == "traces"
-                else (s / divisor).expand(shapes[name])
+                s / total if self.what == "traces" else (s / total).expand(shapes[name])
             )
             for name, s in self.sums.items()
         }
 
     def _batch(self, batch: Batch) -> None:
         factor = self._whole_factor(batch)
-        width, size = self._sizes(batch, factor)
+        rank = self.plan.rank if factor is None else factor.rank
+        width, size = self._sizes(batch, rank)
         for chosen, part in batch.chunks(size):
             run = self.leaves.record(part)
             outputs, readout = run.outputs, self.plan.readout
@@ -127,19 +184,20 @@ class _Run:
 
     def _whole_factor(self, batch: Batch) -> LossFactor | None:
         """The factor for all samples, where the loss may not be a sum over chunks."""
-        readout = self.plan.readout
+        if self.plan.by_chunk:
+            return None
         with torch.no_grad():
-            probe = self.leaves.call(batch.take(slice(0, 1)))
-            one = batch.take(slice(0, 1))
-            if has_closed_form(self.loss, probe, one.targets, readout):
-                return None
             outputs = self.leaves.call(batch)
         self.weights.append(normaliser(self.loss, outputs, batch.targets))
-        return loss_factor(self.loss, outputs, batch.targets, readout, batch.n)
+        return loss_factor(
+            self.loss, outputs, batch.targets, self.plan.readout, batch.n
+        )
 
-    def _sizes(self, batch: Batch, factor: LossFactor | None) -> tuple[int, int]:
-        """Columns and samples at a time."""
-        return 16, self.chunk or 64
+    def _sizes(self, batch: Batch, rank: int) -> tuple[int, int]:
+        """Columns and samples at a time, so that the derivatives at one layer fit a cache."""
+        each = self.plan.activation
+        width = max(1, min(rank, 32, _WORKING_SET // (8 * each)))
+        return width, self.chunk or max(1, min(batch.n, _WORKING_SET // (width * each)))
 
     def _chunk(self, part: Batch, run: Pass, factor: LossFactor, width: int) -> None:
         tensors = self.plan.readout.tensors(run.outputs)

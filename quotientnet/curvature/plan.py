@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from quotientnet.curvature.factor import has_closed_form, loss_factor
 from quotientnet.curvature.forward import Batch, Leaves, Pass, loss_places
 from quotientnet.curvature.graph import ParameterGraph
 from quotientnet.curvature.rules import Rule, rule_for
@@ -55,6 +56,8 @@ class Plan:
         kinds: ``"Hessian"`` or ``"Gauss-Newton"``.
         activation: The largest number of entries a sample has in an output that is needed.
         batched: Whether several seeds go through one backward pass.
+        by_chunk: Whether the loss is known to be a sum over any split of the samples.
+        rank: Backward passes for each sample; 0 if not known by the shapes.
     """
 
     readout: Readout
@@ -63,6 +66,8 @@ class Plan:
     kinds: dict[str, str]
     activation: int
     batched: bool
+    by_chunk: bool
+    rank: int
 
     @property
     def generic(self) -> tuple[str, ...]:
@@ -82,7 +87,6 @@ def make_plan(leaves: Leaves, batch: Batch) -> Plan:
     readout = _readout(places, two, three)
     tensors = readout.tensors(three.outputs)
     graph = ParameterGraph(tensors, leaves.parameters)
-    linear = graph.piecewise_linear()
     ways = {n: "per sample" if graph.uses(n) else "unused" for n in leaves.parameters}
     duties, entries = [], [1]
     for place, (a, b) in enumerate(zip(two.uses, three.uses)):
@@ -91,10 +95,14 @@ def make_plan(leaves: Leaves, batch: Batch) -> Plan:
             duties.append(duty)
             ways |= {name: b.call.kind for name in duty.names.values()}
             entries.append(b.out.numel() // 3)
-    kinds = {n: "Hessian" if n in linear else "Gauss-Newton" for n in leaves.parameters}
+    kinds = graph.kinds()
     edges = [three.uses[duty.place].edge for duty in duties]
     batched = bool(edges) and _can_batch(tensors, edges)
-    return Plan(readout, tuple(duties), ways, kinds, max(entries), batched)
+    arguments = leaves.point.objective.loss, three.outputs, probes[1].targets, readout
+    by_chunk = has_closed_form(*arguments)
+    rank = loss_factor(*arguments, 3).rank if by_chunk else 0
+    largest = max(entries)
+    return Plan(readout, tuple(duties), ways, kinds, largest, batched, by_chunk, rank)
 
 
 def _readout(places, two: Pass, three: Pass) -> Readout:
