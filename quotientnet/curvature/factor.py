@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from quotientnet.curvature.samples import Readout
 from quotientnet.losses import normaliser
 
-__all__ = ["LossFactor", "loss_factor", "has_closed_form"]
+__all__ = ["LossFactor", "loss_factor", "has_closed_form", "refuse_linear"]
 
 _FUNCTIONS = {
     F.cross_entropy: nn.CrossEntropyLoss(), F.mse_loss: nn.MSELoss(),
@@ -225,16 +225,14 @@ def _second_derivative(loss, outputs, targets, readout: Readout, n: int) -> Tens
         grads = torch.autograd.grad(
             value, tensors, create_graph=True, allow_unused=True, materialize_grads=True
         )
-        if not any(g.requires_grad for g in grads):
-            _refuse_linear()
         gradient = readout.rows(grads, n)
 
     def product(v: Tensor) -> Tensor:
+        if not gradient.requires_grad:
+            return torch.zeros_like(v)
         found = torch.autograd.grad(
             gradient, tensors, v, retain_graph=True, allow_unused=True
         )
-        if all(f is None for f in found):
-            _refuse_linear()
         found = [
             torch.zeros_like(t) if f is None else f for f, t in zip(found, tensors)
         ]
@@ -264,7 +262,12 @@ def _require_separate(product, gradient: Tensor) -> None:
         )
 
 
-def _refuse_linear():
+def refuse_linear():
+    """Say that the Gauss-Newton matrix is zero, and what to do.
+
+    Raises:
+        ValueError: Always.
+    """
     raise ValueError(
         "ggn: the loss is linear in the outputs, so its Gauss-Newton matrix is zero; move the "
         "nonlinearity into the loss (nn.CrossEntropyLoss on logits for nn.NLLLoss on "

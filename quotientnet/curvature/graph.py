@@ -25,6 +25,11 @@ _LINEAR = frozenset(
 _MULTILINEAR = frozenset(
     "Addbmm Addmm Addmv Baddbmm Bmm Convolution Dot Embedding Mm Mul Mv PreluKernel".split()
 )
+# The operand of these that is added, not multiplied.
+_ADDED = {
+    "Addbmm": 0, "Addmm": 0, "Addmv": 0, "Baddbmm": 0, "Convolution": 2, "NativeBatchNorm": 2,
+    "NativeGroupNorm": 2, "NativeLayerNorm": 2,
+}  # fmt: skip
 # Linear in all operands but the first (a division: the second) while that one stays.
 _NORMALISING = {
     "NativeLayerNorm": 0, "NativeGroupNorm": 0, "FusedRmsNorm": 0, "Div": 1,
@@ -107,15 +112,16 @@ def _nonlinear(node, operands: list[int]) -> int:
     if name in _LINEAR or name == "torch::autograd::AccumulateGrad":
         return 0
     shared, seen = 0, 0
-    for s in operands:
-        shared, seen = shared | (seen & s), seen | s
+    for place, s in enumerate(operands):
+        if place != _ADDED.get(name):
+            shared, seen = shared | (seen & s), seen | s
     if name in _MULTILINEAR:
         return shared
     if name in _NORMALISING:
         place = _NORMALISING[name]
         return shared | (operands[place] if place < len(operands) else 0)
-    if name == "NativeBatchNorm" and not node._saved_training:
-        return shared
+    if name == "NativeBatchNorm":
+        return shared | (operands[0] if node._saved_training else 0)
     return _union(operands)
 
 

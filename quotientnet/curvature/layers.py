@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from quotientnet.curvature.factor import LossFactor, loss_factor
+from quotientnet.curvature.factor import LossFactor, loss_factor, refuse_linear
 from quotientnet.curvature.forward import (
     Batch,
     Leaves,
@@ -160,6 +160,8 @@ class _Run:
                     self.plan = make_plan(self.leaves, batch)
                 self._batch(batch)
         total = divisor(self.weights)
+        if not self.passes:
+            refuse_linear()
         shapes = {name: p.shape for name, p in self.leaves.parameters.items()}
         return {
             name: (

@@ -7,7 +7,7 @@ from math import inf, sqrt
 import torch
 from torch import Tensor
 
-from quotientnet.curvature.factor import LossFactor, loss_factor
+from quotientnet.curvature.factor import LossFactor, loss_factor, refuse_linear
 from quotientnet.curvature.forward import Batch, Leaves, divisor, loss_places
 from quotientnet.curvature.graph import ParameterGraph
 from quotientnet.curvature.layers import LayerTraces
@@ -47,7 +47,8 @@ def ggn_traces_estimate(
         variance of a draw is at most twice the squared Frobenius norm of the block.
 
     Example:
-        >>> import quotientnet as qn
+        >>> import torch, quotientnet as qn
+        >>> from quotientnet.curvature import ggn_traces
         >>> model = torch.nn.Linear(2, 3).double()
         >>> data = torch.ones(4, 2).double(), torch.tensor([0, 1, 2, 0])
         >>> objective = qn.Objective(model, torch.nn.CrossEntropyLoss(), data)
@@ -73,6 +74,8 @@ def ggn_traces_estimate(
             for draw in range(draws):
                 norms[draw] += _squares(leaves, tensors, readout, factor, generator)
             passes += draws * len(factor.parts)
+    if not passes:
+        refuse_linear()
     return _result(norms / divisor(weights), leaves.parameters, kinds, passes)
 
 
