@@ -160,7 +160,7 @@ class _Linear(_Product):
         front = self._front(delta)
         if front.shape[2] > 1:
             return super().traces(delta, roles)
-        norms = torch.linalg.vector_norm(front, dim=(0, 2, 3)).square()
+        norms = torch.linalg.vector_norm(front, dim=(2, 3)).square().sum(0)
         found = {"weight": torch.dot(self._x_squares, norms), "bias": norms.sum()}
         return {role: found[role] for role in roles}
 
