@@ -6,6 +6,8 @@ import argparse
 import json
 import subprocess
 import sys
+import warnings
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -71,13 +73,14 @@ class Problem:
     def peer(self):
         """BackPACK's exact diagonal, summed."""
         if not hasattr(self, "_extended"):
-            self._extended = backpack.extend(self.model)
+            self._extended = backpack.extend(deepcopy(self.model))
             self._loss = backpack.extend(nn.CrossEntropyLoss())
+        warnings.filterwarnings("ignore", message="Full backward hook")
         loss = self._loss(self._extended(self.x), self.y)
         with backpack.backpack(backpack.extensions.DiagGGNExact()):
             loss.backward()
-        found = [p.diag_ggn_exact.sum().item() for p in self.model.parameters()]
-        for p in self.model.parameters():
+        found = [p.diag_ggn_exact.sum().item() for p in self._extended.parameters()]
+        for p in self._extended.parameters():
             p.grad = None
             del p.diag_ggn_exact
         return found
@@ -100,19 +103,12 @@ def _field(name: str) -> int:
 
 def peak(problem: str, task: str) -> float:
     """Extra memory at the peak of one task after a gradient, in MiB, in a process of its own."""
-    code = f"import traces; traces.print_peak({problem!r}, {task!r}, {torch.get_num_threads()})"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    return json.loads(run.stdout) if run.returncode == 0 else float("nan")
+    command = [sys.executable, __file__, "--peak", problem, task]
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
-def print_peak(problem: str, task: str, threads: int) -> None:
+def print_peak(problem: str, task: str) -> None:
     """What :func:`peak` runs."""
-    torch.set_num_threads(threads)
     instance = Problem(problem)
     instance.gradient()
     before = _field("VmRSS")
@@ -126,7 +122,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    parser.add_argument("--peak", nargs=2, help="a network and a task: only its memory")
     options = parser.parse_args()
+    if options.peak:
+        return print_peak(*options.peak)
     targets = {"MLP": 3.2, "LeNet": 6.0}
     found: list[Measurement] = []
     for name, target in targets.items():
