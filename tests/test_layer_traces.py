@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.stats import binom, t as student
+from scipy.stats import binom
+from scipy.stats import t as student
 from torch import nn
 
 import quotientnet as qn
@@ -17,6 +18,7 @@ from quotientnet.curvature import (
     ggn_diagonal,
     ggn_traces,
     ggn_traces_estimate,
+    per_sample,
 )
 
 N, K = 5, 4
@@ -616,6 +618,27 @@ def test_samples_that_interact_are_refused():
     )
     with pytest.raises(ValueError, match="do samples interact"):
         ggn_traces(at(model, F.cross_entropy, data))
+
+
+def test_an_input_that_is_overwritten_is_left_to_autograd_to_refuse():
+    def forward(m, x):
+        h = m.a(x)
+        z = m.b(h)
+        return z + h.relu_()
+
+    net = Net(lambda: Call(forward, a=nn.Linear(3, K), b=nn.Linear(K, K)), (3,), {})
+    model, data = build(net, classes)
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        ggn_traces(at(model, F.cross_entropy, data))
+
+
+@pytest.mark.parametrize("name", ["shared", "multihead"])
+def test_single_samples_in_several_steps(name, monkeypatch):
+    monkeypatch.setattr(per_sample, "_WORKING_SET", 1)
+    model, data = build(NETS[name], classes)
+    assert_matches(
+        at(model, F.cross_entropy, data), dense(model, F.cross_entropy, data)
+    )
 
 
 def test_draws_must_be_positive():

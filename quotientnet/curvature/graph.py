@@ -65,13 +65,10 @@ class ParameterGraph:
         """How often the parameter enters the graph."""
         return len(self._consumers[name])
 
-    def is_used_only_in(self, name: str, edge, source) -> bool:
-        """Whether the one consumer of the parameter lies between a call's input and output."""
-        if edge.node not in self.reached or self.uses(name) != 1:
-            return False
-        stop = set() if source is None else {source}
-        inside = _postorder([edge.node], stop)
-        return self._consumers[name][0] in inside
+    def is_used_only_in(self, name: str, edge) -> bool:
+        """Whether the parameter enters the graph once, and the output of a call that takes it is
+        in the graph: the call is then where it enters."""
+        return self.uses(name) == 1 and edge.node in self.reached
 
     def piecewise_linear(self) -> frozenset[str]:
         """The parameters in each of which the outputs are linear around almost every point.
@@ -125,9 +122,9 @@ def _nonlinear(node, operands: list[int]) -> int:
     return _union(operands)
 
 
-def _postorder(roots, stop=frozenset()) -> list:
-    """The nodes that can be reached, children first; not beyond those in ``stop``."""
-    order, seen = [], set(stop)
+def _postorder(roots) -> list:
+    """The nodes that can be reached, children first."""
+    order, seen = [], set()
     stack = [(root, False) for root in roots]
     while stack:
         node, done = stack.pop()

@@ -123,7 +123,7 @@ def _duty(place: int, two, three, graph: ParameterGraph) -> Duty | None:
     names = {
         role: name
         for role, name in three.roles.items()
-        if graph.is_used_only_in(name, three.edge, three.source)
+        if graph.is_used_only_in(name, three.edge)
     }
     x = three.call.x
     if (

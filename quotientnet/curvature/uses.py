@@ -41,7 +41,6 @@ class Use:
         call: The call, its input detached.
         roles: The parameter's name, by its role: ``weight`` or ``bias``.
         edge: Where the derivative in the output arrives.
-        source: The node that the input came from.
         out: The output's values, if they are kept.
         version: How often the input had been written to.
     """
@@ -49,7 +48,6 @@ class Use:
     call: Call
     roles: dict[str, str]
     edge: GradientEdge
-    source: object
     out: Tensor | None
     version: int
 
@@ -90,12 +88,12 @@ class Recorder(TorchFunctionMode):
         }
         if not roles:
             return
-        x, source, version = call.x, None, 0
+        x, version = call.x, 0
         if x is not None:
-            source, version, call.x = x.grad_fn, x._version, x.detach()
+            version, call.x = x._version, x.detach()
         kept = out.detach() if self._keep else None
         edge = get_gradient_edge(out)
-        self.uses.append(Use(call, roles, edge, source, kept, version))
+        self.uses.append(Use(call, roles, edge, kept, version))
 
 
 def _linear(input, weight, bias=None):
