@@ -25,7 +25,7 @@ from quotientnet.objective import Point
 
 __all__ = ["LayerTraces", "Cost", "ggn_traces", "ggn_diagonal", "ggn_cost"]
 
-_WORKING_SET = 2_700_000  # entries of the largest layer's derivatives at a time
+_WORKING_SET = 3_600_000  # entries of all derivatives in layers' outputs at a time
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class _Run:
         )
 
     def _sizes(self, batch: Batch, rank: int) -> tuple[int, int]:
-        """Columns and samples at a time, so that the derivatives at one layer fit a cache."""
+        """Columns and samples at a time, so that the derivatives in outputs fit a cache."""
         each = self.plan.activation
         width = max(1, min(rank, 32, _WORKING_SET // (8 * each)))
         return width, self.chunk or max(1, min(batch.n, _WORKING_SET // (width * each)))

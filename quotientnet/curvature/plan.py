@@ -54,7 +54,7 @@ class Plan:
         duties: The uses that rules take care of.
         ways: How each parameter is computed.
         kinds: ``"Hessian"`` or ``"Gauss-Newton"``.
-        activation: The largest number of entries a sample has in an output that is needed.
+        activation: How many entries a sample has in all outputs of the uses.
         batched: Whether several seeds go through one backward pass.
         by_chunk: Whether the loss is known to be a sum over any split of the samples.
         rank: Backward passes for each sample; 0 if not known by the shapes.
@@ -88,7 +88,7 @@ def make_plan(leaves: Leaves, batch: Batch) -> Plan:
     tensors = readout.tensors(three.outputs)
     graph = ParameterGraph(tensors, leaves.parameters)
     ways = {n: "per sample" if graph.uses(n) else "unused" for n in leaves.parameters}
-    duties, entries = [], [1]
+    duties, entries = [], []
     for place, (a, b) in enumerate(zip(two.uses, three.uses)):
         duty = _duty(place, a, b, graph) if len(two.uses) == len(three.uses) else None
         if duty is not None:
@@ -101,8 +101,8 @@ def make_plan(leaves: Leaves, batch: Batch) -> Plan:
     arguments = leaves.point.objective.loss, three.outputs, probes[1].targets, readout
     by_chunk = has_closed_form(*arguments)
     rank = loss_factor(*arguments, 3).rank if by_chunk else 0
-    largest = max(entries)
-    return Plan(readout, tuple(duties), ways, kinds, largest, batched, by_chunk, rank)
+    entries = max(1, sum(entries))
+    return Plan(readout, tuple(duties), ways, kinds, entries, batched, by_chunk, rank)
 
 
 def _readout(places, two: Pass, three: Pass) -> Readout:
