@@ -108,7 +108,7 @@ def ggn_diagonal(point: Point, *, chunk: int | None = None) -> Tensor:
 
     Returns:
         Shape ``(size,)``, zero on passive coordinates. The entries of a tensor are those of the
-        Hessian where :attr:`LayerTraces.kinds` says so.
+        Hessian where ``LayerTraces.kinds`` says so.
 
     Raises:
         ValueError: As :func:`ggn_traces`.
@@ -159,7 +159,7 @@ def ggn_cost(point: Point, *, chunk: int | None = None) -> Cost:
 
     Returns:
         The cost. Multiply-adds are those of matrix products and convolutions that
-        :mod:`torch.utils.flop_counter` knows; tensors that are computed one sample at a time take
+        ``torch.utils.flop_counter`` knows; tensors that are computed one sample at a time take
         longer than they count.
 
     Raises:
