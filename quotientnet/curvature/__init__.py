@@ -1,7 +1,15 @@
-"""Spectra, spectral densities, traces and diagonals of symmetric operators."""
+"""Spectra, densities, traces and diagonals of symmetric operators and of networks' curvature."""
 
 from quotientnet.curvature.density import SpectralDensity, spectral_density
 from quotientnet.curvature.lanczos import Eigenpairs, lanczos
+from quotientnet.curvature.layers import (
+    Cost,
+    LayerTraces,
+    ggn_cost,
+    ggn_diagonal,
+    ggn_traces,
+)
+from quotientnet.curvature.sketch import ggn_traces_estimate
 from quotientnet.curvature.spectrum import Eigenpair, power_method
 from quotientnet.curvature.traces import (
     DiagonalEstimate,
@@ -11,14 +19,7 @@ from quotientnet.curvature.traces import (
 )
 
 __all__ = [
-    "DiagonalEstimate",
-    "Eigenpair",
-    "Eigenpairs",
-    "SpectralDensity",
-    "hutch_plus_plus_trace",
-    "hutchinson_diagonal",
-    "hutchinson_trace",
-    "lanczos",
-    "power_method",
-    "spectral_density",
-]
+    "lanczos", "Eigenpairs", "power_method", "Eigenpair", "spectral_density", "SpectralDensity",
+    "ggn_traces", "LayerTraces", "ggn_diagonal", "ggn_cost", "Cost", "ggn_traces_estimate",
+    "hutchinson_trace", "hutch_plus_plus_trace", "hutchinson_diagonal", "DiagonalEstimate",
+]  # fmt: skip

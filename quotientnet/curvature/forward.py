@@ -1,0 +1,179 @@
+"""Forward passes of a point's model with one leaf for each parameter tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from quotientnet.curvature.samples import count, take
+from quotientnet.curvature.uses import Recorder, Use
+from quotientnet.point import Point
+
+__all__ = [
+    "Batch",
+    "Pass",
+    "Leaves",
+    "divisor",
+    "loss_places",
+    "require_separate_samples",
+]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments and targets of some samples.
+
+    Attributes:
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments.
+        targets: Targets.
+        n: The number of samples.
+    """
+
+    args: tuple
+    kwargs: dict
+    targets: object
+    n: int
+
+    def take(self, chosen) -> Batch:
+        """Some of the samples, by a slice or a list of places."""
+        args, kwargs, targets = take(
+            (self.args, self.kwargs, self.targets), self.n, chosen
+        )
+        return Batch(
+            args,
+            kwargs,
+            targets,
+            len(range(self.n)[chosen]) if isinstance(chosen, slice) else len(chosen),
+        )
+
+    def chunks(self, size: int) -> Iterator[tuple[slice, Batch]]:
+        """All samples, at most ``size`` at a time."""
+        for start in range(0, self.n, size):
+            chosen = slice(start, min(start + size, self.n))
+            yield chosen, self if size >= self.n else self.take(chosen)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward pass left: its outputs and the uses of parameters."""
+
+    outputs: object
+    uses: list[Use]
+
+
+class Leaves:
+    """A point's parameters as leaves of autograd, by name.
+
+    Args:
+        point: The point.
+    """
+
+    def __init__(self, point: Point):
+        self.point, layout = point, point.layout
+        views = layout.unflatten(point.w)
+        self.parameters: dict[str, Tensor] = {
+            entry.name: views[entry.name].detach().requires_grad_()
+            for entry in layout.entries
+            if not entry.passive
+        }
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the objective.
+
+        Raises:
+            ValueError: The first axis of inputs and targets does not count samples.
+        """
+        objective = self.point.objective
+        for batch in objective.data:
+            args, kwargs, targets = objective._read(batch, self.point.w)
+            yield Batch(args, kwargs, targets, count((args, kwargs), targets))
+
+    def tensors(self, parameters=None) -> dict[str, Tensor]:
+        """What stands in for the model's parameters and buffers, each module named once."""
+        parameters = self.parameters if parameters is None else parameters
+        layout, objective = self.point.layout, self.point.objective
+        found = layout.substitutes(objective.model, self.point.w)
+        for name in found:
+            if name in layout and layout[name].name in parameters:
+                found[name] = parameters[layout[name].name]
+        return found
+
+    def call(self, batch: Batch, parameters=None):
+        """The outputs for a batch."""
+        return torch.func.functional_call(
+            self.point.objective.model,
+            self.tensors(parameters),
+            batch.args,
+            batch.kwargs,
+            tie_weights=False,
+        )
+
+    def record(self, batch: Batch, keep_outputs: bool = False) -> Pass:
+        """The outputs for a batch with their graph, and the uses of the parameters."""
+        recorder = Recorder(self.parameters, keep_outputs)
+        with torch.enable_grad(), recorder:
+            outputs = self.call(batch)
+        return Pass(outputs, recorder.uses)
+
+
+def require_separate_samples(model: nn.Module) -> None:
+    """Refuse batch statistics.
+
+    Raises:
+        ValueError: A batch normalisation normalises by the batch.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+            module.training or module.running_mean is None
+        ):
+            raise ValueError(
+                f"ggn: {name!r} normalises by the statistics of the batch, so that samples "
+                "interact; use model.eval(), or ggn_traces_estimate"
+            )
+
+
+def loss_places(point: Point, outputs, targets) -> tuple[int, ...]:
+    """Which leaves of the outputs the loss depends on.
+
+    Raises:
+        ValueError: None of them, or outputs without tensors.
+    """
+    if isinstance(outputs, Tensor):
+        return (0,)
+    leaves, form = tree_flatten(outputs)
+    floating = [
+        i
+        for i, t in enumerate(leaves)
+        if isinstance(t, Tensor) and t.is_floating_point()
+    ]
+    with torch.enable_grad():
+        for i in floating:
+            leaves[i] = leaves[i].detach().requires_grad_()
+        value = point.objective.loss(
+            torch.utils._pytree.tree_unflatten(leaves, form), targets
+        )
+        if not floating or not value.requires_grad:
+            raise ValueError(
+                f"ggn: the loss depends on no tensor in the outputs, a {type(outputs).__name__}; "
+                "return a tensor, tuple, dict or registered pytree"
+            )
+        grads = torch.autograd.grad(
+            value, [leaves[i] for i in floating], allow_unused=True
+        )
+    return tuple(i for i, g in zip(floating, grads) if g is not None)
+
+
+def divisor(weights: list) -> Tensor | float:
+    """What sums over all batches are divided by, as the objective divides: 1 for plain sums.
+
+    Raises:
+        ValueError: No batch, or no targets that count.
+    """
+    if not weights or (weights[0] is not None and float(sum(weights)) == 0):
+        raise ValueError("ggn: the data has no targets that count")
+    return 1.0 if weights[0] is None else sum(weights)

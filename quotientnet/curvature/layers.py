@@ -1,0 +1,288 @@
+"""Traces and diagonals of the generalised Gauss-Newton matrix, layer by layer, exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from quotientnet.curvature.factor import LossFactor, loss_factor, refuse_linear
+from quotientnet.curvature.forward import (
+    Batch,
+    Leaves,
+    Pass,
+    divisor,
+    require_separate_samples,
+)
+from quotientnet.curvature.per_sample import squares
+from quotientnet.curvature.plan import Plan, make_plan
+from quotientnet.estimate import Estimate
+from quotientnet.losses import normaliser
+from quotientnet.point import Point
+
+__all__ = ["LayerTraces", "Cost", "ggn_traces", "ggn_diagonal", "ggn_cost"]
+
+_WORKING_SET = 3_600_000  # entries of all derivatives in layers' outputs at a time
+
+
+@dataclass(frozen=True)
+class LayerTraces:
+    """The trace of each parameter tensor's diagonal block.
+
+    Attributes:
+        traces: By the name of the tensor.
+        total: The trace of the whole matrix.
+        kinds: ``"Hessian"`` where the block equals that of the Hessian, because the outputs are
+            piecewise linear in the tensor by autograd's graph; else ``"Gauss-Newton"``.
+        ways: How each was computed: ``"linear"``, ``"convolution"``, ``"transposed convolution"``,
+            ``"embedding"``, ``"scaling"`` (affine parameters of norms, products, sums),
+            ``"per sample"`` for what has no rule, ``"unused"``, or ``"random signs"``.
+    """
+
+    traces: dict[str, Estimate]
+    total: Estimate
+    kinds: dict[str, str]
+    ways: dict[str, str]
+
+
+def ggn_traces(point: Point, *, chunk: int | None = None) -> LayerTraces:
+    r"""The exact trace of every tensor's block of the generalised Gauss-Newton matrix.
+
+    That is :math:`G = \frac1N \sum_z J_z^\top \nabla^2\ell_z J_z` [Schraudolph2002]_, with the
+    Jacobians :math:`J_z` of a sample's outputs in the parameters and the second derivative of the
+    loss in the outputs, everything after the outputs included. With
+    :math:`\nabla^2\ell_z = S_z S_z^\top` the trace of a block is a sum of squares of derivatives
+    of :math:`\langle S_z e_k, f_z \rangle`; for linear maps, convolutions, embeddings and norms it
+    is read off inputs and outputs, and no derivative of a single sample in a weight is kept.
+    Which parameter may be treated so is checked on three samples; all others (used twice, tied, or
+    in operations without a rule) take the derivatives of single samples, as exactly.
+
+    Args:
+        point: A point of an objective. Samples must not interact in the model; its inputs and
+            targets have them on their first axis.
+        chunk: Samples at a time; by default as many as a cache holds.
+
+    Returns:
+        The traces, of the unit of the loss over squared parameters, per sample if the loss is a
+        mean; exact up to rounding, their ``error`` 0. Neither is invariant to symmetries.
+
+    Raises:
+        ValueError: Batch normalisation by batch statistics, or other samples that interact; a loss
+            that couples samples, or is linear in the outputs; inputs and targets of other lengths;
+            a graph that changes from batch to batch.
+
+    Note:
+        ``K − 1`` backward passes for a cross-entropy of ``K`` classes, times the positions of a
+        sequence of outputs, without derivatives in weights: ask :func:`ggn_cost`.
+
+    Example:
+        >>> import torch, quotientnet as qn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh()).double()
+        >>> data = torch.ones(4, 2).double(), torch.zeros(4, 3).double()
+        >>> objective = qn.Objective(model, torch.nn.MSELoss(), data)
+        >>> result = ggn_traces(objective.at(torch.zeros(9).double()))
+        >>> round(result.traces["0.weight"].value, 9), round(result.traces["0.bias"].value, 9)
+        (4.0, 2.0)
+        >>> result.kinds["0.weight"], result.ways["0.weight"]
+        ('Gauss-Newton', 'linear')
+    """
+    run = _Run(point, chunk, "traces")
+    sums = run()
+    values = {name: float(value) for name, value in sums.items()}
+    traces = {
+        name: Estimate(value, 0.0, True, run.passes) for name, value in values.items()
+    }
+    total = Estimate(sum(values.values()), 0.0, True, run.passes)
+    return LayerTraces(traces, total, run.plan.kinds, run.plan.ways)
+
+
+def ggn_diagonal(point: Point, *, chunk: int | None = None) -> Tensor:
+    """The exact diagonal of the generalised Gauss-Newton matrix.
+
+    Args:
+        point: As in :func:`ggn_traces`.
+        chunk: As in :func:`ggn_traces`.
+
+    Returns:
+        Shape ``(size,)``, zero on passive coordinates. The entries of a tensor are those of the
+        Hessian where ``LayerTraces.kinds`` says so.
+
+    Raises:
+        ValueError: As :func:`ggn_traces`.
+
+    Note:
+        The backward passes of :func:`ggn_traces`. Layers with several positions a sample form
+        derivatives of single samples, a bounded number at a time.
+
+    Example:
+        >>> import torch, quotientnet as qn
+        >>> data = torch.tensor([[1.0, 2.0]]).double(), torch.zeros(1, 1).double()
+        >>> objective = qn.Objective(torch.nn.Linear(2, 1).double(), torch.nn.MSELoss(), data)
+        >>> ggn_diagonal(objective.at(torch.zeros(3).double())).round().tolist()
+        [2.0, 8.0, 2.0]
+    """
+    sums = _Run(point, chunk, "diagonals")()
+    diagonal = torch.zeros_like(point.w)
+    for name, value in sums.items():
+        diagonal[point.layout[name].slice] = value.flatten().to(diagonal)
+    return diagonal
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What :func:`ggn_traces` would spend, from three samples.
+
+    Attributes:
+        gradients: Multiply-adds, in those of one gradient on the same data.
+        passes: Backward passes for each sample.
+        columns: How many of them go together.
+        chunk: Samples at a time.
+        ways: How each tensor is computed.
+    """
+
+    gradients: float
+    passes: int
+    columns: int
+    chunk: int
+    ways: dict[str, str]
+
+
+def ggn_cost(point: Point, *, chunk: int | None = None) -> Cost:
+    """The cost of :func:`ggn_traces` before it is spent, from three samples of the first batch.
+
+    Args:
+        point: A point of an objective.
+        chunk: As in :func:`ggn_traces`.
+
+    Returns:
+        The cost. Multiply-adds are those of matrix products and convolutions that
+        ``torch.utils.flop_counter`` knows; tensors that are computed one sample at a time take
+        longer than they count.
+
+    Raises:
+        ValueError: As :func:`ggn_traces`.
+    """
+    run = _Run(point, chunk, "traces")
+    with torch.enable_grad(), point.objective._preserved(point.w):
+        batch = next(run.leaves.batches())
+        run.plan = make_plan(run.leaves, batch)
+        three = batch.take([i % batch.n for i in range(3)])
+        with FlopCounterMode(display=False) as spent:
+            run._batch(three)
+        passes = run.passes
+        with FlopCounterMode(display=False) as unit:
+            tensors = run.plan.readout.tensors(run.leaves.call(three))
+            wanted = list(run.leaves.parameters.values())
+            seeds = [torch.ones_like(t) for t in tensors]
+            torch.autograd.grad(tensors, wanted, seeds, allow_unused=True)
+        width, size = run._sizes(batch, passes)
+    ratio = spent.get_total_flops() / max(unit.get_total_flops(), 1)
+    return Cost(ratio, passes, width, size, run.plan.ways)
+
+
+class _Run:
+    """One pass through the data.
+
+    Args:
+        point: The point.
+        chunk: Samples at a time.
+        what: ``"traces"`` or ``"diagonals"``.
+    """
+
+    def __init__(self, point: Point, chunk: int | None, what: str):
+        require_separate_samples(point.objective.model)
+        self.leaves, self.chunk, self.what = Leaves(point), chunk, what
+        self.loss = point.objective.loss
+        self.plan: Plan | None = None
+        self.passes, self.weights = 0, []
+        self.sums = {
+            name: torch.zeros((), dtype=torch.float64, device=p.device)
+            for name, p in self.leaves.parameters.items()
+        }
+
+    def __call__(self) -> dict[str, Tensor]:
+        """The sums, divided as the objective divides them."""
+        with torch.enable_grad(), self.leaves.point.objective._preserved(
+            self.leaves.point.w
+        ):
+            for batch in self.leaves.batches():
+                if self.plan is None:
+                    self.plan = make_plan(self.leaves, batch)
+                self._batch(batch)
+        total = divisor(self.weights)
+        if not self.passes:
+            refuse_linear()
+        shapes = {name: p.shape for name, p in self.leaves.parameters.items()}
+        return {
+            name: (
+                s / total if self.what == "traces" else (s / total).expand(shapes[name])
+            )
+            for name, s in self.sums.items()
+        }
+
+    def _batch(self, batch: Batch) -> None:
+        factor = self._whole_factor(batch)
+        rank = self.plan.rank if factor is None else factor.rank
+        width, size = self._sizes(batch, rank)
+        for chosen, part in batch.chunks(size):
+            run = self.leaves.record(part)
+            outputs, readout = run.outputs, self.plan.readout
+            if factor is None:
+                own = loss_factor(self.loss, outputs, part.targets, readout, part.n)
+                self.weights.append(normaliser(self.loss, outputs, part.targets))
+            else:
+                own = factor.select(chosen)
+            self._chunk(part, run, own, width)
+
+    def _whole_factor(self, batch: Batch) -> LossFactor | None:
+        """The factor for all samples, where the loss may not be a sum over chunks."""
+        if self.plan.by_chunk:
+            return None
+        with torch.no_grad():
+            outputs = self.leaves.call(batch)
+        self.weights.append(normaliser(self.loss, outputs, batch.targets))
+        return loss_factor(
+            self.loss, outputs, batch.targets, self.plan.readout, batch.n
+        )
+
+    def _sizes(self, batch: Batch, rank: int) -> tuple[int, int]:
+        """Columns and samples at a time, so that the derivatives in outputs fit a cache."""
+        each = self.plan.activation
+        width = max(1, min(rank, 32, _WORKING_SET // (8 * each)))
+        return width, self.chunk or max(1, min(batch.n, _WORKING_SET // (width * each)))
+
+    def _chunk(self, part: Batch, run: Pass, factor: LossFactor, width: int) -> None:
+        tensors = self.plan.readout.tensors(run.outputs)
+        rules = [duty.rule(run, part.n) for duty in self.plan.duties]
+        edges = [run.uses[duty.place].edge for duty in self.plan.duties]
+        run.uses.clear()
+        for sign, rows in factor.blocks(width):
+            self.passes += len(rows)
+            if edges:
+                seeds = self.plan.readout.unrows(rows, tensors)
+                for duty, rule, delta in zip(
+                    self.plan.duties, rules, self._pull(tensors, edges, seeds)
+                ):
+                    found = getattr(rule, self.what)(delta, duty.names)
+                    for role, value in found.items():
+                        self._add(duty.names[role], sign, value)
+            if self.plan.generic:
+                found = squares(self.leaves, self.plan, part, rows)
+                for name, value in found.items():
+                    self._add(
+                        name, sign, value.sum() if self.what == "traces" else value
+                    )
+
+    def _add(self, name: str, sign: float, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + sign * value.double()
+
+    def _pull(self, tensors, edges, seeds):
+        """The derivatives at the edges for each column, ``(columns, *output)``."""
+        pull = partial(torch.autograd.grad, tensors, edges, retain_graph=True)
+        if self.plan.batched:
+            return pull(seeds, is_grads_batched=True)
+        columns = [pull([s[i] for s in seeds]) for i in range(len(seeds[0]))]
+        return [torch.stack(each) for each in zip(*columns)]

@@ -1,0 +1,115 @@
+"""The Gauss-Newton traces of all layers from one backward pass with random signs."""
+
+from __future__ import annotations
+
+from math import inf, sqrt
+
+import torch
+from torch import Tensor
+
+from quotientnet.curvature.factor import LossFactor, loss_factor, refuse_linear
+from quotientnet.curvature.forward import Batch, Leaves, divisor, loss_places
+from quotientnet.curvature.graph import ParameterGraph
+from quotientnet.curvature.layers import LayerTraces
+from quotientnet.curvature.samples import Readout, SampleAxis
+from quotientnet.estimate import Estimate
+from quotientnet.losses import normaliser
+from quotientnet.point import Point
+
+__all__ = ["ggn_traces_estimate"]
+
+
+def ggn_traces_estimate(
+    point: Point, *, draws: int = 2, generator: torch.Generator | None = None
+) -> LayerTraces:
+    r"""The traces of all tensors' blocks of the Gauss-Newton matrix, by random signs.
+
+    With :math:`S_z` a factor of the loss's second derivative at sample ``z`` and independent random
+    signs :math:`u_z`, the gradient :math:`g` of :math:`\sum_z \langle S_z u_z, f_z \rangle` has
+    :math:`\mathbb{E} \|g_l\|^2 = \operatorname{tr} G_{ll}` for every tensor ``l`` at once, also
+    where batch normalisation in train mode couples samples. A loss that is not convex in the
+    outputs needs a second backward pass, whose squares are subtracted.
+
+    Args:
+        point: A point of an objective. The loss must be a sum over the rows of the outputs.
+        draws: Independent repetitions, at least 1.
+        generator: Source of the signs; a fresh one with seed 0 if omitted.
+
+    Returns:
+        For each tensor the mean over draws and its standard error, infinite for one draw; all
+        per sample if the loss is a mean. They are not invariant to symmetries.
+
+    Raises:
+        ValueError: Fewer than 1 draw, or a loss that :func:`ggn_traces` refuses.
+
+    Note:
+        One forward pass, and one backward pass a draw. The spread is that of the signs only: the
+        variance of a draw is at most twice the squared Frobenius norm of the block.
+
+    Example:
+        >>> import torch, quotientnet as qn
+        >>> from quotientnet.curvature import ggn_traces
+        >>> model = torch.nn.Linear(2, 3).double()
+        >>> data = torch.ones(4, 2).double(), torch.tensor([0, 1, 2, 0])
+        >>> objective = qn.Objective(model, torch.nn.CrossEntropyLoss(), data)
+        >>> point = objective.at(torch.zeros(9).double())
+        >>> estimate = ggn_traces_estimate(point, draws=400).traces["weight"]
+        >>> exact = ggn_traces(point).traces["weight"].value
+        >>> abs(estimate.value - exact) < 4 * estimate.error
+        True
+    """
+    if draws < 1:
+        raise ValueError(f"ggn_traces_estimate: draws must be at least 1, got {draws}")
+    generator = generator or torch.Generator(point.w.device).manual_seed(0)
+    leaves, weights, kinds, passes = Leaves(point), [], {}, 0
+    norms = torch.zeros(
+        draws, len(leaves.parameters), dtype=torch.float64, device=point.w.device
+    )
+    with torch.enable_grad(), point.objective._preserved(point.w):
+        for batch in leaves.batches():
+            tensors, readout, factor, weight = _factored(leaves, batch)
+            if not kinds:
+                kinds = ParameterGraph(tensors, leaves.parameters).kinds()
+            weights.append(weight)
+            for draw in range(draws):
+                norms[draw] += _squares(leaves, tensors, readout, factor, generator)
+            passes += draws * len(factor.parts)
+    if not passes:
+        refuse_linear()
+    return _result(norms / divisor(weights), leaves.parameters, kinds, passes)
+
+
+def _factored(leaves: Leaves, batch: Batch):
+    """Outputs with their graph, and the factor of the loss there, row by row."""
+    loss, outputs = leaves.point.objective.loss, leaves.call(batch)
+    places = loss_places(leaves.point, outputs, batch.targets)
+    readout = Readout(places, (SampleAxis(0),) * len(places))
+    tensors = readout.tensors(outputs)
+    weight = normaliser(loss, outputs, batch.targets)
+    factor = loss_factor(loss, outputs, batch.targets, readout, len(tensors[0]))
+    return tensors, readout, factor, weight
+
+
+def _squares(leaves, tensors, readout, factor: LossFactor, generator) -> Tensor:
+    """One draw of every tensor's trace."""
+    wanted, total = list(leaves.parameters.values()), 0.0
+    for sign, rows in factor.draw(generator):
+        seeds = [seed[0] for seed in readout.unrows(rows[None], tensors)]
+        grads = torch.autograd.grad(
+            tensors, wanted, seeds, retain_graph=True, materialize_grads=True
+        )
+        norms = torch.stack([torch.linalg.vector_norm(g) for g in grads])
+        total = total + sign * norms.double().square()
+    return total
+
+
+def _result(draws: Tensor, names, kinds, passes: int) -> LayerTraces:
+    """Means and standard errors over draws, shape ``(draws, tensors)``, and of their sum."""
+
+    def estimate(values: Tensor) -> Estimate:
+        error = float(values.std()) / sqrt(len(values)) if len(values) > 1 else inf
+        return Estimate(float(values.mean()), error, len(values) > 1, passes)
+
+    traces = {name: estimate(draws[:, i]) for i, name in enumerate(names)}
+    ways = {name: "random signs" for name in names}
+    return LayerTraces(traces, estimate(draws.sum(1)), kinds, ways)
