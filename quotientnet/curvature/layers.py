@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from quotientnet.point import Point
 
 __all__ = ["LayerTraces", "Cost", "ggn_traces", "ggn_diagonal", "ggn_cost"]
 
-_WORKING_SET = 3_600_000  # entries of all derivatives in layers' outputs at a time
+_WORKING_SET = 3_800_000  # entries of all derivatives in layers' outputs at a time
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,8 @@ class _Run:
         """Columns and samples at a time, so that the derivatives in outputs fit a cache."""
         each = self.plan.activation
         width = max(1, min(rank, 32, _WORKING_SET // (8 * each)))
-        return width, self.chunk or max(1, min(batch.n, _WORKING_SET // (width * each)))
+        most = self.chunk or max(1, _WORKING_SET // (width * each))
+        return width, ceil(batch.n / ceil(batch.n / most))
 
     def _chunk(self, part: Batch, run: Pass, factor: LossFactor, width: int) -> None:
         tensors = self.plan.readout.tensors(run.outputs)
