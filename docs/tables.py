@@ -12,7 +12,7 @@ def write() -> None:
     """Write the tables of ``benchmarks.rst`` into ``_generated``."""
     target = FOLDER / "_generated"
     target.mkdir(exist_ok=True)
-    for name in ("geometry", "balance"):
+    for name in ("geometry", "balance", "products", "traces"):
         (target / f"{name}.rst").write_text(_ratios(name))
     (target / "orbit_curvature.rst").write_text(_orbit_curvature())
     rows = [
@@ -53,9 +53,17 @@ def _ratios(name: str) -> str:
     """The table of a benchmark of ratios."""
     facts = json.loads((FOLDER / f"results/{name}.json").read_text())
     rows = [["Operation", "Ratio", "Target", "Milliseconds"]]
+    more = {"operations": "Multiply-adds", "mebibytes": "Extra peak, MiB"}
+    more = {
+        key: title
+        for key, title in more.items()
+        if any(m.get(key) is not None for m in facts["measurements"])
+    }
+    rows[0] += more.values()
     for m in facts["measurements"]:
-        bound = f"{m['target']:.2f}" if m["target"] else ""
-        rows.append([m["task"], f"{m['ratio']:.2f}", bound, f"{m['milliseconds']:.1f}"])
+        numbers = [m["ratio"], m["target"], *(m.get(key) for key in more)]
+        ratio, target, *rest = ("" if x is None else f"{x:.2f}" for x in numbers)
+        rows.append([m["task"], ratio, target, f"{m['milliseconds']:.1f}", *rest])
     return (
         f"{_table(rows)}\ntorch {facts['torch']}, {facts['threads']} threads, "
         f"{facts['gpu'] or 'no GPU'}, peak memory {facts['peak_mebibytes']} MiB.\n"

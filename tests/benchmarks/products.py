@@ -4,21 +4,104 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from tasks import TASKS
-from timing import Measurement, ratios, report
+from timing import Measurement, extra_peak, peak_of, ratios, report
 from torch import nn
 
 import quotientnet as qn
 
+try:
+    from curvlinops import HessianLinearOperator
+except ModuleNotFoundError:
+    HessianLinearOperator = None
+
 LOSS = nn.CrossEntropyLoss()
-BATCHES, BLOCK = 8, 8
-LARGEST = {"MLP": 2.0, "LeNet": 1.5}
-"""Gradient units that a product at a fixed point may take."""
-QUICKER = {"MLP": 1.0, "LeNet": 2.0}
-"""How much quicker than the peer a block of vectors must be, on a loader."""
+WARM = 6
+"""Products before the first that counts: by then "auto" has chosen."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, its data, and the vectors of a product.
+
+    Attributes:
+        name: The network.
+        batches: Of the loader; 1 for a fixed point on one batch.
+        size: Samples a batch.
+        vectors: Columns of the block.
+        units: Gradient units allowed, if the issue names them.
+        quicker: How much quicker than the peer, if the issue says.
+    """
+
+    name: str
+    batches: int
+    size: int
+    vectors: int
+    units: float | None
+    quicker: float | None
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.batches} × {self.size}, {self.vectors} vectors"
+
+
+CASES = [
+    Case("MLP", 1, 512, 1, 2.0, 1.5),
+    Case("LeNet", 1, 512, 1, 1.5, 1.5),
+    Case("ResNet-20, BN in eval", 1, 128, 1, None, 1.5),
+    Case("MLP", 8, 512, 1, None, 1.0),
+    Case("MLP", 8, 512, 8, None, 1.0),
+    Case("LeNet", 8, 512, 1, None, None),
+    Case("LeNet", 8, 512, 8, None, 2.0),
+    Case("LeNet", 8, 64, 8, None, 2.0),
+]
+
+
+class Problem:
+    """A case, ready to be timed."""
+
+    def __init__(self, case: Case):
+        self.case, task = case, TASKS[case.name]
+        self.model = task.build()
+        inputs, targets = task.data(case.batches * case.size)
+        self.data = list(zip(inputs.split(case.size), targets.split(case.size)))
+        self.parameters = list(self.model.parameters())
+        count = sum(p.numel() for p in self.parameters)
+        self.vectors = torch.randn(count, case.vectors)
+        if case.vectors == 1:
+            self.vectors = self.vectors[:, 0]
+
+    def gradient(self) -> None:
+        """The unit."""
+        for inputs, targets in self.data:
+            loss = LOSS(self.model(inputs), targets)
+            torch.autograd.grad(loss, self.parameters)
+
+    def product(self, way: str):
+        """A function that multiplies, its set-up done; None if there is no such peer."""
+        if way == "curvlinops":
+            return None if HessianLinearOperator is None else self._peer()
+        data = self.data[0] if self.case.batches == 1 else self.data
+        objective = qn.Objective(self.model, LOSS, data, products=way)
+        point = objective.at(objective.layout.flatten(self.model))
+        passive = point.layout.size - len(self.vectors)
+        pad = (0, passive) if self.vectors.ndim == 1 else (0, 0, 0, passive)
+        v = nn.functional.pad(self.vectors, pad)
+        for _ in range(WARM if self.case.batches == 1 else 3):
+            point.hessian @ v
+        return lambda: (point.hessian @ v)[: len(self.vectors)]
+
+    def _peer(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            options = {"check_deterministic": False}
+            args = self.model, LOSS, self.parameters, self.data
+            operator = HessianLinearOperator(*args, **options)
+        return lambda: operator @ self.vectors
 
 
 def main() -> None:
@@ -26,134 +109,58 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    parser.add_argument("--peak", nargs=2, help="a case's number and a way: its memory")
     options = parser.parse_args()
+    if options.peak:
+        problem = Problem(CASES[int(options.peak[0])])
+        problem.gradient()
+        return print(
+            extra_peak(partial(_set_up_and_multiply, problem, options.peak[1]))
+        )
     rows = []
-    for name in TASKS:
-        rows += fixed_point(name, options.rounds)
-    for name in QUICKER:
-        rows += loader(name, options.rounds)
+    for number, case in enumerate(CASES):
+        print(case, flush=True)
+        rows += measure(number, case, options.rounds)
     report("products", rows, options.output)
 
 
-def fixed_point(name: str, rounds: int) -> list[Measurement]:
-    """One vector, one batch, what does not depend on the vector done."""
-    model, data = TASKS[name].build(), TASKS[name].data()
-    operators = {way: hessian(model, data, way) for way in ("auto", "graph", "record")}
-    v = torch.randn(operators["graph"].size)
-    v[sum(p.numel() for p in model.parameters()) :] = 0
-    for operator in operators.values():
-        for _ in range(40):  # until "auto" has chosen
-            operator @ v
+def measure(number: int, case: Case, rounds: int) -> list[Measurement]:
+    """Every way of one case, with what each takes in memory, and ours over the peer's."""
+    problem = Problem(case)
+    ways = ["auto", *(["graph"] if case.batches == 1 else []), "curvlinops"]
+    made = {way: problem.product(way) for way in ways}
+    made = {way: function for way, function in made.items() if function is not None}
     tasks = {
-        f"{name}: product ({way})": (lambda o=o: o @ v, None)
-        for way, o in operators.items()
+        f"{case} ({way})": (function, case.units if way == "auto" else None)
+        for way, function in made.items()
     }
-    target = LARGEST.get(name)
-    tasks[f"{name}: product (auto)"] = (tasks[f"{name}: product (auto)"][0], target)
-    theirs = peer(model, [data])
-    if theirs is not None:
-        u = v[: theirs.shape[0]]
-        check(operators["auto"] @ v, theirs @ u)
-        tasks[f"{name}: product (curvlinops)"] = (lambda: theirs @ u, None)
-    unit = f"gradient, {len(data[0])} samples"
-    found = ratios(lambda: gradient(model, data), tasks, name=unit, rounds=rounds)
-    return with_speedup(found, name, 1.5)
-
-
-def loader(name: str, rounds: int) -> list[Measurement]:
-    """One vector and a block of vectors on a loader."""
-    model, whole = TASKS[name].build(), TASKS[name].data()
-    batches = list(zip(*(t.chunk(BATCHES) for t in whole)))
-    operator = hessian(model, batches, "auto")
-    v = torch.randn(operator.size, BLOCK)
-    for _ in range(3):
-        operator @ v
-    tasks = {
-        f"{name}, {BATCHES} batches: 1 vector (auto)": (
-            lambda: operator @ v[:, 0],
-            None,
-        ),
-        f"{name}, {BATCHES} batches: {BLOCK} vectors (auto)": (
-            lambda: operator @ v,
-            None,
-        ),
-    }
-    theirs = peer(model, batches)
-    if theirs is not None:
-        check(operator @ v, theirs @ v)
-        tasks |= {
-            f"{name}, {BATCHES} batches: 1 vector (curvlinops)": (
-                lambda: theirs @ v[:, 0],
-                None,
-            ),
-            f"{name}, {BATCHES} batches: {BLOCK} vectors (curvlinops)": (
-                lambda: theirs @ v,
-                None,
-            ),
-        }
-
-    def unit():
-        for batch in batches:
-            gradient(model, batch)
-
-    found = ratios(unit, tasks, name=f"gradient, {BATCHES} batches", rounds=rounds)
-    one = [m for m in found if ": 1 vector" in m.task]
-    block = [m for m in found if ": 1 vector" not in m.task]
-    return with_speedup(one, name, 1.0) + with_speedup(block, name, QUICKER[name])
-
-
-def with_speedup(
-    rows: list[Measurement], name: str, target: float
-) -> list[Measurement]:
-    """The rows, and how our time compares to the peer's."""
-    by_way = {row.task.rpartition("(")[2].rstrip(")"): row for row in rows}
-    if "curvlinops" not in by_way:
-        return rows
-    ours, theirs = by_way["auto"], by_way["curvlinops"]
-    task = ours.task.replace("(auto)", f"at most 1/{target:g} of curvlinops")
-    ratio = ours.milliseconds / theirs.milliseconds
-    return [
-        *rows,
-        Measurement(task, "curvlinops", ratio, 1 / target, ours.milliseconds),
+    unit = "gradient on the same data"
+    rows = [
+        replace(row, mebibytes=peak_of(__file__, str(number), way))
+        for row, way in zip(
+            ratios(problem.gradient, tasks, name=unit, rounds=rounds), made
+        )
     ]
-
-
-def hessian(model: nn.Module, data, way: str) -> qn.Operator:
-    """Our operator."""
-    objective = qn.Objective(model, LOSS, data, products=way)
-    return objective.at(objective.layout.flatten(model)).hessian
-
-
-def peer(model: nn.Module, data):
-    """The peer's operator, or None if it is not installed."""
-    try:
-        from curvlinops import HessianLinearOperator
-    except ModuleNotFoundError:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        parameters = dict(model.named_parameters())
-        try:
-            return HessianLinearOperator(
-                model, LOSS, parameters, data, check_deterministic=False
-            )
-        except (TypeError, AttributeError):
-            return HessianLinearOperator(
-                model, LOSS, list(parameters.values()), data, check_deterministic=False
-            )
+    if "curvlinops" in made:
+        check(made["auto"](), made["curvlinops"]())
+        ratio = rows[0].milliseconds / rows[-1].milliseconds
+        target = None if case.quicker is None else 1 / case.quicker
+        task = f"{case}: ours over curvlinops'"
+        rows.append(
+            Measurement(task, "curvlinops", ratio, target, rows[0].milliseconds)
+        )
+    return rows
 
 
 def check(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     """Both compute the same."""
-    ours = ours[: theirs.shape[0]]
     gap = float((ours - theirs).norm() / theirs.norm())
-    assert gap < 1e-3, f"the products differ by {gap:.1e}"
+    if gap > 1e-3:
+        raise AssertionError(f"the products differ by {gap:.1e}")
 
 
-def gradient(model: nn.Module, batch) -> tuple[torch.Tensor, ...]:
-    """The unit: one eager gradient."""
-    inputs, targets = batch
-    return torch.autograd.grad(LOSS(model(inputs), targets), list(model.parameters()))
+def _set_up_and_multiply(problem: Problem, way: str) -> None:
+    problem.product(way)()
 
 
 if __name__ == "__main__":

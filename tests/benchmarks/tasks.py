@@ -12,16 +12,17 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Task:
-    """A network with the shape of an input; ten classes, cross-entropy."""
+    """A network with the shape of an input; cross-entropy."""
 
-    make: Callable[[], nn.Module]
+    make: Callable[[int], nn.Module]
     inputs: tuple[int, ...]
     batch: int = 512
+    classes: int = 10
 
     def build(self) -> nn.Module:
         """The network in eval mode, with seeded parameters and running statistics."""
         torch.manual_seed(0)
-        model = self.make().eval()
+        model = self.make(self.classes).eval()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_(std=0.1)
@@ -33,24 +34,24 @@ class Task:
         generator = torch.Generator().manual_seed(1)
         count = count or self.batch
         inputs = torch.randn(count, *self.inputs, generator=generator)
-        return inputs, torch.randint(0, 10, (count,), generator=generator)
+        return inputs, torch.randint(0, self.classes, (count,), generator=generator)
 
 
-def mlp() -> nn.Module:
-    """784-512×5-10."""
-    widths = [784, *[512] * 5, 10]
+def mlp(classes: int) -> nn.Module:
+    """784-512×5-classes."""
+    widths = [784, *[512] * 5, classes]
     layers = []
     for a, b in zip(widths, widths[1:]):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
-def lenet() -> nn.Module:
+def lenet(classes: int) -> nn.Module:
     """Two convolutions with pools, three linear layers."""
     return nn.Sequential(
         nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes),
     )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ class Block(nn.Module):
         return F.relu(self.norms[1](self.second(h)) + self.shortcut(x))
 
 
-def resnet20() -> nn.Module:
+def resnet20(classes: int) -> nn.Module:
     """The residual network with 20 layers for 32×32 images."""
     blocks, width = [], 16
     for out, stride in ((16, 1), (32, 2), (64, 2)):
@@ -83,7 +84,7 @@ def resnet20() -> nn.Module:
             width = out
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), *blocks,
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes),
     )  # fmt: skip
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import resource
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -23,6 +25,8 @@ class Measurement:
         ratio: The median time over the unit's.
         target: The largest ratio the issue allows, if it names one.
         milliseconds: The median time.
+        operations: Multiply-adds in those of the unit, where they are counted.
+        mebibytes: Extra memory at the peak, where it is measured.
     """
 
     task: str
@@ -30,6 +34,8 @@ class Measurement:
     ratio: float
     target: float | None
     milliseconds: float
+    operations: float | None = None
+    mebibytes: float | None = None
 
 
 def ratios(unit, tasks: dict, *, name: str, rounds: int = 15) -> list[Measurement]:
@@ -68,15 +74,41 @@ def _seconds(function) -> float:
     return perf_counter() - start
 
 
+def peak_of(script: str, *arguments: str) -> float:
+    """What ``script --peak arguments`` prints in a process of its own: extra memory in MiB."""
+    command = [sys.executable, script, "--peak", *arguments]
+    return float(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def extra_peak(task) -> float:
+    """How far this process's memory rises during a task, in MiB."""
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    task()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
 def report(name: str, measurements: list[Measurement], folder: Path) -> None:
     """Print the table and write it as JSON beside the machine's description."""
     width = max(len(m.task) for m in measurements)
-    print(f"{'task':{width}}  ratio  target   ms  (unit: {measurements[0].unit})")
+    unit = measurements[0].unit
+    print(
+        f"{'task':{width}}  ratio  target       ms  operations    MiB  (unit: {unit})"
+    )
     for m in measurements:
-        target = f"{m.target:6.2f}" if m.target else "      "
-        verdict = "" if not m.target else "  met" if m.ratio <= m.target else "  MISSED"
+        target, operations, mebibytes = (
+            "" if value is None else f"{value:.2f}"
+            for value in (m.target, m.operations, m.mebibytes)
+        )
+        verdict = "" if not m.target else "met" if m.ratio <= m.target else "MISSED"
         print(
-            f"{m.task:{width}}  {m.ratio:5.2f}  {target}  {m.milliseconds:6.1f}{verdict}"
+            f"{m.task:{width}}  {m.ratio:5.2f}  {target:>6}  {m.milliseconds:7.1f}  "
+            f"{operations:>10} {mebibytes:>6}  {verdict}"
         )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     facts = {

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import warnings
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from timing import Measurement, ratios, report
+from tasks import TASKS
+from timing import Measurement, extra_peak, peak_of, ratios, report
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,32 +23,12 @@ except ImportError:
     backpack = None
 
 
-def mlp(classes: int = 10) -> nn.Sequential:
-    """784-512×5-classes with ReLU."""
-    widths = [784, *[512] * 5, classes]
-    layers = [
-        m for a, b in zip(widths, widths[1:]) for m in (nn.Linear(a, b), nn.ReLU())
-    ]
-    return nn.Sequential(*layers[:-1])
-
-
-def lenet(classes: int = 10) -> nn.Sequential:
-    """LeNet on 28 × 28 images."""
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes),
-    )  # fmt: skip
-
-
 class Problem:
     """A network, a batch, and what is timed on them."""
 
     def __init__(self, name: str, batch: int = 512, classes: int = 10):
-        torch.manual_seed(0)
-        self.model = {"MLP": mlp, "LeNet": lenet}[name](classes)
-        shape = (784,) if name == "MLP" else (1, 28, 28)
-        self.x, self.y = torch.randn(batch, *shape), torch.randint(classes, (batch,))
+        task = replace(TASKS[name], classes=classes)
+        self.model, (self.x, self.y) = task.build(), task.data(batch)
         objective = qn.Objective(self.model, nn.CrossEntropyLoss(), (self.x, self.y))
         self.point = objective.at(objective.layout.flatten(self.model))
 
@@ -95,28 +74,6 @@ class Problem:
         return counts[0] / counts[1]
 
 
-def _field(name: str) -> int:
-    """A line of this process's status, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-
-def peak(problem: str, task: str) -> float:
-    """Extra memory at the peak of one task after a gradient, in MiB, in a process of its own."""
-    command = [sys.executable, __file__, "--peak", problem, task]
-    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-
-
-def print_peak(problem: str, task: str) -> None:
-    """What :func:`peak` runs."""
-    instance = Problem(problem)
-    instance.gradient()
-    before = _field("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    getattr(instance, task)()
-    print((_field("VmHWM") - before) / 1024)
-
-
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -125,7 +82,9 @@ def main() -> None:
     parser.add_argument("--peak", nargs=2, help="a network and a task: only its memory")
     options = parser.parse_args()
     if options.peak:
-        return print_peak(*options.peak)
+        problem = Problem(options.peak[0])
+        problem.gradient()
+        return print(extra_peak(getattr(problem, options.peak[1])))
     targets = {"MLP": 3.2, "LeNet": 6.0}
     found: list[Measurement] = []
     for name, target in targets.items():
@@ -137,24 +96,21 @@ def main() -> None:
         }
         if backpack is not None:
             tasks[f"{name}: BackPACK DiagGGNExact"] = (problem.peer, None)
-        found += ratios(
-            problem.gradient,
-            tasks,
-            name="gradient of the same loss",
-            rounds=options.rounds,
-        )
-        _print_side(problem, name)
+        unit = "gradient of the same loss"
+        rows = ratios(problem.gradient, tasks, name=unit, rounds=options.rounds)
+        methods = ("traces", "diagonal", "estimate", "peer")
+        found += [_beside(problem, name, *pair) for pair in zip(rows, methods)]
     found += _linearity(options.rounds)
     report("traces", found, options.output)
 
 
-def _print_side(problem: Problem, name: str) -> None:
-    tasks = ("traces", "diagonal", "estimate") + ("peer",) * (backpack is not None)
-    for task in tasks:
-        count = problem.operations(getattr(problem, task))
-        print(
-            f"{name} {task:9}: {count:5.2f} × the multiply-adds, {peak(name, task):6.1f} MiB"
-        )
+def _beside(problem: Problem, name: str, row: Measurement, method: str) -> Measurement:
+    """The row with multiply-adds and memory."""
+    return replace(
+        row,
+        operations=problem.operations(getattr(problem, method)),
+        mebibytes=peak_of(__file__, name, method),
+    )
 
 
 def _linearity(rounds: int) -> list[Measurement]:
