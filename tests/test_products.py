@@ -499,3 +499,20 @@ def test_gauss_newton_on_a_quotient():
     torch.testing.assert_close(form @ form.project(z), form @ z)
     rank = torch.linalg.matrix_rank(form.project(torch.eye(len(w)).double()))
     assert int(rank) == manifold.dimension
+
+
+def test_a_loss_may_read_the_models_parameters():
+    network = NETWORKS["mlp"]
+    model, (inputs, targets) = network.build(), network.data()
+
+    def loss(outputs, targets):
+        decay = sum((p**2).sum() for p in model.parameters())
+        return F.cross_entropy(outputs, targets) + 0.05 * decay
+
+    plain = network.objective()
+    w = 1.1 * plain.layout.flatten(model)
+    expected = plain.at(w).hessian.to_dense() + 0.1 * torch.eye(len(w)).double()
+    for way in WAYS:
+        p = qn.Objective(model, loss, (inputs, targets), products=way).at(w)
+        assert close(p.gradient, plain.at(w).gradient + 0.1 * w)
+        assert close(p.hessian.to_dense(), expected)
