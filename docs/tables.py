@@ -15,6 +15,8 @@ def write() -> None:
     for name in ("geometry", "balance", "products", "traces"):
         (target / f"{name}.rst").write_text(_ratios(name))
     (target / "orbit_curvature.rst").write_text(_orbit_curvature())
+    (target / "spectrum.rst").write_text(_spectrum())
+    (target / "large.rst").write_text(_large())
     rows = [
         [
             "Network",
@@ -67,6 +69,38 @@ def _ratios(name: str) -> str:
     return (
         f"{_table(rows)}\ntorch {facts['torch']}, {facts['threads']} threads, "
         f"{facts['gpu'] or 'no GPU'}, peak memory {facts['peak_mebibytes']} MiB.\n"
+    )
+
+
+def _spectrum() -> str:
+    facts = json.loads((FOLDER / "results/spectrum.json").read_text())
+    rows = [[
+        "Operator", "Eigenvalue", "Tolerance", "Power method", "Lanczos", "Ratio", "Least ratio",
+        "Target",
+    ]]  # fmt: skip
+    for r in facts["rows"]:
+        rows.append([
+            r["operator"], r["which"], f"{r['tolerance']:g}", f"{r['power']:.0f}",
+            f"{r['lanczos']:.1f}", f"{r['ratio']:.1f}", f"{r['least_ratio']:.1f}",
+            f"{r['target']:g}",
+        ])  # fmt: skip
+    ten = facts["top_ten"]
+    return (
+        f"{_table(rows)}\nTen largest eigenvalues of a Hessian of {ten['parameters']} parameters: "
+        f"{ten['products']} products, largest relative error {ten['error']:.0e} against a dense "
+        "eigensolver.\n"
+    )
+
+
+def _large() -> str:
+    facts = json.loads((FOLDER / "results/large.json").read_text())
+    rows = [["Task", "Seconds", "Peak so far, GiB", "Products"]]
+    for r in facts["rows"]:
+        numbers = f"{r['seconds']:.1f}", f"{r['peak_gibibytes']:.2f}"
+        rows.append([r["task"], *numbers, str(r.get("products", ""))])
+    return (
+        f"{_table(rows)}\n{facts['parameters']:,} parameters, {facts['batches']} batches of "
+        f"{facts['size']}, {facts['threads']} threads.\n"
     )
 
 

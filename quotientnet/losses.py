@@ -49,8 +49,17 @@ def normaliser(loss, outputs: Tensor, targets: Tensor) -> Tensor | float | None:
     return float(len(targets) if hasattr(targets, "__len__") else len(outputs))
 
 
-def divisor(weights):
-    """What the sum over batches is divided by: 1 for losses that are sums."""
+def divisor(weights: list) -> Tensor | float:
+    """What the sum over batches is divided by: 1 for losses that are sums.
+
+    Raises:
+        ValueError: No batch, or no target that counts.
+    """
+    if not weights or (weights[0] is not None and float(sum(weights)) == 0):
+        what = "targets that count" if weights else "batches"
+        raise ValueError(
+            f"Objective: data has no {what}; the loss of nothing is undefined"
+        )
     return 1.0 if weights[0] is None else sum(weights)
 
 

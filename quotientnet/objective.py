@@ -167,17 +167,13 @@ class Objective:
     def _each(self, w: Tensor, term: Callable) -> Iterator[tuple]:
         """``term(batch)``, a pair of anything and a weight, for each batch that counts: one of
         weight 0 is a mean over nothing."""
-        batches = counted = 0
-        for batches, batch in enumerate(self.data, 1):
+        weights = []
+        for batch in self.data:
             found, weight = term(self._read(batch, w))
+            weights.append(weight)
             if weight is None or float(weight) != 0:
-                counted += 1
                 yield found, weight
-        if not counted:
-            what = "batches" if not batches else "targets that count"
-            raise ValueError(
-                f"Objective: data has no {what}; the loss of nothing is undefined"
-            )
+        divisor(weights)  # refuses data without any
 
     def _within(self, w: Tensor, function: Callable):
         """``function()`` while the model has the parameters and running statistics of ``w``."""

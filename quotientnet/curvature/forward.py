@@ -17,7 +17,6 @@ __all__ = [
     "Batch",
     "Pass",
     "Leaves",
-    "divisor",
     "loss_places",
     "require_separate_samples",
 ]
@@ -166,14 +165,3 @@ def loss_places(point: Point, outputs, targets) -> tuple[int, ...]:
             value, [leaves[i] for i in floating], allow_unused=True
         )
     return tuple(i for i, g in zip(floating, grads) if g is not None)
-
-
-def divisor(weights: list) -> Tensor | float:
-    """What sums over all batches are divided by, as the objective divides: 1 for plain sums.
-
-    Raises:
-        ValueError: No batch, or no targets that count.
-    """
-    if not weights or (weights[0] is not None and float(sum(weights)) == 0):
-        raise ValueError("ggn: the data has no targets that count")
-    return 1.0 if weights[0] is None else sum(weights)

@@ -15,14 +15,14 @@ from quotientnet.curvature.forward import (
     Batch,
     Leaves,
     Pass,
-    divisor,
     require_separate_samples,
 )
 from quotientnet.curvature.per_sample import squares
 from quotientnet.curvature.plan import Plan, make_plan
 from quotientnet.estimate import Estimate
-from quotientnet.losses import normaliser
+from quotientnet.losses import divisor, normaliser
 from quotientnet.point import Point
+from quotientnet.progress import progress
 
 __all__ = ["LayerTraces", "Cost", "ggn_traces", "ggn_diagonal", "ggn_cost"]
 
@@ -228,7 +228,7 @@ class _Run:
         factor = self._whole_factor(batch)
         rank = self.plan.rank if factor is None else factor.rank
         width, size = self._sizes(batch, rank)
-        for chosen, part in batch.chunks(size):
+        for chosen, part in progress(batch.chunks(size), "layer traces"):
             run = self.leaves.record(part)
             outputs, readout = run.outputs, self.plan.readout
             if factor is None:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from quotientnet.curvature.factor import LossFactor, loss_factor, refuse_linear
-from quotientnet.curvature.forward import Batch, Leaves, divisor, loss_places
+from quotientnet.curvature.forward import Batch, Leaves, loss_places
 from quotientnet.curvature.graph import ParameterGraph
 from quotientnet.curvature.layers import LayerTraces
 from quotientnet.curvature.samples import Readout, SampleAxis
 from quotientnet.estimate import Estimate
-from quotientnet.losses import normaliser
+from quotientnet.losses import divisor, normaliser
 from quotientnet.point import Point
+from quotientnet.progress import progress
 
 __all__ = ["ggn_traces_estimate"]
 
@@ -66,7 +67,7 @@ def ggn_traces_estimate(
         draws, len(leaves.parameters), dtype=torch.float64, device=point.w.device
     )
     with torch.enable_grad(), point.objective._preserved(point.w):
-        for batch in leaves.batches():
+        for batch in progress(leaves.batches(), "layer traces"):
             tensors, readout, factor, weight = _factored(leaves, batch)
             if not kinds:
                 kinds = ParameterGraph(tensors, leaves.parameters).kinds()
