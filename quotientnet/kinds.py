@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Kind",
     "HESSIAN",
     "GAUSS_NEWTON",
+    "WeightNorm",
     "leaf_of",
     "twice_differentiable",
 ]
@@ -62,7 +64,8 @@ class Kind(ABC):
 
     @abstractmethod
     def by_program(self, objective, batch, v: Tensor, leaf: Tensor, passive: Tensor):
-        """``(weight,), product`` by :mod:`torch.func`, to be recorded; ``()`` for a sum."""
+        """``(value, weight), product`` by :mod:`torch.func`, to be recorded; ``(value,)`` for a
+        sum. The value is the loss times the weight."""
 
 
 class _Hessian(Kind):
@@ -87,10 +90,10 @@ class _Hessian(Kind):
         def value(leaf):
             w = torch.cat([leaf, passive])
             value, weight, _ = objective._within(w, lambda: objective._evaluate(batch))
-            return value, _as_tensors(weight, value)
+            return value, (value.clone(), *_as_tensors(weight, value))
 
-        _, pull, weight = vjp(grad(value, has_aux=True), leaf, has_aux=True)
-        return weight, pull(v)[0]
+        _, pull, outputs = vjp(grad(value, has_aux=True), leaf, has_aux=True)
+        return outputs, pull(v)[0]
 
 
 class _GaussNewton(Kind):
@@ -133,15 +136,15 @@ class _GaussNewton(Kind):
 
         def loss(*z):
             value, weight = objective._loss(rebuilds[0](z), batch)
-            return value, _as_tensors(weight, value)
+            return value, (value.clone(), *_as_tensors(weight, value))
 
         rebuilds: list[Callable] = []
         z, back = vjp(model, leaf)
         # The derivative of the linear map Jᵀ is J, and J v what it pulls v back to.
         forward = vjp(lambda *u: back(u)[0], *map(torch.zeros_like, z))[1](v)
         slopes = grad(loss, argnums=tuple(range(len(z))), has_aux=True)
-        _, second, weight = vjp(slopes, *z, has_aux=True)
-        return weight, back(second(forward))[0]
+        _, second, outputs = vjp(slopes, *z, has_aux=True)
+        return outputs, back(second(forward))[0]
 
 
 @contextmanager
@@ -153,6 +156,21 @@ def twice_differentiable():
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
         yield
+
+
+class WeightNorm(TorchFunctionMode):
+    """Weight normalisation written out: the second derivative of torch's own (2.13) is wrong."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch._weight_norm:
+            return _weight_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    norm = v.norm() if dim == -1 else torch.norm_except_dim(v, 2, dim)
+    return v * (g / norm)
 
 
 def leaf_of(w: Tensor, layout) -> tuple[Tensor, Tensor]:

@@ -87,6 +87,15 @@ def _require_pure(graph: Graph) -> None:
                 raise NotTraceable(f"{node.target} writes to its arguments")
             if torch.Tag.nondeterministic_seeded in node.target.tags:
                 raise NotTraceable(f"{node.target} draws random numbers")
+            if _has_changing_shape(node):
+                raise NotTraceable(f"the shape of {node.target} depends on values")
+
+
+def _has_changing_shape(node: Node) -> bool:
+    if node.target is not torch.ops.aten.index.Tensor:
+        return torch.Tag.dynamic_output_shape in node.target.tags
+    indices = (each.meta.get("val") for each in node.args[1] if each is not None)
+    return any(index.dtype == torch.bool for index in indices)
 
 
 def _split(traced: GraphModule, graph: Graph) -> Linearised:

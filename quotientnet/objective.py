@@ -10,7 +10,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from quotientnet.kinds import WeightNorm
 from quotientnet.layout import ParameterLayout
 from quotientnet.losses import divisor, normaliser
 from quotientnet.point import Point, require_finite
@@ -100,6 +102,10 @@ class Objective:
                 "Objective: data has no batches; the loss of nothing is undefined"
             )
         self._checked_modes = None
+        self._copies = (
+            True  # until it is known that the model does not write to its inputs
+        )
+        self._lent: list[tuple[Tensor, int]] | None = None
         self._programs = Programs(products, memory)
 
     def __call__(self, w: Tensor) -> Tensor:
@@ -107,7 +113,7 @@ class Objective:
         :func:`torch.func.vmap` for batches of points."""
         self.layout.check(w, "Objective")
         with self._preserved(w):
-            return self._total(w)
+            return self._total(w.clone())  # some modules write to their parameters
 
     def at(self, w: Tensor) -> Point:
         """All local knowledge of ``f`` at ``w``, each piece computed when first asked for.
@@ -139,8 +145,16 @@ class Objective:
             raise ValueError(
                 f"Objective.at: {name!r} has {count} NaN or infinite entries"
             )
-        self._require_deterministic(w)
-        return Point(self, w)
+        point = Point(self, w)
+        self._require_deterministic(point.w)
+        if not torch.equal(point.w, w):
+            name = next(iter(self.layout.count(point.w != w)))
+            raise ValueError(
+                f"Objective.at: the model writes to its parameter {name!r} when it is called, so "
+                "the loss is not a function of w; is it nn.Embedding(max_norm=...)? Write where "
+                "parameters are updated instead"
+            )
+        return point
 
     def of(self, model: nn.Module) -> Objective:
         """The same loss on the same data for another model with this layout."""
@@ -179,9 +193,10 @@ class Objective:
         """``function()`` while the model has the parameters and running statistics of ``w``."""
         tensors = self.layout.substitutes(self.model, w)
         tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
-        return torch.func.functional_call(
-            _Host(self.model), tensors, (function,), tie_weights=False
-        )
+        with WeightNorm():
+            return torch.func.functional_call(
+                _Host(self.model), tensors, (function,), tie_weights=False
+            )
 
     def _outputs(self, batch):
         """What the model returns for a batch, within a point."""
@@ -227,6 +242,11 @@ class Objective:
                 f"{type(batch).__name__}; pass tensors, as (inputs, targets) or a list of pairs"
             )
         inputs, targets = _moved(inputs, w), _moved(targets, w)
+        if self._copies:
+            inputs = pytree.tree_map_only(Tensor, torch.clone, inputs)
+        if self._lent is not None:
+            leaves = pytree.tree_leaves(inputs)
+            self._lent += [(t, t._version) for t in leaves if isinstance(t, Tensor)]
         if isinstance(inputs, Mapping):
             return (), dict(inputs), targets
         return (
@@ -246,8 +266,11 @@ class Objective:
         modes = tuple(module.training for module in self.model.modules())
         if self._checked_modes == modes:
             return
+        self._lent, self._copies = [], True
         with torch.no_grad(), self._preserved(w):
             first, second = (self._total(w) for _ in range(2))
+        self._copies = any(tensor._version > version for tensor, version in self._lent)
+        self._lent = None
         require_finite(first)
         gap = float(
             (first - second).abs() / first.abs().clamp(min=torch.finfo(w.dtype).tiny)
@@ -288,7 +311,9 @@ def _moved(data, w: Tensor):
     if isinstance(data, Mapping):
         return {key: _moved(value, w) for key, value in data.items()}
     if isinstance(data, (tuple, list)):
-        return type(data)(_moved(value, w) for value in data)
+        moved = [_moved(value, w) for value in data]
+        named = hasattr(data, "_fields")
+        return type(data)(*moved) if named else type(data)(moved)
     return data
 
 

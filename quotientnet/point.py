@@ -17,6 +17,9 @@ __all__ = ["Point", "require_finite"]
 class Point:
     """The value, gradient and second derivatives of an objective at ``w``, computed once each.
 
+    A snapshot: what is changed in the model, the loss or the data afterwards may or may not be
+    seen; take a new point.
+
     Attributes:
         objective: The function, for its values at neighbours.
         w: The point, shape ``(size,)``; a detached copy.

@@ -96,15 +96,21 @@ class Programs:
         return local.sized(meter.bytes)
 
     def _by_program(self, kind, objective, w, batch, v, kept) -> BatchMap | None:
-        """The recorded map, checked against double backward when it is new; None if it fails."""
+        """The recorded map; None if there is none, or it is no longer that of the objective.
+
+        A program holds what Python knew when it was recorded: it is compared with double backward
+        when it is new, and by its value with the loss at every point and batch.
+        """
         tensors, key = _form(kind, objective, w, batch)
         count = objective.layout.parameter_size
         inputs = (w[:count], w[count:], *tensors)
-        program, new = self._recorded.get(key), key not in self._recorded
+        new = key not in self._recorded
         if new:
-            program = _recorded(kind, objective, batch, v, inputs)
+            self._recorded[key] = _recorded(kind, objective, batch, v, inputs)
+        program = self._recorded[key]
+        local = None
         if isinstance(program, Linearised):
-            weight, state = program.prepare(*inputs)
+            (value, *weight), state = program.prepare(*inputs)
             local = BatchMap(
                 lambda u: program.apply(state, u),
                 weight[0] if weight else None,
@@ -112,13 +118,14 @@ class Programs:
                 program.bytes_kept,
                 recorded=True,
             )
-            if new and self._way == "auto":
+            reason = _stale(objective, w, batch, value, weight)
+            if reason is None and new:
                 reference = kept or self._by_graph(kind, objective, w, batch)
-                program = _confirmed(program, local.apply(v), reference.apply(v))
-        self._recorded[key] = program
+                reason = _differs(local.apply(v), reference.apply(v))
+            if reason is not None:
+                program = self._recorded[key] = NotTraceable(reason)
         if isinstance(program, Linearised):
-            usable = self._way == "record" or self.may_keep(local)
-            return local if usable else None
+            return local if self._way == "record" or self.may_keep(local) else None
         if self._way == "record":
             raise ValueError(
                 f"Objective: products='record' cannot record this model ({program}); use "
@@ -171,10 +178,25 @@ def _recorded(kind: Kind, objective, batch, v, inputs) -> Linearised | NotTracea
         return reason
 
 
-def _confirmed(program: Linearised, found: Tensor, expected: Tensor):
-    """The program, if its product is that of double backward."""
+def _stale(objective, w: Tensor, batch, value: Tensor, weight: list) -> str | None:
+    """Why a program's value is not that of the loss, or None."""
+    with torch.no_grad():
+        now, scale, _ = objective._within(w, lambda: objective._evaluate(batch))
+    size = abs(float(now)) + 1e-3 * abs(float(1.0 if scale is None else scale))
+    gap, eps = abs(float(value - now)), torch.finfo(w.dtype).eps
+    same = (scale is None) == (not weight)
+    if same and (gap <= 1e3 * eps * size or not torch.isfinite(now)):
+        return None
+    return (
+        f"its value differs by {gap:.1e} from the loss: something beside the parameters, buffers "
+        "and tensors of the batch has changed, or Python numbers were computed from them"
+    )
+
+
+def _differs(found: Tensor, expected: Tensor) -> str | None:
+    """Why a product is not that of double backward, or None."""
     tolerance = torch.finfo(found.dtype).eps ** 0.5
     gap, size = float((found - expected).norm()), float(expected.norm())
     if gap <= tolerance * size:
-        return program
-    return NotTraceable(f"its product differs by {gap:.1e} from double backward")
+        return None
+    return f"its product differs by {gap:.1e} from double backward"

@@ -596,9 +596,9 @@ def _coupled(outputs, targets):
 
 REFUSED = {
     "train-mode": ("image-norms", True, nn.CrossEntropyLoss(), classes, "'1' normalises.*eval"),
-    "linear": ("mlp", False, lambda z, y: F.nll_loss(z, y), classes, "linear in the outputs"),
+    "linear": ("mlp", False, lambda z, y: F.nll_loss(z, y), classes, "no second derivative"),
     "linear-known": ("mlp", False, nn.NLLLoss(), classes, "CrossEntropyLoss on logits"),
-    "absolute": ("mlp", False, nn.L1Loss(), uniform, "linear in the outputs"),
+    "absolute": ("mlp", False, nn.L1Loss(), uniform, "no second derivative"),
     "coupled": ("mlp", False, _coupled, classes, "couples the samples"),
 }  # fmt: skip
 

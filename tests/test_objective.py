@@ -352,3 +352,49 @@ def test_a_loaders_own_generator_is_given_back():
     state = generator.get_state()
     objective.at(objective.layout.flatten(objective.model)).gradient  # noqa: B018
     assert torch.equal(state, generator.get_state())
+
+
+def test_a_model_that_writes_to_its_parameters_is_refused_and_w_is_kept():
+    model = nn.Sequential(
+        nn.Embedding(5, 3, max_norm=0.5), nn.Flatten(), nn.Linear(6, 3)
+    ).double()
+    data = torch.tensor([[0, 1], [2, 3]]), torch.tensor([0, 2])
+    objective = qn.Objective(model, nn.CrossEntropyLoss(), data)
+    w = objective.layout.flatten(model)
+    kept = w.clone()
+    with pytest.raises(ValueError, match="writes to its parameter '0.weight'"):
+        objective.at(w)
+    with torch.no_grad():
+        objective(w)
+    assert torch.equal(w, kept)
+
+
+def test_inputs_that_a_model_overwrites_are_kept():
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)).double()
+    inputs, targets = NETWORKS["mlp"].data()
+    kept = inputs.clone()
+    objective = qn.Objective(model, nn.CrossEntropyLoss(), (inputs, targets))
+    p = objective.at(objective.layout.flatten(model))
+    p.gradient, p.hessian @ p.w, p.ggn @ p.w  # noqa: B018
+    assert torch.equal(inputs, kept)
+
+
+def test_inputs_in_a_named_tuple():
+    from collections import namedtuple
+
+    Pair = namedtuple("Pair", "left right")
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3).double()
+
+        def forward(self, left, right):
+            return self.layer(left + right)
+
+    inputs, targets = NETWORKS["mlp"].data()
+    model, loss = Sum(), nn.CrossEntropyLoss()
+    objective = qn.Objective(model, loss, (Pair(inputs.float(), inputs), targets))
+    value = objective.at(objective.layout.flatten(model)).value
+    expected = loss(model.layer(inputs.float().double() + inputs), targets)
+    torch.testing.assert_close(value, expected.detach())

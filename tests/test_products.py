@@ -51,6 +51,9 @@ ZOO = {
         nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 3))),
     "group norm": (IMAGES, lambda: nn.Sequential(
         conv(4, 4), nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.Linear(144, 2))),
+    "weight norm": (VECTORS, lambda: nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.Tanh(),
+        nn.utils.parametrizations.weight_norm(nn.Linear(3, 2), dim=1))),
     "fused attention": (TOKENS, lambda: Block(attention, **linears("q", "k", "v", "o"))),
     "multi-head attention": (TOKENS, lambda: Block(
         lambda m, x: m.heads(x, x, x, need_weights=False)[0].mean(1),
@@ -99,7 +102,7 @@ def dense_ggn(objective, w):
         return torch.func.functional_call(objective.model, tensors, (inputs,))
 
     z = outputs(w).detach()
-    jacobian = torch.func.jacrev(outputs)(w).flatten(0, z.ndim - 1)
+    jacobian = torch.autograd.functional.jacobian(outputs, w).flatten(0, z.ndim - 1)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         second = torch.func.hessian(lambda z: objective.loss(z, targets))(z)
     return jacobian.T @ second.reshape(z.numel(), z.numel()) @ jacobian
@@ -336,6 +339,60 @@ def test_a_program_that_disagrees_is_not_used(monkeypatch):
     expected = problem("layer norm")[0].at(w).hessian @ v
     for _ in range(3):
         assert close(p.hessian @ v, expected, 1e-14) and not recorded(p)
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_python_numbers_computed_from_data_are_not_kept(monkeypatch, batches):
+    """The number of targets that count, read in Python, is one batch's own."""
+    monkeypatch.setattr(qn.programs, "_BYTES_AN_OPERATION", 1e-3)
+
+    def loss(outputs, targets):
+        counted = targets != -1
+        squares = ((outputs - 1) ** 2).sum(1) * counted
+        return squares.sum() / max(len(counted.nonzero()), 1)
+
+    inputs, targets = NETWORKS["mlp"].data()
+    targets[[1, 7, 8, 9]] = -1
+    data = list(zip(inputs.chunk(batches), targets.chunk(batches)))
+    model = NETWORKS["mlp"].build()
+    auto = qn.Objective(model, loss, data).at(
+        qn.ParameterLayout.from_module(model).flatten(model)
+    )
+    plain = qn.Objective(model, loss, data, products="graph").at(auto.w)
+    v = torch.linspace(-1, 1, len(auto.w), dtype=torch.float64)
+    for _ in range(4):
+        assert close(auto.hessian @ v, plain.hessian @ v)
+    masked = qn.Objective(
+        model, lambda z, y: z[y != -1].pow(2).mean(), data, products="record"
+    )
+    with pytest.raises(ValueError, match="depends on values"):
+        masked.at(auto.w).hessian @ v
+
+
+@pytest.mark.parametrize("way", ["auto", "record"])
+def test_a_loss_that_has_changed_is_noticed_at_the_next_point(monkeypatch, way):
+    monkeypatch.setattr(qn.programs, "_BYTES_AN_OPERATION", 1e-3)
+    model, data, heat = NETWORKS["mlp"].build(), NETWORKS["mlp"].data(), [1.0]
+
+    def loss(outputs, targets):
+        return F.cross_entropy(outputs / heat[0], targets)
+
+    objective = qn.Objective(model, loss, data, products=way)
+    w = objective.layout.flatten(model)
+    v = torch.linspace(-1, 1, len(w), dtype=torch.float64)
+    p = objective.at(w)
+    for _ in range(3):
+        p.hessian @ v
+    assert recorded(p)
+    heat[0] = 2.0
+    if way == "record":
+        with pytest.raises(
+            ValueError, match="differs .* from the loss: something beside"
+        ):
+            objective.at(w).hessian @ v
+        return
+    expected = qn.Objective(model, loss, data, products="graph").at(w).hessian @ v
+    assert close(objective.at(w).hessian @ v, expected)
 
 
 def test_nothing_is_kept_beyond_the_memory_allowed():

@@ -472,3 +472,11 @@ def test_median_products_of_a_confirmation_are_moderate():
         ]
         ratios.append(counts[1] / counts[0])
     assert median(ratios) < 1.5
+
+
+def test_nearly_scalar_operators_are_not_called_asymmetric():
+    for seed in range(40):
+        noise = torch.randn(30, 30, generator=seeded(seed), dtype=torch.float64)
+        matrix = torch.eye(30).double() + 1e-6 * (noise + noise.T)
+        found = lanczos(qn.DenseOperator(matrix), 2, generator=seeded(seed))
+        assert found.converged and (found.values - 1).abs().max() < 1e-4

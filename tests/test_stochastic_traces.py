@@ -157,7 +157,7 @@ def test_blocks_do_not_change_the_estimates():
 
 def test_a_trace_with_null_directions():
     operator, values = negative_quotient()
-    inside = qn.DenseOperator(operator.inside)
+    inside = qn.DenseOperator(operator.matrix)
     estimate = hutch_plus_plus_trace(inside, samples=90)
     assert abs(estimate.value - values.sum().item()) <= 4 * estimate.error
 

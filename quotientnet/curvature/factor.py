@@ -269,7 +269,7 @@ def refuse_linear():
         ValueError: Always.
     """
     raise ValueError(
-        "ggn: the loss is linear in the outputs, so its Gauss-Newton matrix is zero; move the "
-        "nonlinearity into the loss (nn.CrossEntropyLoss on logits for nn.NLLLoss on "
-        "log-probabilities)"
+        "ggn: the loss has no second derivative in the outputs, so its Gauss-Newton matrix is "
+        "zero; move the nonlinearity into the loss (nn.CrossEntropyLoss on logits for nn.NLLLoss "
+        "on log-probabilities; a cross-entropy needs two classes or more)"
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from quotientnet.curvature.samples import count, take
 from quotientnet.curvature.uses import Recorder, Use
@@ -18,7 +18,9 @@ __all__ = [
     "Pass",
     "Leaves",
     "loss_places",
+    "parameters_in_loss",
     "require_separate_samples",
+    "three_of",
 ]
 
 
@@ -118,6 +120,34 @@ class Leaves:
         with torch.enable_grad(), recorder:
             outputs = self.call(batch)
         return Pass(outputs, recorder.uses)
+
+
+def three_of(batch: Batch) -> Batch:
+    """The first three samples, repeated if there are fewer, their inputs changed a little at
+    random: equal samples would hide that they interact."""
+    batch = batch.take([i % batch.n for i in range(3)])
+    generator = torch.Generator().manual_seed(0)
+
+    def changed(t):
+        if not isinstance(t, Tensor) or not t.is_floating_point() or not t.ndim:
+            return t
+        noise = torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device)
+        return t * (1 + 0.01 * noise) if len(t) == 3 else t
+
+    args, kwargs = tree_map(changed, (batch.args, batch.kwargs))
+    return Batch(args, kwargs, batch.targets, 3)
+
+
+def parameters_in_loss(point: Point, outputs, targets) -> dict[str, int]:
+    """The parameters that the loss reads beside the outputs, such as those that it penalises."""
+    cut = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, outputs)
+    leaf = point.w.detach().requires_grad_()
+    objective = point.objective
+    with torch.enable_grad():
+        value = objective._within(leaf, lambda: objective.loss(cut, targets))
+    if not value.requires_grad:
+        return {}
+    return point.layout.count(torch.autograd.grad(value, leaf)[0] != 0)
 
 
 def require_separate_samples(model: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 __all__ = ["ParameterGraph"]
 
@@ -61,6 +62,11 @@ class ParameterGraph:
                     self._consumers[self._leaf[child]].append(node)
         self._roots = roots
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each parameter enters the graph."""
+        return {name: len(nodes) for name, nodes in self._consumers.items()}
+
     def uses(self, name: str) -> int:
         """How often the parameter enters the graph."""
         return len(self._consumers[name])
@@ -105,6 +111,8 @@ def _union(sets) -> int:
 
 def _nonlinear(node, operands: list[int]) -> int:
     """The parameters in which a node is not linear."""
+    if isinstance(node, BackwardCFunction):  # a user's, of whatever name
+        return _union(operands)
     name = node.name().rstrip("0123456789").removesuffix("Backward")
     if name in _LINEAR or name == "torch::autograd::AccumulateGrad":
         return 0

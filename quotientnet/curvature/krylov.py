@@ -292,7 +292,7 @@ class Krylov:
         done = self.done
         above = self._columns[np.ix_(done, which)]
         gap = np.abs(above - self._columns[np.ix_(which, done)].T).max()
-        if gap > 10 * self._eps**0.5 * self.scale:
+        if gap > 10 * self._eps**0.5 * self.scale + self.forgotten:
             raise ValueError(
                 f"{self._name}: ⟨v, H u⟩ and ⟨u, H v⟩ differ by {gap:.1e}, where ‖H v‖ ≤ "
                 f"{self.scale:.1e}: the operator is not symmetric, or not the same at every "

@@ -16,6 +16,7 @@ from quotientnet.curvature.forward import (
     Leaves,
     Pass,
     require_separate_samples,
+    three_of,
 )
 from quotientnet.curvature.per_sample import squares
 from quotientnet.curvature.plan import Plan, make_plan
@@ -97,7 +98,7 @@ def ggn_traces(point: Point, *, chunk: int | None = None) -> LayerTraces:
         name: Estimate(value, 0.0, True, run.passes) for name, value in values.items()
     }
     total = Estimate(sum(values.values()), 0.0, True, run.passes)
-    return LayerTraces(traces, total, run.plan.kinds, run.plan.ways)
+    return LayerTraces(traces, total, run.kinds, run.plan.ways)
 
 
 def ggn_diagonal(point: Point, *, chunk: int | None = None) -> Tensor:
@@ -167,21 +168,7 @@ def ggn_cost(point: Point, *, chunk: int | None = None) -> Cost:
         ValueError: As :func:`ggn_traces`.
     """
     run = _Run(point, chunk, "traces")
-    with torch.enable_grad(), point.objective._preserved(point.w):
-        batch = next(run.leaves.batches())
-        run.plan = make_plan(run.leaves, batch)
-        three = batch.take([i % batch.n for i in range(3)])
-        with FlopCounterMode(display=False) as spent:
-            run._batch(three)
-        passes = run.passes
-        with FlopCounterMode(display=False) as unit:
-            tensors = run.plan.readout.tensors(run.leaves.call(three))
-            wanted = list(run.leaves.parameters.values())
-            seeds = [torch.ones_like(t) for t in tensors]
-            torch.autograd.grad(tensors, wanted, seeds, allow_unused=True)
-        width, size = run._sizes(batch, passes)
-    ratio = spent.get_total_flops() / max(unit.get_total_flops(), 1)
-    return Cost(ratio, passes, width, size, run.plan.ways)
+    return run.within(run.cost)
 
 
 class _Run:
@@ -206,13 +193,7 @@ class _Run:
 
     def __call__(self) -> dict[str, Tensor]:
         """The sums, divided as the objective divides them."""
-        with torch.enable_grad(), self.leaves.point.objective._preserved(
-            self.leaves.point.w
-        ):
-            for batch in self.leaves.batches():
-                if self.plan is None:
-                    self.plan = make_plan(self.leaves, batch)
-                self._batch(batch)
+        self.within(self._all_batches)
         total = divisor(self.weights)
         if not self.passes:
             refuse_linear()
@@ -223,6 +204,37 @@ class _Run:
             )
             for name, s in self.sums.items()
         }
+
+    def cost(self) -> Cost:
+        """What it would cost, from three samples of the first batch."""
+        batch = next(self.leaves.batches())
+        self.plan = make_plan(self.leaves, batch)
+        self.kinds = self.plan.kinds
+        three = three_of(batch)
+        with FlopCounterMode(display=False) as spent:
+            self._batch(three)
+        passes = self.passes
+        with FlopCounterMode(display=False) as unit:
+            tensors = self.plan.readout.tensors(self.leaves.call(three))
+            wanted = list(self.leaves.parameters.values())
+            seeds = [torch.ones_like(t) for t in tensors]
+            torch.autograd.grad(tensors, wanted, seeds, allow_unused=True)
+        width, size = self._sizes(batch, passes)
+        ratio = spent.get_total_flops() / max(unit.get_total_flops(), 1)
+        return Cost(ratio, passes, width, size, self.plan.ways)
+
+    def within(self, function):
+        """``function()`` where the loss sees the point's parameters, too."""
+        point = self.leaves.point
+        with torch.enable_grad(), point.objective._preserved(point.w):
+            return point.objective._within(point.w, function)
+
+    def _all_batches(self) -> None:
+        for batch in self.leaves.batches():
+            if self.plan is None:
+                self.plan = make_plan(self.leaves, batch)
+                self.kinds = self.plan.kinds
+            self._batch(batch)
 
     def _batch(self, batch: Batch) -> None:
         factor = self._whole_factor(batch)
@@ -258,6 +270,11 @@ class _Run:
 
     def _chunk(self, part: Batch, run: Pass, factor: LossFactor, width: int) -> None:
         tensors = self.plan.readout.tensors(run.outputs)
+        found = self.plan.kinds_of(tensors, self.leaves.parameters)
+        self.kinds = {
+            name: kind if self.kinds[name] == "Hessian" else "Gauss-Newton"
+            for name, kind in found.items()
+        }
         rules = [duty.rule(run, part.n) for duty in self.plan.duties]
         edges = [run.uses[duty.place].edge for duty in self.plan.duties]
         run.uses.clear()

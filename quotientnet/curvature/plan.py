@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from quotientnet.curvature.factor import has_closed_form, loss_factor
-from quotientnet.curvature.forward import Batch, Leaves, Pass, loss_places
+from quotientnet.curvature.forward import (
+    Batch,
+    Leaves,
+    Pass,
+    loss_places,
+    parameters_in_loss,
+    three_of,
+)
 from quotientnet.curvature.graph import ParameterGraph
 from quotientnet.curvature.rules import Rule, rule_for
 from quotientnet.curvature.samples import Readout, SampleAxis, sample_axis
@@ -54,6 +61,7 @@ class Plan:
         duties: The uses that rules take care of.
         ways: How each parameter is computed.
         kinds: ``"Hessian"`` or ``"Gauss-Newton"``.
+        counts: How often each parameter enters the graph.
         activation: How many entries a sample has in all outputs of the uses.
         batched: Whether several seeds go through one backward pass.
         by_chunk: Whether the loss is known to be a sum over any split of the samples.
@@ -64,10 +72,31 @@ class Plan:
     duties: tuple[Duty, ...]
     ways: dict[str, str]
     kinds: dict[str, str]
+    counts: dict[str, int]
     activation: int
     batched: bool
     by_chunk: bool
     rank: int
+
+    def kinds_of(self, tensors, parameters) -> dict[str, str]:
+        """The kinds, where these outputs' graph bears them out, too.
+
+        Raises:
+            ValueError: Parameters enter this graph in other numbers than that of the plan.
+        """
+        graph = ParameterGraph(tensors, parameters)
+        changed = [n for n, count in graph.counts.items() if count != self.counts[n]]
+        if changed:
+            raise ValueError(
+                f"ggn: {changed[0]!r} is used {graph.uses(changed[0])} times by some samples and "
+                f"{self.counts[changed[0]]} times by the first three; the model's graph must be "
+                "the same for all samples; use ggn_traces_estimate"
+            )
+        kinds = graph.kinds()
+        return {
+            name: kinds[name] if kind == "Hessian" else kind
+            for name, kind in self.kinds.items()
+        }
 
     @property
     def generic(self) -> tuple[str, ...]:
@@ -81,8 +110,9 @@ def make_plan(leaves: Leaves, batch: Batch) -> Plan:
     Raises:
         ValueError: Samples interact, or the loss depends on no tensor of the outputs.
     """
-    probes = [batch.take([i % batch.n for i in range(m)]) for m in (2, 3)]
-    two, three = (leaves.record(probe, keep_outputs=True) for probe in probes)
+    samples = three_of(batch)
+    probes = samples.take([0, 1]), samples.take([1, 2, 0])
+    two, three = (_record(leaves, probe) for probe in probes)
     places = loss_places(leaves.point, three.outputs, probes[1].targets)
     readout = _readout(places, two, three)
     tensors = readout.tensors(three.outputs)
@@ -95,14 +125,28 @@ def make_plan(leaves: Leaves, batch: Batch) -> Plan:
             duties.append(duty)
             ways |= {name: b.call.kind for name in duty.names.values()}
             entries.append(b.out.numel() // 3)
-    kinds = graph.kinds()
+    inside = parameters_in_loss(leaves.point, three.outputs, probes[1].targets)
+    kinds = graph.kinds() | dict.fromkeys(inside, "Gauss-Newton")
     edges = [three.uses[duty.place].edge for duty in duties]
     batched = bool(edges) and _can_batch(tensors, edges)
     arguments = leaves.point.objective.loss, three.outputs, probes[1].targets, readout
     by_chunk = has_closed_form(*arguments)
     rank = loss_factor(*arguments, 3).rank if by_chunk else 0
     entries = max(1, sum(entries))
-    return Plan(readout, tuple(duties), ways, kinds, entries, batched, by_chunk, rank)
+    return Plan(
+        readout, tuple(duties), ways, kinds, graph.counts, entries, batched, by_chunk, rank
+    )  # fmt: skip
+
+
+def _record(leaves: Leaves, probe: Batch) -> Pass:
+    try:
+        return leaves.record(probe, keep_outputs=True)
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"ggn: the model failed on {probe.n} samples of the first batch ({error}); is there an "
+            "input whose first axis is as long as the batch but does not count samples? Make it a "
+            "buffer, or give it a leading axis of 1"
+        ) from error
 
 
 def _readout(places, two: Pass, three: Pass) -> Readout:
@@ -111,9 +155,9 @@ def _readout(places, two: Pass, three: Pass) -> Readout:
     axes = tuple(sample_axis(a.detach(), b.detach()) for a, b in pairs)
     if any(axis is None for axis in axes):
         raise ValueError(
-            "ggn: the outputs for two samples change with a third one, or have no axis of "
-            "samples; do samples interact? ggn_traces_estimate needs only that they do not in "
-            "the loss"
+            "ggn: a sample's outputs depend on other samples or on its place in the batch, or have "
+            "no axis of samples; do samples interact? ggn_traces_estimate needs only that they do "
+            "not in the loss"
         )
     return Readout(places, axes)
 

@@ -43,8 +43,9 @@ class SampleAxis:
 
 
 def sample_axis(two: Tensor, three: Tensor) -> SampleAxis | None:
-    """The axis of the samples, from values for two samples and for those and a third one; None
-    if there is none, or if the third sample changes the first two."""
+    """The axis of the samples, from values for two samples ``a, b`` and for ``b, c, a``; None if
+    there is none or two could be it, or if a sample's values depend on its place or on others.
+    """
     if two.ndim != three.ndim:
         return None
     differ = [i for i, (a, b) in enumerate(zip(two.shape, three.shape)) if a != b]
@@ -53,10 +54,13 @@ def sample_axis(two: Tensor, three: Tensor) -> SampleAxis | None:
     axis = differ[0]
     if three.shape[axis] * 2 != two.shape[axis] * 3:
         return None
-    for candidate in (SampleAxis(axis, True), SampleAxis(axis, False)):
-        if _close(candidate.front(two, 2), candidate.front(three, 3)[:2]):
-            return candidate
-    return None
+    majors = (True, False) if three.shape[axis] > 3 else (True,)
+    fitting = [
+        candidate
+        for candidate in (SampleAxis(axis, major) for major in majors)
+        if _close(candidate.front(two, 2), candidate.front(three, 3)[[2, 0]])
+    ]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

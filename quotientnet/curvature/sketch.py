@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from quotientnet.curvature.factor import LossFactor, loss_factor, refuse_linear
-from quotientnet.curvature.forward import Batch, Leaves, loss_places
+from quotientnet.curvature.forward import (
+    Batch,
+    Leaves,
+    loss_places,
+    parameters_in_loss,
+)
 from quotientnet.curvature.graph import ParameterGraph
 from quotientnet.curvature.layers import LayerTraces
 from quotientnet.curvature.samples import Readout, SampleAxis
@@ -62,22 +67,33 @@ def ggn_traces_estimate(
     if draws < 1:
         raise ValueError(f"ggn_traces_estimate: draws must be at least 1, got {draws}")
     generator = generator or torch.Generator(point.w.device).manual_seed(0)
-    leaves, weights, kinds, passes = Leaves(point), [], {}, 0
-    norms = torch.zeros(
-        draws, len(leaves.parameters), dtype=torch.float64, device=point.w.device
-    )
+    leaves = Leaves(point)
     with torch.enable_grad(), point.objective._preserved(point.w):
-        for batch in progress(leaves.batches(), "layer traces"):
-            tensors, readout, factor, weight = _factored(leaves, batch)
-            if not kinds:
-                kinds = ParameterGraph(tensors, leaves.parameters).kinds()
-            weights.append(weight)
-            for draw in range(draws):
-                norms[draw] += _squares(leaves, tensors, readout, factor, generator)
-            passes += draws * len(factor.parts)
+        return point.objective._within(
+            point.w, lambda: _estimate(leaves, draws, generator)
+        )
+
+
+def _estimate(leaves: Leaves, draws: int, generator: torch.Generator) -> LayerTraces:
+    """All batches, where the loss sees the point's parameters, too."""
+    names = list(leaves.parameters)
+    kinds, weights, passes = dict.fromkeys(names, "Hessian"), [], 0
+    norms = torch.zeros(
+        draws, len(names), dtype=torch.float64, device=leaves.point.w.device
+    )
+    for batch in progress(leaves.batches(), "layer traces"):
+        outputs, tensors, readout, factor, weight = _factored(leaves, batch)
+        found = ParameterGraph(tensors, leaves.parameters).kinds()
+        for name in parameters_in_loss(leaves.point, outputs, batch.targets):
+            found[name] = "Gauss-Newton"
+        kinds = {n: found[n] if kinds[n] == "Hessian" else kinds[n] for n in names}
+        weights.append(weight)
+        for draw in range(draws):
+            norms[draw] += _squares(leaves, tensors, readout, factor, generator)
+        passes += draws * len(factor.parts)
     if not passes:
         refuse_linear()
-    return _result(norms / divisor(weights), leaves.parameters, kinds, passes)
+    return _result(norms / divisor(weights), names, kinds, passes)
 
 
 def _factored(leaves: Leaves, batch: Batch):
@@ -88,7 +104,7 @@ def _factored(leaves: Leaves, batch: Batch):
     tensors = readout.tensors(outputs)
     weight = normaliser(loss, outputs, batch.targets)
     factor = loss_factor(loss, outputs, batch.targets, readout, len(tensors[0]))
-    return tensors, readout, factor, weight
+    return outputs, tensors, readout, factor, weight
 
 
 def _squares(leaves, tensors, readout, factor: LossFactor, generator) -> Tensor:
