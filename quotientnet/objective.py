@@ -193,15 +193,15 @@ class Objective:
         """``function()`` while the model has the parameters and running statistics of ``w``."""
         tensors = self.layout.substitutes(self.model, w)
         tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
-        with WeightNorm():
-            return torch.func.functional_call(
-                _Host(self.model), tensors, (function,), tie_weights=False
-            )
+        return torch.func.functional_call(
+            _Host(self.model), tensors, (function,), tie_weights=False
+        )
 
     def _outputs(self, batch):
         """What the model returns for a batch, within a point."""
         args, kwargs, _ = batch
-        return self.model(*args, **kwargs)
+        with WeightNorm():
+            return self.model(*args, **kwargs)
 
     def _evaluate(self, batch) -> tuple[Tensor, Tensor | float | None, object]:
         """A batch's loss times its normaliser, the normaliser (None for a sum) and the outputs."""

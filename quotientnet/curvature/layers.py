@@ -304,4 +304,5 @@ class _Run:
         if self.plan.batched:
             return pull(seeds, is_grads_batched=True)
         columns = [pull([s[i] for s in seeds]) for i in range(len(seeds[0]))]
-        return [torch.stack(each) for each in zip(*columns)]
+        # Samples first in memory, which is how convolutions read them.
+        return [torch.stack(each, 1).movedim(1, 0) for each in zip(*columns)]
