@@ -99,7 +99,9 @@ class SpectralDensity:
 
         Returns:
             The fractions and their standard errors, each of shape ``(n,)``. Between nodes a
-            probe's own fraction is uncertain by the weights of the two nodes beside.
+            probe's own fraction is uncertain by the weights of the two nodes beside, which the
+            standard error does not cover: the fraction below zero is not resolved where most
+            eigenvalues crowd around zero.
         """
         return self._at(grid, lambda distance: (distance >= 0).double())
 
@@ -124,7 +126,7 @@ def spectral_density(
     r"""Stochastic Lanczos quadrature ([Ghorbani2019]_; Section 3.2 of [Lin2016]_).
 
     .. math:: \frac{1}{n} \operatorname{tr} f(H) = \mathbb{E}\, q^\top f(H) q
-              \approx \frac{1}{s} \sum_{p=1}^{s} \sum_i w_{pi} f(θ_{pi})
+              \approx \frac{1}{s} \sum_{p=1}^{s} \sum_i w_{pi} f(\theta _{pi})
 
     for ``q`` uniform on the unit sphere; nodes and weights come from ``steps`` Lanczos steps from
     each ``q``, orthogonalised in full. Null directions that ``operator.project`` removes are left

@@ -63,7 +63,7 @@ def lanczos(
 ) -> Eigenpairs:
     r"""The outermost eigenvalues, by block Lanczos with thick restart [WuSimon2000]_.
 
-    .. math:: H V = V T + R, \qquad T y = θ y, \qquad \|H V y − θ V y\| = \|R y\|
+    .. math:: H V = V T + R, \qquad T y = \theta  y, \qquad \|H V y - \theta  V y\| = \|R y\|
 
     The basis is orthogonalised in full, twice. Directions that ``operator.project`` removes, and
     ``deflate``, are left out: the eigenvalues are those on the complement, so that the largest one

@@ -30,7 +30,7 @@ def hutchinson_trace(
 ) -> Estimate:
     r"""The trace by random signs ([Hutchinson1990]_).
 
-    .. math:: \operatorname{tr} H = \mathbb{E}\, s^\top H s, \qquad s_i = ±1
+    .. math:: \operatorname{tr} H = \mathbb{E}\, s^\top H s, \qquad s_i = \pm 1
 
     Unbiased; its error does not depend on the diagonal of ``H``. The variance of one draw is
     ``2 Σ_{i≠j} H_ij²``.
@@ -83,7 +83,7 @@ def hutch_plus_plus_trace(
     [Meyer2021]_).
 
     .. math:: \operatorname{tr} H = \operatorname{tr} Q^\top H Q
-              + \mathbb{E}\, s^\top (I − QQ^\top) H (I − QQ^\top) s
+              + \mathbb{E}\, s^\top (I - QQ^\top) H (I - QQ^\top) s
 
     A third of the products sketches the range, ``Q = orth(H S)``, a third measures the trace on
     it, and the rest draws signs independent of ``Q``: unbiased, with an honest standard error. It
@@ -161,7 +161,7 @@ def hutchinson_diagonal(
 ) -> DiagonalEstimate:
     r"""The diagonal by random signs ([Bekas2007]_).
 
-    .. math:: H_{ii} = \mathbb{E}\, s_i (H s)_i, \qquad s_i = ±1
+    .. math:: H_{ii} = \mathbb{E}\, s_i (H s)_i, \qquad s_i = \pm 1
 
     Unbiased; the variance of one draw is ``Σ_{j≠i} H_ij²``, so that a diagonal operator is exact.
 
