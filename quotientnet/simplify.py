@@ -68,17 +68,12 @@ def _add_in_place(graph: Graph, node: Node, fresh) -> None:
     for mine, other in (node.args, node.args[::-1]):
         if not _writable(mine, node, fresh):
             continue
-        if _follows(graph, mine, other) and _is_private_product(other, node):
+        if _is_private_product(other, node):
             node.target, node.args = aten.addmm_.default, (mine, *other.args)
             graph.erase_node(other)
         else:
             node.target, node.args = aten.add_.Tensor, (mine, other)
         return
-
-
-def _follows(graph: Graph, first: Node, second) -> bool:
-    """Whether the second node is computed after the first or at least needs not be before it."""
-    return isinstance(second, Node) and second.op == "call_function"
 
 
 def _is_private_product(node, user: Node) -> bool:
