@@ -27,7 +27,7 @@ from quotientnet.progress import progress
 
 __all__ = ["LayerTraces", "Cost", "ggn_traces", "ggn_diagonal", "ggn_cost"]
 
-_WORKING_SET = 3_800_000  # entries of all derivatives in layers' outputs at a time
+_WORKING_SET = 12_000_000  # entries of derivatives in outputs, and inputs, at a time
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,8 @@ class _Run:
     """
 
     def __init__(self, point: Point, chunk: int | None, what: str):
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"ggn: chunk must be at least 1, got {chunk}")
         require_separate_samples(point.objective.model)
         self.leaves, self.chunk, self.what = Leaves(point), chunk, what
         self.loss = point.objective.loss
@@ -213,7 +215,7 @@ class _Run:
         three = three_of(batch)
         with FlopCounterMode(display=False) as spent:
             self._batch(three)
-        passes = self.passes
+        passes = self.passes or refuse_linear()
         with FlopCounterMode(display=False) as unit:
             tensors = self.plan.readout.tensors(self.leaves.call(three))
             wanted = list(self.leaves.parameters.values())
@@ -265,7 +267,8 @@ class _Run:
         """Columns and samples at a time, so that the derivatives in outputs fit a cache."""
         each = self.plan.activation
         width = max(1, min(rank, 32, _WORKING_SET // (8 * each)))
-        most = self.chunk or max(1, _WORKING_SET // (width * each))
+        sample = width * each + self.plan.inputs
+        most = self.chunk or max(1, _WORKING_SET // sample)
         return width, ceil(batch.n / ceil(batch.n / most))
 
     def _chunk(self, part: Batch, run: Pass, factor: LossFactor, width: int) -> None:

@@ -63,6 +63,7 @@ class Plan:
         kinds: ``"Hessian"`` or ``"Gauss-Newton"``.
         counts: How often each parameter enters the graph.
         activation: How many entries a sample has in all outputs of the uses.
+        inputs: How many it has in all their inputs, as rules read them.
         batched: Whether several seeds go through one backward pass.
         by_chunk: Whether the loss is known to be a sum over any split of the samples.
         rank: Backward passes for each sample; 0 if not known by the shapes.
@@ -74,6 +75,7 @@ class Plan:
     kinds: dict[str, str]
     counts: dict[str, int]
     activation: int
+    inputs: int
     batched: bool
     by_chunk: bool
     rank: int
@@ -118,13 +120,14 @@ def make_plan(leaves: Leaves, batch: Batch) -> Plan:
     tensors = readout.tensors(three.outputs)
     graph = ParameterGraph(tensors, leaves.parameters)
     ways = {n: "per sample" if graph.uses(n) else "unused" for n in leaves.parameters}
-    duties, entries = [], []
+    duties, entries, inputs = [], [], 0
     for place, (a, b) in enumerate(zip(two.uses, three.uses)):
         duty = _duty(place, a, b, graph) if len(two.uses) == len(three.uses) else None
         if duty is not None:
             duties.append(duty)
             ways |= {name: b.call.kind for name in duty.names.values()}
             entries.append(b.out.numel() // 3)
+            inputs += b.call.input_entries(b.out) // 3
     inside = parameters_in_loss(leaves.point, three.outputs, probes[1].targets)
     kinds = graph.kinds() | dict.fromkeys(inside, "Gauss-Newton")
     edges = [three.uses[duty.place].edge for duty in duties]
@@ -134,7 +137,7 @@ def make_plan(leaves: Leaves, batch: Batch) -> Plan:
     rank = loss_factor(*arguments, 3).rank if by_chunk else 0
     entries = max(1, sum(entries))
     return Plan(
-        readout, tuple(duties), ways, kinds, graph.counts, entries, batched, by_chunk, rank
+        readout, tuple(duties), ways, kinds, graph.counts, entries, inputs, batched, by_chunk, rank
     )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ class _Product(Rule):
 
     @cached_property
     def _x_squares(self) -> Tensor:
-        return self.x.square().sum((1, 2, 3))
+        return self.x.square().sum((2, 3))
 
     @abstractmethod
     def _input(self) -> Tensor:
@@ -102,7 +102,7 @@ class _Product(Rule):
         columns, positions = d.shape[2:]
         entries = self.x.shape[3]
         if positions == 1:
-            return torch.dot(self._x_squares, d.square().sum((1, 2, 3)))
+            return torch.sum(self._x_squares * d.square().sum((2, 3)))
         if positions * (columns + entries) < columns * entries:
             return torch.sum(self._x_gram * (d.mT @ d))
         return sum(_squared_norm(block) for block in self._blocks(d))
@@ -161,7 +161,7 @@ class _Linear(_Product):
         if front.shape[2] > 1:
             return super().traces(delta, roles)
         norms = torch.linalg.vector_norm(front, dim=(2, 3)).square().sum(0)
-        found = {"weight": torch.dot(self._x_squares, norms), "bias": norms.sum()}
+        found = {"weight": torch.dot(self._x_squares[:, 0], norms), "bias": norms.sum()}
         return {role: found[role] for role in roles}
 
 

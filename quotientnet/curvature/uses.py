@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,16 @@ class Call:
     weight: Tensor | None
     bias: Tensor | None = None
     options: dict = field(default_factory=dict)
+
+    def input_entries(self, out: Tensor) -> int:
+        """How many entries a rule reads of the input: those of a convolution's windows."""
+        if self.x is None:
+            return 0
+        if self.kind == "convolution":
+            channels, *window = self.weight.shape[1:]
+            positions = out.numel() // self.weight.shape[0]
+            return positions * channels * self.options["groups"] * prod(window)
+        return self.x.numel()
 
 
 @dataclass
