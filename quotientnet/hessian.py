@@ -28,6 +28,7 @@ class Curvature(Operator):
 
     def _matmat(self, v: Tensor) -> Tensor:
         point, objective = self._point, self._point.objective
+        point.require_modes()
         count = point.layout.parameter_size
         rows = v.new_zeros(v.shape[1], len(v))
         weights = []

@@ -103,7 +103,7 @@ class _GaussNewton(Kind):
         leaf, whole = leaf_of(w, objective.layout)
 
         def linearised():
-            outputs, rebuild = _differentiable(objective._outputs(batch))
+            outputs, rebuild = _differentiable(objective._outputs(batch), of=leaf)
             zeros = [torch.zeros_like(z, requires_grad=True) for z in outputs]
             back = torch.autograd.grad(outputs, leaf, zeros, create_graph=True)[0]
             cut = [z.detach().requires_grad_() for z in outputs]
@@ -180,13 +180,16 @@ def leaf_of(w: Tensor, layout) -> tuple[Tensor, Tensor]:
     return leaf, leaf if count == len(w) else torch.cat([leaf, w[count:]])
 
 
-def _differentiable(outputs) -> tuple[list[Tensor], Callable]:
-    """The floating tensors among a model's outputs, and how to put others in their place."""
+def _differentiable(outputs, of: Tensor | None = None) -> tuple[list[Tensor], Callable]:
+    """The floating tensors among a model's outputs, those only that have a graph if they must
+    depend on a leaf, and how to put others in their place."""
     leaves, spec = pytree.tree_flatten(outputs)
     places = [
         i
         for i, leaf in enumerate(leaves)
-        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        if isinstance(leaf, Tensor)
+        and leaf.is_floating_point()
+        and (of is None or leaf.requires_grad)
     ]
 
     def rebuild(tensors):

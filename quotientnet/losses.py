@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["normaliser", "divisor"]
+__all__ = ["normaliser", "divisor", "refuse_linear", "require_curved"]
 
 _BY_ELEMENT = (
     nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss,
@@ -71,3 +71,29 @@ def _class_weight(loss, outputs: Tensor, targets: Tensor) -> Tensor | float:
     if loss.weight is None:
         return counted.sum().to(outputs.dtype)
     return (loss.weight[targets.masked_fill(~counted, 0)] * counted).sum()
+
+
+_LINEAR = (nn.NLLLoss, nn.L1Loss, nn.KLDivLoss)
+
+
+def require_curved(loss) -> None:
+    """Refuse a loss of torch's that is linear in the outputs.
+
+    Raises:
+        ValueError: It is.
+    """
+    if isinstance(loss, _LINEAR) or loss in (F.nll_loss, F.l1_loss, F.kl_div):
+        refuse_linear()
+
+
+def refuse_linear():
+    """Say that the Gauss-Newton matrix is zero, and what to do.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        "ggn: the loss has no second derivative in the outputs, so its Gauss-Newton matrix is "
+        "zero; move the nonlinearity into the loss (nn.CrossEntropyLoss on logits for nn.NLLLoss "
+        "on log-probabilities; a cross-entropy needs two classes or more)"
+    )

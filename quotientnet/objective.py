@@ -128,6 +128,11 @@ class Objective:
             ValueError: Another length, dtype or device; NaN or infinite entries; a loss that is
                 not a finite scalar; or two evaluations that differ.
         """
+        if not isinstance(w, Tensor):
+            raise TypeError(
+                f"Objective.at: w must be a torch.Tensor, got {type(w).__name__}; "
+                "objective.layout.flatten(model) makes one"
+            )
         self.layout.check(w, "Objective.at")
         if w.ndim != 1:
             raise ValueError(
@@ -193,9 +198,10 @@ class Objective:
         """``function()`` while the model has the parameters and running statistics of ``w``."""
         tensors = self.layout.substitutes(self.model, w)
         tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
-        return torch.func.functional_call(
-            _Host(self.model), tensors, (function,), tie_weights=False
-        )
+        with torch.autocast(w.device.type, enabled=False):
+            return torch.func.functional_call(
+                _Host(self.model), tensors, (function,), tie_weights=False
+            )
 
     def _outputs(self, batch):
         """What the model returns for a batch, within a point."""
@@ -262,8 +268,11 @@ class Objective:
         own = [g for g in found if isinstance(g, torch.Generator)]
         return _preserved_random_states(w.device, own)
 
+    def _modes(self) -> tuple[bool, ...]:
+        return tuple(module.training for module in self.model.modules())
+
     def _require_deterministic(self, w: Tensor) -> None:
-        modes = tuple(module.training for module in self.model.modules())
+        modes = self._modes()
         if self._checked_modes == modes:
             return
         self._lent, self._copies = [], True

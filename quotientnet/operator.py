@@ -61,6 +61,11 @@ class Operator(ABC):
         ``v`` itself."""
         return v
 
+    @property
+    def null_space(self):
+        """What two operators share that :meth:`project` alike, or None; sums keep it."""
+        return None
+
     def __matmul__(self, v: Tensor) -> Tensor:
         name = type(self).__name__
         if not isinstance(v, Tensor):
@@ -77,9 +82,16 @@ class Operator(ABC):
                 f"{name} @ v: v is {v.dtype} on {v.device}, the operator is {self.dtype} on "
                 f"{self.device}; use v.to(...)"
             )
-        if v.ndim == 1:
-            return self._matvec(v)
-        return self._matmat(v) if v.shape[1] else v.clone()
+        if v.ndim == 2 and not v.shape[1]:
+            return v.clone()
+        product = self._matvec(v) if v.ndim == 1 else self._matmat(v)
+        if not isinstance(product, Tensor) or product.shape != v.shape:
+            got = getattr(product, "shape", type(product).__name__)
+            raise TypeError(
+                f"{name} @ v: _matvec must return a torch.Tensor of shape {tuple(v.shape)}, it "
+                f"returned {got}"
+            )
+        return product
 
     def __add__(self, other: Operator) -> Operator:
         return _Sum(self, other, 1.0) if isinstance(other, Operator) else NotImplemented
@@ -94,11 +106,20 @@ class Operator(ABC):
 
     __rmul__ = __mul__
 
+    def __truediv__(self, divisor: float) -> Operator:
+        return (
+            _Scaled(self, 1.0 / divisor)
+            if isinstance(divisor, Real)
+            else NotImplemented
+        )
+
     def __neg__(self) -> Operator:
         return _Scaled(self, -1.0)
 
     def restrict(self, where: Tensor) -> Operator:
         """The principal block on the coordinates chosen, as an operator on shorter vectors.
+
+        Null directions that the operator knows are none of the block's, and are forgotten.
 
         Args:
             where: Boolean mask, shape ``(size,)``, as from
@@ -129,14 +150,22 @@ class Operator(ABC):
         )
 
     def seconds(self, vectors: int = 1) -> float:
-        """How long a product with this many vectors takes, by doing one: times the products a
-        method may spend, the cost of a long run before it begins.
+        """How long a product with this many vectors takes, by doing two and timing the second.
+
+        Times the products a method may spend it is the cost of a long run before it begins; the
+        orthogonalisation in Lanczos' method is not in it.
 
         Args:
             vectors: Columns of the block, at least 1.
+
+        Raises:
+            ValueError: No vectors.
         """
+        if vectors < 1:
+            raise ValueError(f"seconds: vectors must be at least 1, got {vectors}")
         block = torch.ones(self.size, vectors, dtype=self.dtype, device=self.device)
         block = block / self.size**0.5
+        _ = self @ block
         self._await()
         start = perf_counter()
         _ = self @ block
@@ -165,6 +194,24 @@ class Operator(ABC):
         )
 
 
+def require_operator(operator, caller: str) -> None:
+    """Refuse what is no operator, and say what makes one.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if isinstance(operator, Operator):
+        return
+    remedy = "write a class with Operator's _matvec"
+    if hasattr(operator, "hessian"):
+        remedy = "pass point.hessian or point.ggn"
+    elif isinstance(operator, (Tensor, np.ndarray)):
+        remedy = "pass DenseOperator(matrix)"
+    raise TypeError(
+        f"{caller}: operator must be an Operator, got {type(operator).__name__}; {remedy}"
+    )
+
+
 class DenseOperator(Operator):
     """A symmetric matrix as an operator.
 
@@ -177,6 +224,14 @@ class DenseOperator(Operator):
     """
 
     def __init__(self, matrix: Tensor):
+        if not isinstance(matrix, Tensor) or matrix.dtype not in (
+            torch.float32,
+            torch.float64,
+        ):
+            kind = getattr(matrix, "dtype", type(matrix).__name__)
+            raise TypeError(
+                f"DenseOperator: matrix must be a float32 or float64 tensor, got {kind}"
+            )
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(
                 f"DenseOperator: matrix has shape {tuple(matrix.shape)}, not square"
@@ -211,6 +266,16 @@ class _Sum(Operator):
         super().__init__(a.size, a.dtype, a.device)
         self._a, self._b, self._factor = a, b, factor
 
+    def project(self, v: Tensor) -> Tensor:
+        """As both do, if they are known to have the same null directions."""
+        return self._a.project(v) if self.null_space is not None else v
+
+    @property
+    def null_space(self):
+        """That of both, if it is one."""
+        same = self._a.null_space == self._b.null_space
+        return self._a.null_space if same else None
+
     def _matvec(self, v: Tensor) -> Tensor:
         return torch.add(self._a @ v, self._b @ v, alpha=self._factor)
 
@@ -228,6 +293,11 @@ class _Scaled(Operator):
         """As the operator's own."""
         return self._operator.project(v)
 
+    @property
+    def null_space(self):
+        """The operator's own."""
+        return self._operator.null_space
+
     def _matvec(self, v: Tensor) -> Tensor:
         return self._factor * (self._operator @ v)
 
@@ -238,6 +308,11 @@ class _Restricted(Operator):
     """``A`` between the coordinates of a mask."""
 
     def __init__(self, operator: Operator, where: Tensor):
+        if not isinstance(where, Tensor):
+            raise TypeError(
+                f"restrict: where must be a torch.Tensor, got {type(where).__name__}; "
+                "layout.mask(name) makes one"
+            )
         if where.dtype != torch.bool or where.shape != (operator.size,):
             raise ValueError(
                 f"restrict: where must be a boolean mask of shape ({operator.size},), got "

@@ -10,6 +10,7 @@ from torch import Tensor
 from quotientnet.hessian import Curvature
 from quotientnet.kinds import GAUSS_NEWTON, HESSIAN, leaf_of
 from quotientnet.layout import ParameterLayout
+from quotientnet.losses import require_curved
 
 __all__ = ["Point", "require_finite"]
 
@@ -27,6 +28,19 @@ class Point:
 
     def __init__(self, objective, w: Tensor):
         self.objective, self.w = objective, w.detach().clone()
+        self._modes = objective._modes()
+
+    def require_modes(self) -> None:
+        """Refuse to go on in other modes than those in which the loss has been checked.
+
+        Raises:
+            ValueError: A module has been switched between train and eval mode since.
+        """
+        if self._modes != self.objective._modes():
+            raise ValueError(
+                "Point: the model has been switched between train and eval mode since "
+                "objective.at(w); switch it back, or take a new point"
+            )
 
     @property
     def layout(self) -> ParameterLayout:
@@ -36,12 +50,14 @@ class Point:
     @cached_property
     def value(self) -> Tensor:
         """``f(w)``, a scalar, per sample if the loss is a mean."""
+        self.require_modes()
         with torch.no_grad():
             return require_finite(self.objective(self.w))
 
     @cached_property
     def gradient(self) -> Tensor:
         """``∇f(w)``, shape ``(size,)``, Euclidean; zero on passive coordinates."""
+        self.require_modes()
         with torch.enable_grad(), self.objective._preserved(self.w):
             gradient = self.objective._mean(self.w, self._batch_gradient)
         return torch.nn.functional.pad(gradient, (0, len(self.w) - len(gradient)))
@@ -69,7 +85,11 @@ class Point:
 
         The Fisher information where the loss is the negative log-likelihood of a natural
         parameter: the cross-entropy of logits, binary or not, and half the squared error.
+
+        Raises:
+            ValueError: The loss is linear in the outputs, such as ``nn.NLLLoss``: the matrix is 0.
         """
+        require_curved(self.objective.loss)
         return Curvature(self, GAUSS_NEWTON)
 
 

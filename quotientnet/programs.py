@@ -18,6 +18,8 @@ __all__ = ["Programs"]
 _WAYS = ("auto", "graph", "record", "recompute")
 _BYTES_AN_OPERATION = 1e7
 """Recording an operation takes about the time of writing this much memory."""
+_LEAST = 8
+"""Products that recording costs at least: it runs everything, more slowly."""
 
 
 class Programs:
@@ -77,7 +79,9 @@ class Programs:
             return self._way == "record"
         meter = self._meters.get(kind)
         return meter is not None and (
-            self._products[kind] * meter.bytes >= meter.operations * _BYTES_AN_OPERATION
+            self._products[kind] > _LEAST
+            and self._products[kind] * meter.bytes
+            >= meter.operations * _BYTES_AN_OPERATION
         )
 
     def _budget(self, device: torch.device) -> float:
@@ -122,10 +126,12 @@ class Programs:
             if reason is None and new:
                 reference = kept or self._by_graph(kind, objective, w, batch)
                 reason = _differs(local.apply(v), reference.apply(v))
+            if reason is None and self._way == "auto" and not self.may_keep(local):
+                reason = f"it keeps {program.bytes_kept} bytes, more than memory allows"
             if reason is not None:
                 program = self._recorded[key] = NotTraceable(reason)
         if isinstance(program, Linearised):
-            return local if self._way == "record" or self.may_keep(local) else None
+            return local
         if self._way == "record":
             raise ValueError(
                 f"Objective: products='record' cannot record this model ({program}); use "
@@ -158,8 +164,7 @@ def _form(kind: Kind, objective, w: Tensor, batch) -> tuple[list[Tensor], tuple]
         (type(leaf), repr(leaf)) for leaf in leaves if not isinstance(leaf, Tensor)
     )
     forms = tuple((t.shape, t.stride(), t.dtype, t.device) for t in (w, *tensors))
-    modes = tuple(module.training for module in objective.model.modules())
-    return tensors, (kind, spec, others, forms, modes)
+    return tensors, (kind, spec, others, forms, objective._modes())
 
 
 def _recorded(kind: Kind, objective, batch, v, inputs) -> Linearised | NotTraceable:

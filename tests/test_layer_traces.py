@@ -180,6 +180,14 @@ NETS = {
         ),
         (4, 6, 6), {"0.weight": "convolution"},
     ),
+    "depthwise, one position": Net(
+        lambda: _convolutional(nn.Conv2d(4, 4, 3, groups=4), nn.Tanh(), flat=4),
+        (4, 3, 3), {"0.weight": "convolution"},
+    ),
+    "grouped transposed, one position": Net(
+        lambda: _convolutional(nn.ConvTranspose2d(4, 6, 1, groups=2), flat=6),
+        (4, 1, 1), {"0.weight": "transposed convolution"},
+    ),
     "depthwise-reflect": Net(
         lambda: _convolutional(
             nn.Conv2d(3, 6, 3, padding=1, groups=3, padding_mode="reflect"), nn.AvgPool2d(2),

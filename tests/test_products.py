@@ -279,8 +279,14 @@ def recorded(point):
     return point.hessian._kept is not None and point.hessian._kept.recorded
 
 
+def early(monkeypatch, cost=1e-3):
+    """Recording costs next to nothing: from the second product on it pays."""
+    monkeypatch.setattr(qn.programs, "_BYTES_AN_OPERATION", cost)
+    monkeypatch.setattr(qn.programs, "_LEAST", 0)
+
+
 def test_auto_records_once_it_pays_and_says_the_same(monkeypatch):
-    monkeypatch.setattr(qn.programs, "_BYTES_AN_OPERATION", 1.0)
+    early(monkeypatch)
     objective, w = problem("overlapping pools", "auto")
     p, v = objective.at(w), torch.ones(len(w), dtype=torch.float64)
     first = p.hessian @ v
@@ -295,7 +301,7 @@ def test_auto_records_once_it_pays_and_says_the_same(monkeypatch):
 
 
 def test_auto_leaves_alone_what_cannot_be_recorded(monkeypatch):
-    monkeypatch.setattr(qn.programs, "_BYTES_AN_OPERATION", 0.0)
+    early(monkeypatch, 0.0)
 
     class Reads(nn.Module):
         def __init__(self):
@@ -327,7 +333,7 @@ def by_hand(u, data):
 
 
 def test_a_program_that_disagrees_is_not_used(monkeypatch):
-    monkeypatch.setattr(qn.programs, "_BYTES_AN_OPERATION", 0.0)
+    early(monkeypatch, 0.0)
     apply = qn.linearise.Linearised.apply
     monkeypatch.setattr(
         qn.linearise.Linearised,
@@ -344,7 +350,7 @@ def test_a_program_that_disagrees_is_not_used(monkeypatch):
 @pytest.mark.parametrize("batches", [1, 2])
 def test_python_numbers_computed_from_data_are_not_kept(monkeypatch, batches):
     """The number of targets that count, read in Python, is one batch's own."""
-    monkeypatch.setattr(qn.programs, "_BYTES_AN_OPERATION", 1e-3)
+    early(monkeypatch)
 
     def loss(outputs, targets):
         counted = targets != -1
@@ -371,7 +377,7 @@ def test_python_numbers_computed_from_data_are_not_kept(monkeypatch, batches):
 
 @pytest.mark.parametrize("way", ["auto", "record"])
 def test_a_loss_that_has_changed_is_noticed_at_the_next_point(monkeypatch, way):
-    monkeypatch.setattr(qn.programs, "_BYTES_AN_OPERATION", 1e-3)
+    early(monkeypatch)
     model, data, heat = NETWORKS["mlp"].build(), NETWORKS["mlp"].data(), [1.0]
 
     def loss(outputs, targets):
@@ -395,7 +401,7 @@ def test_a_loss_that_has_changed_is_noticed_at_the_next_point(monkeypatch, way):
     assert close(objective.at(w).hessian @ v, expected)
 
 
-def test_nothing_is_kept_beyond_the_memory_allowed():
+def test_nothing_is_kept_beyond_the_memory_allowed(monkeypatch):
     objective, w = problem("conv1d", "auto")
     objective = qn.Objective(
         objective.model, nn.MSELoss(), objective.data[0], memory=100
@@ -403,6 +409,15 @@ def test_nothing_is_kept_beyond_the_memory_allowed():
     p = objective.at(w)
     expected = problem("conv1d")[0].at(w).hessian @ w
     assert close(p.hessian @ w, expected, 1e-14) and p.hessian._kept is None
+    recorded_here = []
+    linearise = qn.programs.linearise
+    early(monkeypatch)
+    monkeypatch.setattr(
+        qn.programs, "linearise", lambda *a: recorded_here.append(1) or linearise(*a)
+    )
+    for _ in range(4):
+        assert close(p.hessian @ w, expected, 1e-14) and p.hessian._kept is None
+    assert len(recorded_here) == 1  # tried once, too large, and never again
     with pytest.raises(ValueError, match="memory must not be negative"):
         qn.Objective(objective.model, nn.MSELoss(), objective.data[0], memory=-1)
     with pytest.raises(ValueError, match="products must be one of 'auto', 'graph'"):
@@ -573,3 +588,124 @@ def test_a_loss_may_read_the_models_parameters():
         p = qn.Objective(model, loss, (inputs, targets), products=way).at(w)
         assert close(p.gradient, plain.at(w).gradient + 0.1 * w)
         assert close(p.hessian.to_dense(), expected)
+
+
+def test_a_point_keeps_its_mode():
+    model = nn.Sequential(NETWORKS["mlp"].build(), nn.Dropout(0.5)).eval()
+    objective = qn.Objective(model, nn.CrossEntropyLoss(), NETWORKS["mlp"].data())
+    p = objective.at(objective.layout.flatten(model))
+    model.train()
+    for use in (
+        lambda: p.hessian @ p.w,
+        lambda: p.gradient,
+        lambda: p.value,
+        lambda: qn.curvature.ggn_traces(p),
+    ):
+        with pytest.raises(ValueError, match="switched between train and eval mode"):
+            use()
+    model.eval()
+    assert torch.isfinite(p.hessian @ p.w).all()
+
+
+def test_a_loss_without_second_derivative_has_no_gauss_newton_matrix():
+    model, (inputs, targets) = NETWORKS["mlp"].build(), NETWORKS["mlp"].data()
+    model.append(nn.LogSoftmax(1))
+    objective = qn.Objective(model, nn.NLLLoss(), (inputs, targets))
+    p = objective.at(objective.layout.flatten(model))
+    for use in (lambda: p.ggn @ p.w, lambda: qn.curvature.ggn_cost(p)):
+        with pytest.raises(ValueError, match="no second derivative in the outputs"):
+            use()
+
+
+def test_outputs_that_do_not_depend_on_parameters():
+    class Passes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3).double()
+
+        def forward(self, x):
+            return self.layer(x), x
+
+    model, data = Passes(), NETWORKS["mlp"].data()
+    plain = qn.Objective(nn.Sequential(model.layer), nn.CrossEntropyLoss(), data)
+    w = plain.layout.flatten(plain.model)
+    for way in WAYS:
+        objective = qn.Objective(
+            model, lambda z, y: F.cross_entropy(z[0], y), data, products=way
+        )
+        assert close(objective.at(w).ggn.to_dense(), dense_ggn(plain, w))
+
+
+def test_autocast_around_changes_nothing():
+    objective = NETWORKS["mlp"].objective(torch.float32)
+    w = objective.layout.flatten(objective.model)
+    expected = objective.at(w).hessian @ w
+    with torch.autocast("cpu", torch.bfloat16):
+        found = objective.at(w).hessian @ w
+    assert torch.equal(found, expected)
+
+
+def test_sums_on_a_quotient_keep_its_null_directions():
+    import chains
+
+    objective = NETWORKS["mlp"].objective()
+    p = objective.at(objective.layout.flatten(objective.model))
+    manifold = qn.NodeWiseQuotient(chains.node_wise_group(objective.layout))
+    hessian, ggn = manifold.riemannian_hessian(p), manifold.riemannian_ggn(p)
+    v = torch.linspace(-1, 1, len(p.w), dtype=torch.float64)
+    for operator in (hessian - 0.5 * ggn, -(hessian + hessian), ggn / 3):
+        torch.testing.assert_close(operator.project(v), hessian.project(v))
+        with pytest.raises(ValueError, match="directions are left"):
+            qn.curvature.lanczos(operator, manifold.dimension + 1)
+    assert torch.equal((hessian + p.hessian).project(v), v)
+    elsewhere = manifold.riemannian_ggn(objective.at(1.5 * p.w))
+    assert torch.equal((hessian + elsewhere).project(v), v)
+
+
+class Flat(qn.Operator):
+    """Returns too little."""
+
+    def _matvec(self, v):
+        return v[:-1]
+
+
+def test_what_is_no_operator_is_refused_with_its_remedy():
+    from quotientnet import curvature
+
+    objective = NETWORKS["mlp"].objective()
+    p = objective.at(objective.layout.flatten(objective.model))
+    for method in (
+        curvature.lanczos,
+        curvature.power_method,
+        curvature.spectral_density,
+        curvature.hutchinson_trace,
+        curvature.hutch_plus_plus_trace,
+        curvature.hutchinson_diagonal,
+    ):
+        with pytest.raises(
+            TypeError, match="got Point; pass point.hessian or point.ggn"
+        ):
+            method(p)
+        with pytest.raises(
+            TypeError, match=r"got Tensor; pass DenseOperator\(matrix\)"
+        ):
+            method(torch.eye(3))
+    for measure in (curvature.ggn_traces, curvature.ggn_diagonal, curvature.ggn_cost):
+        with pytest.raises(TypeError, match="point must be a Point, got Curvature"):
+            measure(p.hessian)
+    with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
+        curvature.ggn_traces(p, chunk=0)
+    with pytest.raises(TypeError, match="must return a torch.Tensor of shape"):
+        Flat(3, torch.float64, "cpu") @ torch.ones(3).double()
+    with pytest.raises(TypeError, match="float32 or float64 tensor, got torch.int64"):
+        qn.DenseOperator(torch.eye(2).long())
+    with pytest.raises(TypeError, match=r"layout.mask\(name\) makes one"):
+        p.hessian.restrict("0.weight")
+    with pytest.raises(TypeError, match=r"objective.layout.flatten\(model\) makes one"):
+        objective.at(objective.model)
+    with pytest.raises(ValueError, match="vectors must be at least 1"):
+        p.hessian.seconds(0)
+    density = curvature.spectral_density(symmetric(6, 0))
+    for function in (lambda x: x.sum(), lambda x: 1.0):
+        with pytest.raises(ValueError, match="keep the shape"):
+            density.expectation(function)

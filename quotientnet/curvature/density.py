@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import pi, sqrt
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quotientnet.estimate import Estimate
-from quotientnet.operator import Operator
+from quotientnet.operator import Operator, require_operator
 from quotientnet.progress import progress
 
 __all__ = ["SpectralDensity", "spectral_density"]
@@ -45,8 +45,8 @@ class SpectralDensity:
         ([0.0, 1.0], 3)
     """
 
-    nodes: Tensor
-    weights: Tensor
+    nodes: Tensor = field(repr=False)
+    weights: Tensor = field(repr=False)
     products: int
 
     def expectation(self, function: Callable[[Tensor], Tensor]) -> Estimate:
@@ -61,8 +61,10 @@ class SpectralDensity:
         Raises:
             ValueError: The function is NaN or infinite at a node.
         """
-        values = torch.where(self.weights > 0, function(self.nodes), 0.0)
-        if values.shape != self.nodes.shape or not torch.isfinite(values).all():
+        values = function(self.nodes)
+        fits = isinstance(values, Tensor) and values.shape == self.nodes.shape
+        values = torch.where(self.weights > 0, values, 0.0) if fits else values
+        if not fits or not torch.isfinite(values).all():
             raise ValueError(
                 "expectation: function must be finite at every node and keep the shape"
             )
@@ -152,6 +154,7 @@ def spectral_density(
             "spectral_density: samples must be at least 2, steps and block at least 1, got "
             f"{samples}, {steps} and {block}"
         )
+    require_operator(operator, "spectral_density")
     generator = generator or torch.Generator(operator.device).manual_seed(0)
     steps, rules, products = min(steps, operator.size), [], 0
     for first in progress(range(0, samples, block), "spectral density"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from quotientnet.curvature.samples import Readout
 from quotientnet.losses import normaliser
 
-__all__ = ["LossFactor", "loss_factor", "has_closed_form", "refuse_linear"]
+__all__ = ["LossFactor", "loss_factor", "has_closed_form"]
 
 _FUNCTIONS = {
     F.cross_entropy: nn.CrossEntropyLoss(), F.mse_loss: nn.MSELoss(),
@@ -260,16 +260,3 @@ def _require_separate(product, gradient: Tensor) -> None:
         raise ValueError(
             "ggn: the loss couples the samples of a batch, so it has no factor a sample"
         )
-
-
-def refuse_linear():
-    """Say that the Gauss-Newton matrix is zero, and what to do.
-
-    Raises:
-        ValueError: Always.
-    """
-    raise ValueError(
-        "ggn: the loss has no second derivative in the outputs, so its Gauss-Newton matrix is "
-        "zero; move the nonlinearity into the loss (nn.CrossEntropyLoss on logits for nn.NLLLoss "
-        "on log-probabilities; a cross-entropy needs two classes or more)"
-    )

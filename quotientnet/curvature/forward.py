@@ -75,6 +75,11 @@ class Leaves:
     """
 
     def __init__(self, point: Point):
+        if not isinstance(point, Point):
+            raise TypeError(
+                f"ggn: point must be a Point, got {type(point).__name__}; objective.at(w) makes one"
+            )
+        point.require_modes()
         self.point, layout = point, point.layout
         views = layout.unflatten(point.w)
         self.parameters: dict[str, Tensor] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quotientnet.curvature.krylov import Krylov
 from quotientnet.curvature.search import Search
-from quotientnet.operator import Operator
+from quotientnet.operator import Operator, require_operator
 from quotientnet.progress import progress
 
 __all__ = ["Eigenpairs", "lanczos"]
@@ -41,7 +41,7 @@ class Eigenpairs:
     """
 
     values: Tensor
-    vectors: Tensor
+    vectors: Tensor = field(repr=False)
     residuals: Tensor
     products: int
     converged: bool
@@ -108,7 +108,8 @@ def lanczos(
             is NaN or infinite, or an operator found not to be symmetric.
 
     Note:
-        Besides the products, each costs six passes over the basis.
+        Besides the products, each costs six passes over the basis: for millions of coordinates and
+        products as cheap as that, take a small ``basis`` or ``confirm=False``.
 
     Example:
         >>> import torch
@@ -119,6 +120,7 @@ def lanczos(
         >>> round(lanczos(operator, which="smallest").values.item(), 3)
         -4.0
     """
+    require_operator(operator, "lanczos")
     _check(operator, count, which, tolerance, max_products, block)
     least = 2 * count + 3 * block
     capacity = _default(operator.size, count, block) if basis is None else basis

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from quotientnet.curvature.factor import LossFactor, loss_factor, refuse_linear
+from quotientnet.curvature.factor import LossFactor, loss_factor
 from quotientnet.curvature.forward import (
     Batch,
     Leaves,
@@ -21,7 +21,7 @@ from quotientnet.curvature.forward import (
 from quotientnet.curvature.per_sample import squares
 from quotientnet.curvature.plan import Plan, make_plan
 from quotientnet.estimate import Estimate
-from quotientnet.losses import divisor, normaliser
+from quotientnet.losses import divisor, normaliser, refuse_linear
 from quotientnet.point import Point
 from quotientnet.progress import progress
 
@@ -48,6 +48,15 @@ class LayerTraces:
     total: Estimate
     kinds: dict[str, str]
     ways: dict[str, str]
+
+    def __str__(self) -> str:
+        """A line for each tensor."""
+        width = max(map(len, (*self.traces, "total")))
+        lines = [
+            f"{name:{width}}  {_short(each)}  {self.kinds[name]}, {self.ways[name]}"
+            for name, each in self.traces.items()
+        ]
+        return "\n".join([*lines, f"{'total':{width}}  {_short(self.total)}"])
 
 
 def ggn_traces(point: Point, *, chunk: int | None = None) -> LayerTraces:
@@ -133,6 +142,11 @@ def ggn_diagonal(point: Point, *, chunk: int | None = None) -> Tensor:
     return diagonal
 
 
+def _short(estimate: Estimate) -> str:
+    error = f" ± {estimate.error:.2g}" if estimate.error else ""
+    return f"{estimate.value:12.6g}{error}"
+
+
 @dataclass(frozen=True)
 class Cost:
     """What :func:`ggn_traces` would spend, from three samples.
@@ -183,8 +197,8 @@ class _Run:
     def __init__(self, point: Point, chunk: int | None, what: str):
         if chunk is not None and chunk < 1:
             raise ValueError(f"ggn: chunk must be at least 1, got {chunk}")
-        require_separate_samples(point.objective.model)
         self.leaves, self.chunk, self.what = Leaves(point), chunk, what
+        require_separate_samples(point.objective.model)
         self.loss = point.objective.loss
         self.plan: Plan | None = None
         self.passes, self.weights = 0, []

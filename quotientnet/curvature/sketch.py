@@ -7,7 +7,7 @@ from math import inf, sqrt
 import torch
 from torch import Tensor
 
-from quotientnet.curvature.factor import LossFactor, loss_factor, refuse_linear
+from quotientnet.curvature.factor import LossFactor, loss_factor
 from quotientnet.curvature.forward import (
     Batch,
     Leaves,
@@ -18,7 +18,7 @@ from quotientnet.curvature.graph import ParameterGraph
 from quotientnet.curvature.layers import LayerTraces
 from quotientnet.curvature.samples import Readout, SampleAxis
 from quotientnet.estimate import Estimate
-from quotientnet.losses import divisor, normaliser
+from quotientnet.losses import divisor, normaliser, refuse_linear
 from quotientnet.point import Point
 from quotientnet.progress import progress
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from quotientnet.operator import Operator
+from quotientnet.operator import Operator, require_operator
+from quotientnet.progress import progress
 
 __all__ = ["Eigenpair", "power_method"]
 
@@ -26,7 +27,7 @@ class Eigenpair:
     """
 
     value: float
-    vector: Tensor
+    vector: Tensor = field(repr=False)
     residual: float
     iterations: int
     converged: bool
@@ -69,6 +70,7 @@ def power_method(
         ValueError: Another ``which``, a start of another shape or zero, an empty operator, or a
             product that is NaN or infinite.
     """
+    require_operator(operator, "power_method")
     if which not in ("magnitude", "algebraic", "smallest"):
         raise ValueError(
             "power_method: which must be 'magnitude', 'algebraic' or 'smallest', got "
@@ -150,7 +152,7 @@ def _start(operator: Operator, start, generator) -> Tensor:
 def _iterate(operator, v, shift, tolerance, max_iterations, check_every):
     """Power iteration on ``H + shift``; the pair belongs to ``H``. Also the largest ``‖H v‖``."""
     radius, rounding = 0.0, 4 * torch.finfo(operator.dtype).eps
-    for iteration in range(1, max_iterations + 1):
+    for iteration in progress(range(1, max_iterations + 1), "power method"):
         product = operator @ v
         last = iteration == max_iterations
         if last or iteration == 1 or iteration % check_every == 0:

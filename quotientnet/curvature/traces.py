@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quotientnet.curvature.draws import Mean, multiply, quadratic, signs
 from quotientnet.estimate import Estimate
-from quotientnet.operator import Operator
+from quotientnet.operator import Operator, require_operator
 from quotientnet.progress import progress
 
 __all__ = [
@@ -60,7 +60,7 @@ def hutchinson_trace(
         >>> estimate.value, estimate.error, estimate.cost
         (3.0, 0.0, 5)
     """
-    _check("hutchinson_trace", samples, 2, tolerance, block)
+    _check(operator, "hutchinson_trace", samples, 2, tolerance, block)
     generator = generator or torch.Generator(operator.device).manual_seed(0)
     mean = Mean(0.0, [])
     for first in progress(range(0, samples, block), "Hutchinson trace"):
@@ -118,7 +118,7 @@ def hutch_plus_plus_trace(
         (True, 6)
     """
     name = "hutch_plus_plus_trace"
-    _check(name, samples, 6, tolerance, block)
+    _check(operator, name, samples, 6, tolerance, block)
     generator = generator or torch.Generator(operator.device).manual_seed(0)
     rank = min(samples // 3, operator.size)
     q = torch.linalg.qr(_range(operator, rank, block, generator, name))[0]
@@ -186,7 +186,7 @@ def hutchinson_diagonal(
         [3.0, -4.0, 1.0]
     """
     name = "hutchinson_diagonal"
-    _check(name, samples, 2, None, block)
+    _check(operator, name, samples, 2, None, block)
     generator = generator or torch.Generator(operator.device).manual_seed(0)
     mean = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
     squares, seen = torch.zeros_like(mean), 0
@@ -215,7 +215,10 @@ def _estimate(mean: Mean, tolerance, cost: int, rounding: float = 0.0) -> Estima
     return Estimate(mean.value, error, reached, cost)
 
 
-def _check(name: str, samples: int, least: int, tolerance, block: int) -> None:
+def _check(
+    operator, name: str, samples: int, least: int, tolerance, block: int
+) -> None:
+    require_operator(operator, name)
     if samples < least:
         raise ValueError(f"{name}: samples must be at least {least}, got {samples}")
     if block < 1 or tolerance is not None and not tolerance > 0:

@@ -383,6 +383,22 @@ class QuotientManifold(geoopt.Manifold):
         return f"{self.layout.size} coordinates, {self.group.dimension} generators"
 
 
+class _Vertical:
+    """The vertical space of a manifold at a point, compared by both."""
+
+    def __init__(self, manifold: QuotientManifold, w: Tensor):
+        self.manifold, self.w = manifold, w
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Vertical)
+            and other.manifold is self.manifold
+            and torch.equal(other.w, self.w)
+        )
+
+    __hash__ = None
+
+
 class _RiemannianForm(Operator):
     """``P D⁻¹ A D⁻¹ P`` at a point, for a symmetric operator ``A`` on tangent vectors."""
 
@@ -424,6 +440,11 @@ class _RiemannianForm(Operator):
         if v.ndim == 2:
             return torch.stack([self.project(column) for column in v.T], 1)
         return self._horizontal(v) / self._inverse_frame
+
+    @property
+    def null_space(self):
+        """The vertical space of this manifold at this point."""
+        return _Vertical(self._manifold, self._point.w)
 
     def _horizontal(self, z: Tensor) -> Tensor:
         """The horizontal tangent vector with frame coordinates ``z``, up to its vertical part."""
