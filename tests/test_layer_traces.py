@@ -181,7 +181,7 @@ NETS = {
         (4, 6, 6), {"0.weight": "convolution"},
     ),
     "depthwise, one position": Net(
-        lambda: _convolutional(nn.Conv2d(4, 4, 3, groups=4), nn.Tanh(), flat=4),
+        lambda: _convolutional(nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), flat=4),
         (4, 3, 3), {"0.weight": "convolution"},
     ),
     "grouped transposed, one position": Net(
@@ -703,3 +703,9 @@ def test_a_position_sum_by_gram_matrices_and_explicitly():
         assert_matches(
             at(model, F.cross_entropy, data), dense(model, F.cross_entropy, data)
         )
+
+
+def test_the_cost_of_a_loss_without_closed_form():
+    model, data = build(NETS["mlp"], classes)
+    cost = ggn_cost(at(model, lambda z, y: F.cross_entropy(z, y), data))
+    assert cost.passes == ggn_cost(at(model, nn.CrossEntropyLoss(), data)).passes

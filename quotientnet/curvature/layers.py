@@ -8,7 +8,8 @@ from math import ceil
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from quotientnet.curvature.factor import LossFactor, loss_factor
 from quotientnet.curvature.forward import (
@@ -185,6 +186,22 @@ def ggn_cost(point: Point, *, chunk: int | None = None) -> Cost:
     return run.within(run.cost)
 
 
+class _Operations(TorchDispatchMode):
+    """Counts multiplications and additions of products and convolutions within. (That of torch
+    tracks modules, too, by hooks that double backward does not allow.)"""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        known = flop_registry.get(function.overloadpacket)
+        if known is not None:
+            self.count += known(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 class _Run:
     """One pass through the data.
 
@@ -227,16 +244,16 @@ class _Run:
         self.plan = make_plan(self.leaves, batch)
         self.kinds = self.plan.kinds
         three = three_of(batch)
-        with FlopCounterMode(display=False) as spent:
+        with _Operations() as spent:
             self._batch(three)
         passes = self.passes or refuse_linear()
-        with FlopCounterMode(display=False) as unit:
+        with _Operations() as unit:
             tensors = self.plan.readout.tensors(self.leaves.call(three))
             wanted = list(self.leaves.parameters.values())
             seeds = [torch.ones_like(t) for t in tensors]
             torch.autograd.grad(tensors, wanted, seeds, allow_unused=True)
         width, size = self._sizes(batch, passes)
-        ratio = spent.get_total_flops() / max(unit.get_total_flops(), 1)
+        ratio = spent.count / max(unit.count, 1)
         return Cost(ratio, passes, width, size, self.plan.ways)
 
     def within(self, function):
