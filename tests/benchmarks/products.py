@@ -21,7 +21,7 @@ except ModuleNotFoundError:
     HessianLinearOperator = None
 
 LOSS = nn.CrossEntropyLoss()
-WARM = 6
+WARM = 10
 """Products before the first that counts: by then "auto" has chosen."""
 
 
