@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 
 import geoopt
 import torch
@@ -12,13 +11,11 @@ from torch import Tensor
 
 from quotientnet.errors import NotOnManifoldError
 from quotientnet.group import ScalingGroup, as_group
+from quotientnet.manifolds.forms import RiemannianForm, RiemannianHessian
 from quotientnet.manifolds.frozen import Frozen
 from quotientnet.operator import Operator
 
 __all__ = ["QuotientManifold"]
-
-_INVARIANCE = 0.02
-"""The slope along an orbit that is put down to a normalisation's ``eps``, relative to its terms."""
 
 
 class QuotientManifold(geoopt.Manifold):
@@ -182,7 +179,7 @@ class QuotientManifold(geoopt.Manifold):
                 invariant under the group.
             NotOnManifoldError: The point is not on the manifold.
         """
-        return _RiemannianHessian(self, point, connection)
+        return RiemannianHessian(self, point, connection)
 
     @__scaling__(ScalingInfo.NotCompatible)
     def riemannian_ggn(self, point) -> Operator:
@@ -199,7 +196,7 @@ class QuotientManifold(geoopt.Manifold):
             ValueError: As :meth:`riemannian_hessian`.
             NotOnManifoldError: The point is not on the manifold.
         """
-        return _RiemannianForm(self, point, lambda: point.ggn)
+        return RiemannianForm(self, point, lambda: point.ggn)
 
     @__scaling__(ScalingInfo.NotCompatible)
     def connection_term(self, x: Tensor, gradient: Tensor, u: Tensor) -> Tensor:
@@ -381,106 +378,6 @@ class QuotientManifold(geoopt.Manifold):
 
     def extra_repr(self) -> str:
         return f"{self.layout.size} coordinates, {self.group.dimension} generators"
-
-
-class _Vertical:
-    """The vertical space of a manifold at a point, compared by both."""
-
-    def __init__(self, manifold: QuotientManifold, w: Tensor):
-        self.manifold, self.w = manifold, w
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _Vertical)
-            and other.manifold is self.manifold
-            and torch.equal(other.w, self.w)
-        )
-
-    __hash__ = None
-
-
-class _RiemannianForm(Operator):
-    """``P D⁻¹ A D⁻¹ P`` at a point, for a symmetric operator ``A`` on tangent vectors."""
-
-    def __init__(self, manifold: QuotientManifold, point, form: Callable[[], Operator]):
-        w = point.w
-        manifold._check_tangents("riemannian_hessian", w)
-        if getattr(point, "layout", manifold.layout) != manifold.layout:
-            raise ValueError(
-                f"{manifold.name}.riemannian_hessian: the point has another layout than the group; "
-                "build both from the same module"
-            )
-        manifold._raise_unless_point(w, "riemannian_hessian")
-        super().__init__(manifold.layout.size, w.dtype, w.device)
-        self._manifold, self._point = manifold, point
-        self._inverse_frame = 1 / manifold.frame(w)
-        self._require_invariance()
-        self._form = form()
-
-    def _require_invariance(self) -> None:
-        """Refuse a loss that changes along an orbit: its slope there must vanish."""
-        group, point = self._manifold.group, self._point
-        products = self._manifold._keep(point.w * point.gradient).to(torch.float64)
-        slopes = group.adjoint(products).abs()
-        bounds = group.magnitudes().adjoint(products.abs())
-        floor = torch.finfo(point.w.dtype).eps ** 0.5 * float(abs(point.value))
-        excess = slopes - (_INVARIANCE * bounds).clamp(min=floor)
-        if len(excess) and excess.max() > 0:
-            worst = int(excess.argmax())
-            raise ValueError(
-                f"{self._manifold.name}.riemannian_hessian: the loss is not invariant under the "
-                f"group: along generator {group.names[worst]!r} its slope is "
-                f"{float(slopes[worst]):.1e}, {float(slopes[worst] / bounds[worst]):.0%} of what "
-                "its terms add up to. Is the group the module's own? (In eval mode the running "
-                "statistics of batch normalisation hold its filters' scales: use train mode.)"
-            )
-
-    def project(self, v: Tensor) -> Tensor:
-        """The horizontal part: the orbit's directions are null vectors."""
-        if v.ndim == 2:
-            return torch.stack([self.project(column) for column in v.T], 1)
-        return self._horizontal(v) / self._inverse_frame
-
-    @property
-    def null_space(self):
-        """The vertical space of this manifold at this point."""
-        return _Vertical(self._manifold, self._point.w)
-
-    def _horizontal(self, z: Tensor) -> Tensor:
-        """The horizontal tangent vector with frame coordinates ``z``, up to its vertical part."""
-        return self._manifold.proju(self._point.w, z * self._inverse_frame)
-
-    def _covector(self, product: Tensor, xi: Tensor) -> Tensor:
-        """The form's value on ``xi``, of which ``product`` is the operator's part."""
-        return product
-
-    def _raise(self, covector: Tensor) -> Tensor:
-        raised = self._manifold._keep(covector * self._inverse_frame)
-        return self._horizontal(raised) / self._inverse_frame
-
-    def _matvec(self, v: Tensor) -> Tensor:
-        xi = self._horizontal(v)
-        return self._raise(self._covector(self._form @ xi, xi))
-
-    def _matmat(self, v: Tensor) -> Tensor:
-        xi = torch.stack([self._horizontal(column) for column in v.T], 1)
-        pairs = zip((self._form @ xi).T, xi.T)
-        return torch.stack([self._raise(self._covector(p, x)) for p, x in pairs], 1)
-
-
-class _RiemannianHessian(_RiemannianForm):
-    """``P D⁻¹ (H + Γ) D⁻¹ P`` at a point."""
-
-    def __init__(self, manifold: QuotientManifold, point, connection: str):
-        manifold._check_connection(connection)
-        self._flat = connection == "flat"
-        super().__init__(manifold, point, lambda: point.hessian)
-
-    def _covector(self, product: Tensor, xi: Tensor) -> Tensor:
-        if self._flat:
-            return product
-        point = self._point
-        return product + self._manifold.connection_term(point.w, point.gradient, xi)
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
