@@ -15,7 +15,7 @@ class Estimate:
         value: The number.
         error: Its uncertainty in the same unit: a residual bound, or one standard error.
         converged: Whether the requested accuracy was reached.
-        cost: Products with the operator that were spent.
+        cost: Products with an operator, or backward passes, that were spent.
         invariant_to: The symmetries under which the exact value does not change.
     """
 
