@@ -44,8 +44,8 @@ class Objective:
         products: How products with second derivatives are computed. ``"graph"``: double backward,
             on one batch over a graph that is kept. ``"record"``: the same, recorded once for the
             form of a batch as a program, of which the part without the vector is run once a point
-            and the rest simplified; quicker where there are convolutions, after tens of gradients
-            of set-up.
+            and the rest simplified; quicker where there are convolutions and pools, after ten to a
+            hundred gradients of set-up.
             ``"recompute"``: double backward, and nothing is kept between products. ``"auto"``:
             ``"graph"`` until the set-up of ``"record"`` has paid off, if the model can be
             recorded and both agree; nothing is kept that exceeds ``memory``.

@@ -184,7 +184,11 @@ def _recorded(kind: Kind, objective, batch, v, inputs) -> Linearised | NotTracea
 
 
 def _stale(objective, w: Tensor, batch, value: Tensor, weight: list) -> str | None:
-    """Why a program's value is not that of the loss, or None."""
+    """Why a program's value is not that of the loss, or None.
+
+    Both evaluate the same operations, but for the order of sums: a thousand roundings of the loss,
+    or of a loss of a thousandth where it is nearly 0, are allowed for.
+    """
     with torch.no_grad():
         now, scale, _ = objective._within(w, lambda: objective._evaluate(batch))
     size = abs(float(now)) + 1e-3 * abs(float(1.0 if scale is None else scale))
@@ -199,7 +203,8 @@ def _stale(objective, w: Tensor, batch, value: Tensor, weight: list) -> str | No
 
 
 def _differs(found: Tensor, expected: Tensor) -> str | None:
-    """Why a product is not that of double backward, or None."""
+    """Why a product is not that of double backward, or None: half the digits must agree, which
+    rounding leaves and a wrong derivative does not."""
     tolerance = torch.finfo(found.dtype).eps ** 0.5
     gap, size = float((found - expected).norm()), float(expected.norm())
     if gap <= tolerance * size:

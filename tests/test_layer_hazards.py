@@ -134,7 +134,10 @@ def test_rows_whose_order_values_do_not_tell():
     nn.init.zeros_(model.b.weight)
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(5, 3, 4, generator=generator, dtype=torch.float64)
-    agree(point_of(model, (x, torch.tensor([0, 1, 2, 1, 0]))))
+    found = agree(point_of(model, (x, torch.tensor([0, 1, 2, 1, 0]))))
+    assert (
+        found.ways["c.weight"] == "per sample" and found.ways["last.weight"] == "linear"
+    )
 
 
 class Shy(torch.autograd.Function):

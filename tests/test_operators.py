@@ -168,3 +168,15 @@ def test_what_is_no_operator_is_refused_with_its_remedy():
     for function in (lambda x: x.sum(), lambda x: 1.0):
         with pytest.raises(ValueError, match="keep the shape"):
             density.expectation(function)
+
+
+def test_forms_name_themselves_in_refusals():
+    objective = NETWORKS["mlp"].objective()
+    other = NETWORKS["deep"].objective()
+    manifold = qn.NodeWiseQuotient(chains.node_wise_group(objective.layout))
+    elsewhere = other.at(other.layout.flatten(other.model))
+    for name in ("riemannian_hessian", "riemannian_ggn"):
+        with pytest.raises(TypeError, match=rf"{name}: .* got Objective; objective.at"):
+            getattr(manifold, name)(objective)
+        with pytest.raises(ValueError, match=f"{name}: .*"):
+            getattr(manifold, name)(elsewhere)

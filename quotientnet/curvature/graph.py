@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-__all__ = ["ParameterGraph"]
+__all__ = ["ParameterGraph", "agreed"]
 
 # Backward nodes that are linear in their operands together, almost everywhere.
 _LINEAR = frozenset(
@@ -100,6 +100,14 @@ class ParameterGraph:
             name: "Hessian" if name in linear else "Gauss-Newton"
             for name in self._consumers
         }
+
+
+def agreed(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str]:
+    """``"Hessian"`` where two graphs of the same parameters both say so."""
+    return {
+        name: kind if kind == second[name] else "Gauss-Newton"
+        for name, kind in first.items()
+    }
 
 
 def _union(sets) -> int:

@@ -19,6 +19,7 @@ from quotientnet.curvature.forward import (
     require_separate_samples,
     three_of,
 )
+from quotientnet.curvature.graph import agreed
 from quotientnet.curvature.per_sample import squares
 from quotientnet.curvature.plan import Plan, make_plan
 from quotientnet.estimate import Estimate
@@ -246,7 +247,9 @@ class _Run:
         three = three_of(batch)
         with _Operations() as spent:
             self._batch(three)
-        passes = self.passes or refuse_linear()
+        passes = self.passes
+        if not passes:
+            refuse_linear()
         with _Operations() as unit:
             tensors = self.plan.readout.tensors(self.leaves.call(three))
             wanted = list(self.leaves.parameters.values())
@@ -305,10 +308,7 @@ class _Run:
     def _chunk(self, part: Batch, run: Pass, factor: LossFactor, width: int) -> None:
         tensors = self.plan.readout.tensors(run.outputs)
         found = self.plan.kinds_of(tensors, self.leaves.parameters)
-        self.kinds = {
-            name: kind if self.kinds[name] == "Hessian" else "Gauss-Newton"
-            for name, kind in found.items()
-        }
+        self.kinds = agreed(self.kinds, found)
         rules = [duty.rule(run, part.n) for duty in self.plan.duties]
         edges = [run.uses[duty.place].edge for duty in self.plan.duties]
         run.uses.clear()

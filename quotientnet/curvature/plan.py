@@ -81,7 +81,7 @@ class Plan:
     rank: int
 
     def kinds_of(self, tensors, parameters) -> dict[str, str]:
-        """The kinds, where these outputs' graph bears them out, too.
+        """The kinds by these outputs' own graph.
 
         Raises:
             ValueError: Parameters enter this graph in other numbers than that of the plan.
@@ -94,11 +94,7 @@ class Plan:
                 f"{self.counts[changed[0]]} times by the first three; the model's graph must be "
                 "the same for all samples; use ggn_traces_estimate"
             )
-        kinds = graph.kinds()
-        return {
-            name: kinds[name] if kind == "Hessian" else kind
-            for name, kind in self.kinds.items()
-        }
+        return graph.kinds()
 
     @property
     def generic(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from quotientnet.curvature.forward import (
     loss_places,
     parameters_in_loss,
 )
-from quotientnet.curvature.graph import ParameterGraph
+from quotientnet.curvature.graph import ParameterGraph, agreed
 from quotientnet.curvature.layers import LayerTraces
 from quotientnet.curvature.samples import Readout, SampleAxis
 from quotientnet.estimate import Estimate
@@ -86,7 +86,7 @@ def _estimate(leaves: Leaves, draws: int, generator: torch.Generator) -> LayerTr
         found = ParameterGraph(tensors, leaves.parameters).kinds()
         for name in parameters_in_loss(leaves.point, outputs, batch.targets):
             found[name] = "Gauss-Newton"
-        kinds = {n: found[n] if kinds[n] == "Hessian" else kinds[n] for n in names}
+        kinds = agreed(kinds, found)
         weights.append(weight)
         for draw in range(draws):
             norms[draw] += _squares(leaves, tensors, readout, factor, generator)

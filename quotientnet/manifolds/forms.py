@@ -38,15 +38,23 @@ class _Vertical:
 class RiemannianForm(Operator):
     """``P D⁻¹ A D⁻¹ P`` at a point, for a symmetric operator ``A`` on tangent vectors."""
 
+    _called = "riemannian_ggn"
+
     def __init__(self, manifold: QuotientManifold, point, form: Callable[[], Operator]):
+        caller = f"{manifold.name}.{self._called}"
+        if not hasattr(point, "w"):
+            raise TypeError(
+                f"{caller}: point must be a Point, got {type(point).__name__}; objective.at(w) "
+                "makes one"
+            )
         w = point.w
-        manifold._check_tangents("riemannian_hessian", w)
+        manifold._check_tangents(self._called, w)
         if getattr(point, "layout", manifold.layout) != manifold.layout:
             raise ValueError(
-                f"{manifold.name}.riemannian_hessian: the point has another layout than the group; "
-                "build both from the same module"
+                f"{caller}: the point has another layout than the group; build both from the same "
+                "module"
             )
-        manifold._raise_unless_point(w, "riemannian_hessian")
+        manifold._raise_unless_point(w, self._called)
         super().__init__(manifold.layout.size, w.dtype, w.device)
         self._manifold, self._point = manifold, point
         self._inverse_frame = 1 / manifold.frame(w)
@@ -64,7 +72,7 @@ class RiemannianForm(Operator):
         if len(excess) and excess.max() > 0:
             worst = int(excess.argmax())
             raise ValueError(
-                f"{self._manifold.name}.riemannian_hessian: the loss is not invariant under the "
+                f"{self._manifold.name}.{self._called}: the loss is not invariant under the "
                 f"group: along generator {group.names[worst]!r} its slope is "
                 f"{float(slopes[worst]):.1e}, {float(slopes[worst] / bounds[worst]):.0%} of what "
                 "its terms add up to. Is the group the module's own? (In eval mode the running "
@@ -106,6 +114,8 @@ class RiemannianForm(Operator):
 
 class RiemannianHessian(RiemannianForm):
     """``P D⁻¹ (H + Γ) D⁻¹ P`` at a point."""
+
+    _called = "riemannian_hessian"
 
     def __init__(self, manifold: QuotientManifold, point, connection: str):
         manifold._check_connection(connection)
