@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy.stats import t as student
 from test_curvature import Diagonal, NotANumber, symmetric
-from test_spectrum import SPREAD, covered, negative_quotient, seeded
+from test_density import SPREAD, covered
+from test_spectrum import negative_quotient, seeded
 
 import quotientnet as qn
 from quotientnet.curvature import (
