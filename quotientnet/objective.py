@@ -10,9 +10,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
-from quotientnet.kinds import WeightNorm
+from quotientnet.kinds import WeightNorm, leaf_of
 from quotientnet.layout import ParameterLayout
 from quotientnet.losses import divisor, normaliser
 from quotientnet.point import Point, require_finite
@@ -114,6 +115,37 @@ class Objective:
         self.layout.check(w, "Objective")
         with self._preserved(w):
             return self._total(w.clone())  # some modules write to their parameters
+
+    def value_and_gradient(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """``f(w)`` and ``∇f(w)``, shape ``(size,)``, in one pass that holds one batch at a time.
+
+        Args:
+            w: One point, shape ``(size,)``.
+
+        Returns:
+            Both detached; the gradient is zero on passive coordinates. The value may be NaN or
+            infinite, as at a neighbour that is far from any sensible network.
+        """
+        self.layout.check(w, "Objective.value_and_gradient")
+
+        def term(batch):
+            value, weight, _ = self._within(whole, lambda: self._evaluate(batch))
+            (slope,) = torch.autograd.grad(value, leaf)
+            return torch.cat([value.detach()[None], slope]), weight
+
+        with torch.enable_grad(), self._preserved(w):
+            leaf, whole = leaf_of(w, self.layout)
+            both = self._mean(whole, term)
+        slope = torch.nn.functional.pad(both[1:], (0, len(w) + 1 - len(both)))
+        return both[0], slope
+
+    def streamed(self, w: Tensor) -> Tensor:
+        """``f(w)``, a scalar, with a first derivative in ``w`` for which no graph is kept: on a
+        loader the memory is that of one batch."""
+        if not w.requires_grad:
+            with torch.no_grad():
+                return self(w)
+        return _Streamed.apply(w, self)
 
     def at(self, w: Tensor) -> Point:
         """All local knowledge of ``f`` at ``w``, each piece computed when first asked for.
@@ -291,6 +323,21 @@ class Objective:
                 "drawn at random?"
             )
         self._checked_modes = modes
+
+
+class _Streamed(torch.autograd.Function):
+    """A loss whose gradient is computed with it."""
+
+    @staticmethod
+    def forward(ctx, w: Tensor, objective: Objective) -> Tensor:
+        value, gradient = objective.value_and_gradient(w.detach())
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, outer: Tensor):
+        return outer * ctx.saved_tensors[0], None
 
 
 class _Host(nn.Module):

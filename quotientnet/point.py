@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quotientnet.hessian import Curvature
-from quotientnet.kinds import GAUSS_NEWTON, HESSIAN, leaf_of
+from quotientnet.kinds import GAUSS_NEWTON, HESSIAN
 from quotientnet.layout import ParameterLayout
 from quotientnet.losses import require_curved
 
@@ -58,20 +58,9 @@ class Point:
     def gradient(self) -> Tensor:
         """``∇f(w)``, shape ``(size,)``, Euclidean; zero on passive coordinates."""
         self.require_modes()
-        with torch.enable_grad(), self.objective._preserved(self.w):
-            gradient = self.objective._mean(self.w, self._batch_gradient)
-        return torch.nn.functional.pad(gradient, (0, len(self.w) - len(gradient)))
-
-    def _batch_gradient(self, batch):
-        objective, (leaf, w) = self.objective, leaf_of(self.w, self.layout)
-
-        def derivative():
-            value, weight, _ = objective._evaluate(batch)
-            if weight is None or float(weight) != 0:
-                require_finite(value)
-            return torch.autograd.grad(value, leaf)[0], weight
-
-        return objective._within(w, derivative)
+        value, gradient = self.objective.value_and_gradient(self.w)
+        require_finite(value)
+        return gradient
 
     @cached_property
     def hessian(self) -> Curvature:

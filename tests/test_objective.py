@@ -398,3 +398,23 @@ def test_inputs_in_a_named_tuple():
     value = objective.at(objective.layout.flatten(model)).value
     expected = loss(model.layer(inputs.float().double() + inputs), targets)
     torch.testing.assert_close(value, expected.detach())
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["batch", "loader"])
+def test_streamed_values_have_the_first_derivative_of_the_loss(whole):
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)
+    ).double()
+    inputs, targets = torch.randn(9, 4).double(), torch.randint(0, 3, (9,))
+    data = (inputs, targets) if whole else list(zip(inputs.split(6), targets.split(6)))
+    objective = qn.Objective(model, nn.CrossEntropyLoss(), data)
+    w = objective.layout.flatten(model)
+    graph, stream = (w.clone().requires_grad_() for _ in range(2))
+    (expected,) = torch.autograd.grad(objective(graph).exp(), graph)
+    value = objective.streamed(stream)
+    (found,) = torch.autograd.grad(value.exp(), stream)
+    expected[objective.layout.parameter_size :] = 0
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
+    assert torch.equal(value.detach(), objective.at(w).value)
+    assert not objective.streamed(w).requires_grad
