@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["normaliser", "divisor", "refuse_linear", "require_curved"]
+__all__ = [
+    "normaliser", "divisor", "require_classes", "refuse_linear", "require_curved",
+]  # fmt: skip
 
 _BY_ELEMENT = (
     nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss,
@@ -47,6 +49,30 @@ def normaliser(loss, outputs: Tensor, targets: Tensor) -> Tensor | float | None:
     if isinstance(known, _BY_ELEMENT):
         return float(outputs.numel())
     return float(len(targets) if hasattr(targets, "__len__") else len(outputs))
+
+
+def require_classes(loss, outputs, targets) -> None:
+    """Refuse labels that are no class of the outputs, for torch's losses of classes.
+
+    Raises:
+        ValueError: A label is negative or too large, and not the loss's ``ignore_index``.
+    """
+    known = next((module for f, module in _FUNCTIONS.items() if loss is f), loss)
+    if not isinstance(known, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        return
+    tensors = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
+    if not tensors or targets.is_floating_point() or not outputs.ndim:
+        return
+    classes = outputs.shape[1 if outputs.ndim > 1 else 0]
+    wrong = (targets < 0) | (targets >= classes)
+    wrong &= targets != known.ignore_index
+    if wrong.any():
+        label = int(targets[wrong].flatten()[0])
+        raise ValueError(
+            f"Objective: {int(wrong.sum())} targets are no class of the outputs, such as {label}: "
+            f"the model has {classes} classes, 0 to {classes - 1}; correct the labels or the "
+            "model's last layer, or pass a loss with ignore_index"
+        )
 
 
 def divisor(weights: list) -> Tensor | float:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from quotientnet.kinds import WeightNorm, leaf_of
 from quotientnet.layout import ParameterLayout
-from quotientnet.losses import divisor, normaliser
+from quotientnet.losses import divisor, normaliser, require_classes
 from quotientnet.point import Point, require_finite
 from quotientnet.programs import Programs
 
@@ -248,6 +248,8 @@ class Objective:
 
     def _loss(self, outputs, batch) -> tuple[Tensor, Tensor | float | None]:
         targets = batch[-1]
+        if self._lent is not None:  # the first look at the data
+            require_classes(self.loss, outputs, targets)
         value = self.loss(outputs, targets)
         if not isinstance(value, Tensor) or value.ndim != 0:
             got = (

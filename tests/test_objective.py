@@ -418,3 +418,18 @@ def test_streamed_values_have_the_first_derivative_of_the_loss(whole):
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
     assert torch.equal(value.detach(), objective.at(w).value)
     assert not objective.streamed(w).requires_grad
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), F.cross_entropy, nn.NLLLoss()])
+def test_labels_that_are_no_class_are_refused(loss):
+    model = nn.Linear(4, 3).double()
+    inputs, targets = torch.randn(5, 4).double(), torch.tensor([0, 2, 3, -1, 1])
+    objective = qn.Objective(model, loss, (inputs, targets))
+    with pytest.raises(
+        ValueError, match="2 targets are no class.*such as 3.*3 classes, 0 to 2"
+    ):
+        objective.at(objective.layout.flatten(model))
+    ignoring = nn.CrossEntropyLoss(ignore_index=-1)
+    targets = targets.clamp(max=2)
+    objective = qn.Objective(model, ignoring, (inputs, targets))
+    assert torch.isfinite(objective.at(objective.layout.flatten(model)).value)
