@@ -1,6 +1,6 @@
 """The Riemannian geometry of network parameters modulo the symmetries of the network."""
 
-from quotientnet import curvature, reparametrisation, sharpness, symmetry
+from quotientnet import curvature, optimization, reparametrisation, sharpness, symmetry
 from quotientnet.errors import NotOnManifoldError
 from quotientnet.estimate import Estimate
 from quotientnet.group import ScalingGroup
@@ -33,5 +33,5 @@ __all__ = [
     "verify_sound", "verify_complete", "layer_scale_group", "transform", "canonical", "balance",
     "QuotientManifold", "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient",
     "BalancedQuotient", "NotOnManifoldError", "Objective", "Point", "Operator", "DenseOperator",
-    "Estimate", "curvature", "sharpness", "symmetry", "reparametrisation", "__version__",
+    "Estimate", "curvature", "optimization", "sharpness", "symmetry", "reparametrisation", "__version__",
 ]  # fmt: skip
