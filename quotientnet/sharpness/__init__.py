@@ -1,6 +1,17 @@
 """Measures of sharpness, each of which says what it is invariant to."""
 
-from quotientnet.sharpness.euclidean import spectral_norm, trace
-from quotientnet.sharpness.riemannian import riemannian_spectral_norm
+from quotientnet.sharpness.ball import adaptive_sharpness, ball_sharpness
+from quotientnet.sharpness.bn import bn_sharpness, bn_sharpness_limit
+from quotientnet.sharpness.box import box_sharpness, volume_flatness
+from quotientnet.sharpness.euclidean import second_order_sharpness, spectral_norm, trace
+from quotientnet.sharpness.geodesic import (
+    average_riemannian_sharpness,
+    riemannian_sharpness,
+)
+from quotientnet.sharpness.riemannian import riemannian_spectral_norm, riemannian_trace
 
-__all__ = ["spectral_norm", "trace", "riemannian_spectral_norm"]
+__all__ = [
+    "spectral_norm", "trace", "second_order_sharpness", "ball_sharpness", "box_sharpness",
+    "volume_flatness", "riemannian_spectral_norm", "riemannian_trace", "riemannian_sharpness",
+    "average_riemannian_sharpness", "bn_sharpness", "bn_sharpness_limit", "adaptive_sharpness",
+]  # fmt: skip
