@@ -33,5 +33,6 @@ __all__ = [
     "verify_sound", "verify_complete", "layer_scale_group", "transform", "canonical", "balance",
     "QuotientManifold", "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient",
     "BalancedQuotient", "NotOnManifoldError", "Objective", "Point", "Operator", "DenseOperator",
-    "Estimate", "curvature", "optimization", "sharpness", "symmetry", "reparametrisation", "__version__",
+    "Estimate", "curvature", "optimization", "sharpness", "symmetry", "reparametrisation",
+    "__version__",
 ]  # fmt: skip

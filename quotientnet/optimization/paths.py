@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import geoopt
 import torch
 from torch import Tensor
 
-from quotientnet.manifolds import LogPolarQuotient
+from quotientnet.manifolds import LogPolarQuotient, QuotientManifold
 
 __all__ = ["Path", "Retraction", "Geodesic", "path_on"]
 
@@ -30,6 +31,11 @@ class Path(ABC):
     def transport(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """``v``, tangent at ``x``, carried to ``y = move(x, u)``."""
 
+    def settled(self, y: Tensor) -> Tensor:
+        """``y`` without the rounding of a step, which would add up."""
+        quotient = isinstance(self.manifold, QuotientManifold)
+        return y if quotient else self.manifold.projx(y)
+
     def valid(self, x: Tensor, u: Tensor) -> Tensor:
         """Where the curve stays on the manifold, shape ``(rows,)``."""
         return torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -40,6 +46,8 @@ class Retraction(Path):
 
     def move(self, x: Tensor, u: Tensor) -> Tensor:
         """``retr(x, u)``."""
+        if type(self.manifold) is geoopt.EuclideanStiefel:
+            return _orthonormal(x + u)
         return self.manifold.retr(x, u)
 
     def transport(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
@@ -66,6 +74,13 @@ class Geodesic(Path):
     def transport(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """``transp_follow_expmap``."""
         return self.manifold.transp_follow_expmap(x, u, v)
+
+
+def _orthonormal(x: Tensor) -> Tensor:
+    """geoopt's retraction by QR; its own writes to a result of which autograd needs the old value."""
+    q, r = torch.linalg.qr(x)
+    signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q)
+    return q * signs.unsqueeze(-2)
 
 
 def path_on(manifold, along: str | None, caller: str) -> Path:

@@ -155,7 +155,7 @@ class Problem:
                 raise _Left from error
             egrad, slope = self.derivatives(values, y, time)
         self.gradients += len(x)
-        y, values = y.detach(), values.detach()
+        y, values = self.path.settled(y.detach()), values.detach()
         values = torch.where(valid, values, torch.nan)
         try:
             gradient = self.manifold.egrad2rgrad(y, egrad)
