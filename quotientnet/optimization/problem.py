@@ -141,24 +141,28 @@ class Problem:
         return Trial.stack([self.trial(x[p], direction[p], step[p]) for p in parts])
 
     def _trial(self, x: Tensor, direction: Tensor, step: Tensor) -> Trial:
-        with torch.enable_grad():
-            time = step.detach().requires_grad_()
-            velocity = column(time, direction) * direction
-            try:
-                y = self.path.move(x, velocity)
-                valid = self.path.valid(x, velocity.detach())
-            except (ValueError, torch.linalg.LinAlgError) as error:
-                raise _Left from error
-            try:
-                values = self.value(y)
-            except NotOnManifoldError as error:
-                raise _Left from error
-            egrad, slope = self.derivatives(values, y, time)
-        self.gradients += len(x)
-        y, values = self.path.settled(y.detach()), values.detach()
-        values = torch.where(valid, values, torch.nan)
+        time = step.detach().requires_grad_()
         try:
-            gradient = self.manifold.egrad2rgrad(y, egrad)
-            return Trial(y, values, gradient, self.norm(y, gradient), slope)
-        except ValueError as error:
+            with torch.enable_grad():
+                moved = self.path.move(x, column(time, direction) * direction)
+            valid = self.path.valid(x, column(step, direction) * direction)
+            y = self.path.settled(moved.detach())
+        except (ValueError, torch.linalg.LinAlgError) as error:
             raise _Left from error
+        try:
+            there = self.at(y)
+            slope = self._slope(there, moved, time)
+        except NotOnManifoldError as error:
+            raise _Left from error
+        values = torch.where(valid, there.value, torch.nan)
+        return Trial(y, values, there.gradient, there.norm, slope)
+
+    def _slope(self, there: Iterate, moved: Tensor, time: Tensor) -> Tensor:
+        """The derivative along the curves, from the Riemannian gradient: the Euclidean one would
+        see the rounding by which a curve leaves the manifold."""
+        with torch.enable_grad():
+            velocity = torch.zeros_like(moved, requires_grad=True)
+            pairing = self.inner(there.point, there.gradient, velocity).sum()
+        (covector,) = torch.autograd.grad(pairing, velocity)
+        (slope,) = torch.autograd.grad(moved, time, covector)
+        return slope
