@@ -120,13 +120,18 @@ class Problem:
 
     def at(self, x: Tensor) -> Iterate:
         """The function and its Riemannian gradient at points, shape ``(rows, *point)``."""
+        return self.evaluate(x)[0]
+
+    def evaluate(self, x: Tensor) -> tuple[Iterate, Tensor]:
+        """:meth:`at`, and the Euclidean gradient."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             values = self.value(leaf)
             (egrad,) = self.derivatives(values, leaf)
         self.gradients += len(x)
         gradient, values = self.manifold.egrad2rgrad(x, egrad), values.detach()
-        return Iterate(x, values, gradient, self.norm(x, gradient), values.abs())
+        norm = self.norm(x, gradient)
+        return Iterate(x, values, gradient, norm, values.abs()), egrad
 
     def trial(self, x: Tensor, direction: Tensor, step: Tensor) -> Trial:
         """The function after ``step`` along curves; NaN where they leave the manifold."""

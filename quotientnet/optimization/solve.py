@@ -16,11 +16,20 @@ from quotientnet.optimization.line_search import LineSearch
 from quotientnet.optimization.method import Method
 from quotientnet.optimization.optimum import Optimum
 from quotientnet.optimization.paths import path_on
+from quotientnet.optimization.power import Power
 from quotientnet.optimization.problem import Problem
+from quotientnet.optimization.second_order import HESSIANS
+from quotientnet.optimization.trust_region import TrustRegion
 
 __all__ = ["maximize", "minimize"]
 
 _SEARCHES = {"armijo": None, "strong-wolfe": 0.1}
+_METHODS = {
+    "gradient": lambda search, hessian: Descent(Steepest(), search),
+    "conjugate-gradient": lambda search, hessian: Descent(Conjugate(), search),
+    "power": lambda search, hessian: Power(),
+    "trust-region": lambda search, hessian: TrustRegion(hessian),
+}
 
 
 def maximize(
@@ -80,16 +89,17 @@ def _solve(
 
 
 def _method(caller: str, method: str, line_search: str, hessian: str) -> Method:
-    directions = {"gradient": Steepest, "conjugate-gradient": Conjugate}
-    if method not in directions:
-        raise ValueError(
-            f"{caller}: method must be one of {sorted(directions)}, got {method!r}"
-        )
-    if line_search not in _SEARCHES:
-        raise ValueError(
-            f"{caller}: line_search must be one of {sorted(_SEARCHES)}, got {line_search!r}"
-        )
-    return Descent(directions[method](), LineSearch(_SEARCHES[line_search]))
+    """The method of this name, out of its parts."""
+    for name, got, known in (
+        ("method", method, _METHODS),
+        ("line_search", line_search, _SEARCHES),
+        ("hessian", hessian, HESSIANS),
+    ):
+        if got not in known:
+            raise ValueError(
+                f"{caller}: {name} must be one of {sorted(known)}, got {got!r}"
+            )
+    return _METHODS[method](LineSearch(_SEARCHES[line_search]), HESSIANS[hessian])
 
 
 def _rows(caller: str, manifold, start: Tensor) -> tuple[Tensor, bool]:
