@@ -13,10 +13,33 @@ from quotientnet.operator import Operator
 if TYPE_CHECKING:
     from quotientnet.manifolds.base import QuotientManifold
 
-__all__ = ["RiemannianForm", "RiemannianHessian"]
+__all__ = ["RiemannianForm", "RiemannianHessian", "require_invariance"]
 
 _INVARIANCE = 0.02
 """The slope along an orbit that is put down to a normalisation's ``eps``, relative to its terms."""
+
+
+def require_invariance(manifold, w: Tensor, gradient: Tensor, value, caller: str):
+    """Refuse a function that changes along the orbit of ``w``: its slope there must vanish.
+
+    Raises:
+        ValueError: It does not, by far; names the generator.
+    """
+    group = manifold.group
+    products = manifold._keep(w * gradient).to(torch.float64)
+    slopes = group.adjoint(products).abs()
+    bounds = group.magnitudes().adjoint(products.abs())
+    floor = torch.finfo(w.dtype).eps ** 0.5 * float(abs(value))
+    excess = slopes - (_INVARIANCE * bounds).clamp(min=floor)
+    if len(excess) and excess.max() > 0:
+        worst = int(excess.argmax())
+        raise ValueError(
+            f"{caller}: the loss is not invariant under the group: along generator "
+            f"{group.names[worst]!r} its slope is {float(slopes[worst]):.1e}, "
+            f"{float(slopes[worst] / bounds[worst]):.0%} of what its terms add up to. Is the group "
+            "the module's own? (In eval mode the running statistics of batch normalisation hold "
+            "its filters' scales: use train mode.)"
+        )
 
 
 class _Vertical:
@@ -58,26 +81,8 @@ class RiemannianForm(Operator):
         super().__init__(manifold.layout.size, w.dtype, w.device)
         self._manifold, self._point = manifold, point
         self._inverse_frame = 1 / manifold.frame(w)
-        self._require_invariance()
+        require_invariance(manifold, w, point.gradient, point.value, caller)
         self._form = form()
-
-    def _require_invariance(self) -> None:
-        """Refuse a loss that changes along an orbit: its slope there must vanish."""
-        group, point = self._manifold.group, self._point
-        products = self._manifold._keep(point.w * point.gradient).to(torch.float64)
-        slopes = group.adjoint(products).abs()
-        bounds = group.magnitudes().adjoint(products.abs())
-        floor = torch.finfo(point.w.dtype).eps ** 0.5 * float(abs(point.value))
-        excess = slopes - (_INVARIANCE * bounds).clamp(min=floor)
-        if len(excess) and excess.max() > 0:
-            worst = int(excess.argmax())
-            raise ValueError(
-                f"{self._manifold.name}.{self._called}: the loss is not invariant under the "
-                f"group: along generator {group.names[worst]!r} its slope is "
-                f"{float(slopes[worst]):.1e}, {float(slopes[worst] / bounds[worst]):.0%} of what "
-                "its terms add up to. Is the group the module's own? (In eval mode the running "
-                "statistics of batch normalisation hold its filters' scales: use train mode.)"
-            )
 
     def project(self, v: Tensor) -> Tensor:
         """The horizontal part: the orbit's directions are null vectors."""

@@ -76,11 +76,11 @@ class Problem:
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """The metric, shape ``(rows,)``."""
-        return self.manifold.inner(x, u, v)
+        return self.manifold.inner(x, u, v).reshape(len(x))
 
     def norm(self, x: Tensor, u: Tensor) -> Tensor:
         """The length of tangent vectors, shape ``(rows,)``."""
-        return self.manifold.inner(x, u).clamp(min=0).sqrt()
+        return self.inner(x, u, u).clamp(min=0).sqrt()
 
     def value(self, x: Tensor) -> Tensor:
         """``sign * function(x)``, shape ``(rows,)``, differentiable."""
@@ -90,10 +90,12 @@ class Problem:
             values = torch.stack([self._single(row) for row in x])
         if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
+            remedy = "pass batched=False if it takes one point at a time"
+            if not self.manifold.ndim:
+                remedy = "points of this manifold are numbers; take Euclidean(ndim=1) for vectors"
             raise ValueError(
                 f"{self.caller}: function returned {got} for points of shape {tuple(x.shape)}, it "
-                f"must return values of shape {tuple(x.shape[:1])}; pass batched=False if it takes "
-                "one point at a time"
+                f"must return values of shape {tuple(x.shape[:1])}; {remedy}"
             )
         self.values += len(x)
         return self.sign * values
