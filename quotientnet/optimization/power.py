@@ -15,6 +15,9 @@ __all__ = ["Power"]
 
 _TRIALS = 60
 
+_ROUNDING = 1e-14
+"""The shift of blocks in which nothing changes, relative to the least shift."""
+
 
 @dataclass(frozen=True)
 class _Memory(Rows):
@@ -51,7 +54,8 @@ class Power(Method):
         there, finite = here, torch.zeros_like(here.norm, dtype=torch.bool)
         rows = torch.arange(len(x), device=x.device)
         for _ in range(_TRIALS):
-            target = column(shift[rows], x) * x[rows] - memory.egrad[rows]
+            kept = shift[rows] + _ROUNDING * least[rows]  # a block without slope stays
+            target = column(kept, x) * x[rows] - memory.egrad[rows]
             new, slopes = problem.evaluate(problem.manifold.projx(target))
             good = _better(new, here.take(rows))
             finite = finite.index_put((rows,), finite[rows] | torch.isfinite(new.value))
