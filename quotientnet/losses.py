@@ -10,6 +10,7 @@ __all__ = [
     "NormalisedCrossEntropy",
     "normaliser",
     "divisor",
+    "output_invariances",
     "refuse_linear",
     "require_curved",
 ]
@@ -78,6 +79,15 @@ def _class_weight(loss, outputs: Tensor, targets: Tensor) -> Tensor | float:
     if loss.weight is None:
         return counted.sum().to(outputs.dtype)
     return (loss.weight[targets.masked_fill(~counted, 0)] * counted).sum()
+
+
+def output_invariances(loss) -> tuple[str, ...]:
+    """Which of ``"output scale"`` and ``"output shift"``, of a sample's logits, a loss ignores."""
+    if isinstance(loss, NormalisedCrossEntropy):
+        return "output scale", "output shift"
+    if type(loss) is nn.CrossEntropyLoss or loss is F.cross_entropy:
+        return ("output shift",)
+    return ()
 
 
 _LINEAR = (nn.NLLLoss, nn.L1Loss, nn.KLDivLoss)
