@@ -125,7 +125,8 @@ class NormalisedCrossEntropy(nn.Module):
 
     Eqs. (20)–(22) of [Tsuzuku2019]_, the loss at which the paper measures sharpness: it does not
     change when the logits of a sample are shifted, or scaled by a positive factor, as its accuracy
-    does not. Not convex: its second derivative in the logits has eigenvalues of both signs.
+    does not. Not convex: its second derivative in the logits has eigenvalues of both signs. Of two
+    classes it only sees which is larger, so that it has no derivative: take three or more.
 
     Args:
         weight: A weight for each class, shape ``(classes,)``.

@@ -132,7 +132,7 @@ def exact_diagonal(point: Point, limit: int, caller: str) -> Diagonal:
         raise ValueError(
             f"{caller}: {len(wanted)} tensors, such as {wanted[0].name!r}, have no closed form and "
             f"need {count:,} products with the Hessian, more than limit={limit:,}; use "
-            f"hessian_diagonal(point, limit=...), {point.hessian.seconds():.1g} s a product, or the "
+            f"hessian_diagonal(point, limit=...), {point.hessian.seconds():.1g} s a product, the "
             "Gauss-Newton matrix (ggn_diagonal), or hutchinson_diagonal(point.hessian)"
         )
     for entry in wanted:

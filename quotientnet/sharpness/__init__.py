@@ -17,7 +17,8 @@ from quotientnet.sharpness.variances import Variances
 
 __all__ = [
     "spectral_norm", "trace", "riemannian_spectral_norm", "matrix_normalised_sharpness",
-    "alternative_normalised_sharpness", "normalised_sharpness", "NormalisedSharpness", "Variances", "minimum_sharpness",
+    "alternative_normalised_sharpness",
+    "normalised_sharpness", "NormalisedSharpness", "Variances", "minimum_sharpness",
     "MinimumSharpness", "fisher_rao_norm", "diagonal_fisher_rao_norm", "relative_flatness",
     "pac_bayes_terms", "PacBayesTerms", "gaussian_divergence",
 ]  # fmt: skip

@@ -48,11 +48,11 @@ def pac_bayes_terms(
               \qquad \sigma_l^2 = \sqrt{\frac{\|W_l\|^2}{\lambda H_l}}
 
     Eqs. (1)–(12) of [Tsuzuku2019]_ with the traces :math:`H_l`, 0 where they are negative, and the
-    factor ½ of the second order, which (5) lost; both sums are :math:`\tfrac12 \lambda^{-1/2}` times
-    :func:`matrix_normalised_sharpness`. No certificate: it is of second order, leaves out term (A)
-    and the constant for choosing variances afterwards, takes the loss for a 0-1 loss, and λ has to
-    be chosen before the data are seen. (Hoeffding's lemma gives :math:`\lambda^2/(8m)`; the
-    paper's larger bound is kept.)
+    factor ½ of the second order, which (5) lost. Both sums are :math:`\tfrac12 \lambda^{-1/2}`
+    times :func:`matrix_normalised_sharpness`. No certificate: it is of second order, leaves out
+    term (A) and the constant for choosing variances afterwards, takes the loss for a 0-1 loss, and
+    λ has to be chosen before the data are seen. (Hoeffding's lemma gives :math:`\lambda^2/(8m)`;
+    the paper's larger bound is kept.)
 
     Args:
         point: A :class:`~quotientnet.Point`.
