@@ -338,7 +338,7 @@ class ProductOblique(LayoutManifold):
     def _settled(self, x: Tensor, method: str) -> Tensor:
         """``x`` with every block at its norm, which it keeps if that differs by rounding only."""
         held = self._keep(x)
-        scale = self._per_block(x.device) / self._norms(held, method)
+        scale = self._per_block(x.device) / self._norms(held.to(torch.float64), method)
         rounding = (scale - 1).abs() <= 16 * torch.finfo(x.dtype).eps
         # The value is 1 there, the derivative that of the scale.
         scale = (
@@ -352,12 +352,12 @@ class ProductOblique(LayoutManifold):
 
     def _norms(self, x: Tensor, method: str) -> Tensor:
         """The norm of each block, or the reason why it has no direction; 1 where frozen."""
-        norms = self._spheres.radii(x.to(torch.float64))
+        norms = self._spheres.radii(x)
         if (norms == 0).any():
             bad = listed(self.blocks.named(norms == 0))
             raise NotOnManifoldError(
-                f"{self.name}.{method}: blocks in {bad} are zero, and no point of a sphere is nearest "
-                "to its centre; take them from random(), or freeze them"
+                f"{self.name}.{method}: blocks in {bad} are zero, and no point of a sphere is "
+                "nearest to its centre; take them from random(), or freeze them"
             )
         return self._checked(norms, method, x)
 
