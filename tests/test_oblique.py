@@ -2,35 +2,15 @@
 
 from math import cos, inf, pi, sin, sqrt
 
-import chains
 import geoopt
-import numpy as np
 import pytest
 import torch
-from cases import DIRECTIONS, NETWORKS
+from cases import DIRECTIONS
+from oblique_cases import DOUBLE, generator, joint, point
 from scipy.optimize import minimize
 
 import quotientnet as qn
-from quotientnet.symmetry import normalised_blocks
 from quotientnet.testing import RIEMANNIAN_LAWS, Sample, check_manifold
-
-DOUBLE = {"dtype": torch.float64}
-ROWS = qn.ParameterLayout({"rows": (2, 2), "bias": (2,), "last": (3,)}, {"mean": (2,)})
-
-
-def point(*entries, dtype=torch.float64):
-    return torch.tensor(entries, dtype=dtype)
-
-
-def joint():
-    """Rows with their biases, of norms 5 and 1; three further parameters of norm 1 together."""
-    blocks = {"rows": np.array([[0], [1]]), "bias": np.array([0, 1])}
-    return qn.ProductOblique(ROWS, point(5, 1), blocks)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
 
 # -- laws ---
 
