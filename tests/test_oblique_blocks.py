@@ -71,6 +71,12 @@ def test_exponents_that_cancel_do_not_count():
     assert list(found.index) == ["in"] and found.generators.tolist() == [0]
 
 
+def test_exponents_that_cancel_on_a_diagonal_only_do_not_count():
+    layout = qn.ParameterLayout({"map": (2, 2)})
+    group = units(layout, stream=(2, [("map", 0), ("map", 1, -1)]))
+    assert normalised_blocks(group).index == {}
+
+
 def test_every_generator_against_its_dense_column():
     for name in ("batch-norm", "mlp", "conv"):
         network = NETWORKS[name]

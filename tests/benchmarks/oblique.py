@@ -102,7 +102,7 @@ def measured(name: str, rounds: int) -> list[Measurement]:
     spheres, plain, preallocated, tensors = calls(name)
     tasks = {
         f"{name}: ProductOblique": (plain, TARGETS[name]),
-        f"{name}: ProductOblique, preallocated out": (preallocated, None),
+        f"{name}: ProductOblique, preallocated out": (preallocated, TARGETS[name]),
         f"{name}: geoopt.Sphere on the rows of each tensor": (tensors, None),
     }
     unit = "geoopt.ProductManifold of 26,561 spheres"
