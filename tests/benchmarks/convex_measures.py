@@ -91,7 +91,8 @@ class Minimum:
         if uniform:  # one term a tensor, as the paper's
             traces = ggn_traces(point).traces
             entries = point.layout.entries
-            values = torch.tensor([traces[e.name].value for e in entries]).double()
+            values = [traces[e.name].value for e in entries]
+            values = torch.tensor(values, dtype=torch.float64)
             self.small = values, self.exponents[[e.start for e in entries]]
         else:
             self.small = self.coefficients, self.exponents
@@ -153,7 +154,7 @@ def _sgd(loss, parameters, rate: float) -> float:
         value = loss()
         value.backward()
         optimizer.step()
-    return float(loss())
+    return float(loss().detach())
 
 
 def measure(name: str, problem) -> dict:
@@ -192,7 +193,7 @@ def main() -> None:
     # Units and pixels that are never active have no curvature: their scales run away.
     problems = {
         "normalised, digits network": Normalised(matrices(point)),
-        "normalised, banded 300 × 300": Normalised(banded(300, 2)),
+        "normalised, banded 60 × 60": Normalised(banded(60, 2)),
         "minimum, layer scales with biases": Minimum(point, symmetry.layer_scales),
         "minimum, node-wise": Minimum(point, symmetry.group),
     }
