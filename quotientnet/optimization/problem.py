@@ -12,7 +12,7 @@ from quotientnet.errors import NotOnManifoldError
 from quotientnet.optimization.paths import Path
 from quotientnet.optimization.rows import Iterate, Rows, column
 
-__all__ = ["Evaluations", "Problem", "Trial"]
+__all__ = ["Evaluations", "Problem", "Trial", "metric"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,12 @@ class _Left(Exception):
     """A curve has left the manifold."""
 
 
+def metric(manifold, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """``inner`` of each row, shape ``(rows,)``; without ``keepdim``, geoopt's of a ball returns
+    ``(rows, rows)``."""
+    return manifold.inner(x, u, v, keepdim=True).reshape(len(x))
+
+
 class Problem:
     """Minimise ``sign * function`` on a manifold.
 
@@ -76,7 +82,7 @@ class Problem:
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """The metric, shape ``(rows,)``."""
-        return self.manifold.inner(x, u, v).reshape(len(x))
+        return metric(self.manifold, x, u, v)
 
     def norm(self, x: Tensor, u: Tensor) -> Tensor:
         """The length of tangent vectors, shape ``(rows,)``."""
