@@ -87,7 +87,7 @@ class LineSearch:
                 accepted | (found.step[rows] == 0) | (trial.value < best.value[rows])
             )
             kept = rows[better]
-            best = best.put(kept, trial.iterate(here.scale).take(better))
+            best = best.put(kept, trial.after(here).take(better))
             result = Found(
                 torch.where(better, t, found.step[rows]),
                 found.finite[rows] | _finite(trial),
@@ -108,6 +108,8 @@ class LineSearch:
     ) -> tuple[Tensor, Tensor]:
         """Which trials decrease the function enough, and which of them end the search."""
         decrease = trial.value <= start.value + _DECREASE * step * slope
+        # Where values cannot show a change, equal ones pass by luck: ask the slope alone.
+        decrease &= -step * slope > start.noise
         level = trial.value <= start.value + start.noise
         level &= trial.slope <= (2 * _APPROXIMATE - 1) * slope
         good = _finite(trial) & (decrease | level)

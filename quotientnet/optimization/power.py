@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -68,8 +68,7 @@ class Power(Method):
             shift = shift.index_put((rows,), more)
         stuck = (there.point == x).flatten(1).all(1)
         stuck[rows] = True
-        there = replace(there, scale=torch.maximum(there.scale, here.scale))
-        return Step(there, _Memory(shift, egrad), stuck, finite)
+        return Step(there.after(here), _Memory(shift, egrad), stuck, finite)
 
 
 def _better(new: Iterate, old: Iterate) -> Tensor:

@@ -40,7 +40,7 @@ def maximize(
     start: Tensor,
     *,
     method: str = "conjugate-gradient",
-    line_search: str = "strong-wolfe",
+    line_search: str | None = None,
     along: str | None = None,
     hessian: str = "exact",
     tolerance: float = 1e-8,
@@ -74,8 +74,8 @@ def maximize(
         start: One point, shape ``(*point)``, or a batch, shape ``(starts, *point)``. Rows of a
             batch do not affect each other, and those that have stopped are not evaluated again.
         method: See above.
-        line_search: ``"strong-wolfe"`` or ``"armijo"`` ([NocedalWright2006]_), of the first two
-            methods.
+        line_search: ``"armijo"`` or ``"strong-wolfe"`` ([NocedalWright2006]_), of the first two
+            methods; by default the former for gradients, the latter for conjugate gradients.
         along: ``"retraction"``, or ``"geodesic"``, the default on log-polar quotients. Their
             retraction ``w + ξ`` is only valid near 0: steps at which a block would cross zero are
             shortened.
@@ -123,7 +123,7 @@ def minimize(
     start: Tensor,
     *,
     method: str = "conjugate-gradient",
-    line_search: str = "strong-wolfe",
+    line_search: str | None = None,
     along: str | None = None,
     hessian: str = "exact",
     tolerance: float = 1e-8,
@@ -138,7 +138,7 @@ def minimize(
         manifold: Any :class:`geoopt.Manifold`.
         start: One point or a batch.
         method: ``"gradient"``, ``"conjugate-gradient"``, ``"power"`` or ``"trust-region"``.
-        line_search: ``"strong-wolfe"`` or ``"armijo"``.
+        line_search: ``"armijo"`` or ``"strong-wolfe"``.
         along: ``"retraction"`` or ``"geodesic"``.
         hessian: ``"exact"`` or ``"differences"``.
         tolerance: Of the gradient's length.
@@ -183,8 +183,10 @@ def _solve(
         return iterate(problem, chosen, first, tolerance, max_iterations, callback)
 
 
-def _method(caller: str, method: str, line_search: str, hessian: str) -> Method:
+def _method(caller: str, method: str, line_search: str | None, hessian: str) -> Method:
     """The method of this name, out of its parts."""
+    if line_search is None:
+        line_search = "armijo" if method == "gradient" else "strong-wolfe"
     for name, got, known in (
         ("method", method, _METHODS),
         ("line_search", line_search, _SEARCHES),

@@ -67,7 +67,7 @@ class TrustRegion(Method):
         length = problem.norm(x, model.step)
         radius = torch.where(good, 2 * radius, radius)
         radius = torch.where(accepted & (ratio >= 0.25), radius, 0.25 * length)
-        there = trial.iterate(here.scale).where(accepted, here)
+        there = trial.after(here).where(accepted, here)
         still = (there.point == x).flatten(1).all(1)
         stuck = still & (accepted | (radius < torch.finfo(x.dtype).eps ** 1.5))
         return Step(there, _Memory(radius, memory.first), stuck, finite)
