@@ -150,8 +150,10 @@ class Problem:
             return self._trial(x, direction, step)
         except _Left:
             if len(x) == 1:
-                lost = torch.full_like(step, torch.nan)
-                return Trial(x, lost, torch.full_like(x, torch.nan), lost, lost, lost)
+                gone, lost = torch.full_like(x, torch.nan), torch.full_like(
+                    step, torch.nan
+                )
+                return Trial(gone, lost, gone, lost, lost, lost)
         rows = range(len(x))
         parts = [slice(row, row + 1) for row in rows]
         return Trial.stack([self.trial(x[p], direction[p], step[p]) for p in parts])
