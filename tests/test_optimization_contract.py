@@ -50,7 +50,7 @@ def test_rows_that_have_stopped_are_not_evaluated_again(method):
     top = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
     x = torch.cat([top[None], starts(3, 4)])
     found = maximize(counted, SPHERE, x, method=method, tolerance=1e-8)
-    assert sizes[0] == 4 and max(sizes[2:]) <= 3
+    assert sizes[0] == 4 and max(sizes[3:]) <= 3  # two more calls look at the start
     assert torch.equal(found.points[0], top)
     assert found.evaluations.values == sum(sizes)
 
@@ -145,7 +145,7 @@ class TestReasons:
             alone = (x == start).all(-1)
             return torch.where(alone, x.sum(-1), torch.full_like(x[..., 0], torch.nan))
 
-        found = minimize(lonely, LINE, start, method=method)
+        found = minimize(lonely, LINE, start, method=method, hessian="differences")
         assert found.reason == "no finite value near the point"
         assert torch.equal(found.point, start) and not found.converged
 
