@@ -89,7 +89,8 @@ def maximize(
             *point)``, values and gradient norms, shape ``(starts,)``.
 
     Returns:
-        The best optimum, all the others, and the history. Never a value worse than the start's.
+        The best optimum, all the others, and the history. No value is worse than its start's, up
+        to rounding.
 
     Raises:
         NotOnManifoldError: ``start`` is not on the manifold.
