@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from quotientnet.invariance import COLUMNS, Row, change
-
-__all__ = ["plot_invariance"]
+__all__ = ["plot_changes"]
 
 _FLOOR = 1e-16
-_MARKERS = dict(zip(COLUMNS, "osPDv^X"))
+_MARKERS = "osD^vP*"
 
 
-def plot_invariance(tables: Mapping[str, Sequence[Row]]):
-    """How far each number moved at equivalent points, one panel a network, on a log scale.
+def _figure(what: str, **options):
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{what} needs matplotlib: pip install quotientnet[plot]"
+        ) from error
+    return Figure(layout="constrained", **options)
+
+
+def plot_changes(reports: Mapping[str, object]):
+    """How far each measure moved at each equivalent point, one panel a network, on a log scale.
 
     Args:
-        tables: Rows by the network's name; the first row of each is the reference.
+        reports: A :class:`~quotientnet.sharpness.Report` for each network, by its name.
 
     Returns:
         The matplotlib figure.
@@ -24,28 +32,25 @@ def plot_invariance(tables: Mapping[str, Sequence[Row]]):
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "plot_invariance needs matplotlib: pip install quotientnet[plot]"
-        ) from error
-    figure = Figure(figsize=(5.2 * len(tables) + 1.8, 4.6), layout="constrained")
-    axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
-    for axis, (name, rows) in zip(axes, tables.items()):
-        for shift, (column, label) in enumerate(COLUMNS.items()):
-            moved = [max(change(row, rows[0], column), _FLOOR) for row in rows[1:]]
-            places = [i + (shift - 3) * 0.09 for i in range(len(moved))]
-            axis.plot(places, moved, _MARKERS[column], label=label)
-        axis.set_yscale("log")
+    rows = {r.label: None for report in reports.values() for r in report.rows}
+    labels = list(rows)
+    figure = _figure(
+        "plot_changes", figsize=(4.2 * len(reports) + 2.6, 0.27 * len(labels) + 1.9)
+    )
+    axes = figure.subplots(1, len(reports), sharey=True, squeeze=False)[0]
+    for axis, (name, report) in zip(axes, reports.items()):
+        for number, point in enumerate(report.points[1:], 1):
+            found = [row for row in report.rows if row.reason is None]
+            moved = [
+                max(abs(r.values[number] / r.values[0] - 1), _FLOOR) for r in found
+            ]
+            places = [labels.index(r.label) for r in found]
+            axis.plot(moved, places, _MARKERS[number % 7], label=point, alpha=0.8)
+        axis.set_xscale("log")
         axis.set_title(name)
-        labels = [
-            row.point.replace(" scales", "\nscales").replace("λ = ", "λ =\n")
-            for row in rows[1:]
-        ]
-        axis.set_xticks(range(len(labels)), labels)
-        axis.set_xlabel("equivalent point")
-        axis.grid(axis="y", alpha=0.3)
-    axes[0].set_ylabel("relative change from w (distances: the distance itself)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
+        axis.set_xlabel("relative change from w")
+        axis.grid(axis="x", alpha=0.3)
+        axis.legend(loc="best", fontsize="small")
+    axes[0].set_yticks(range(len(labels)), labels)
+    axes[0].invert_yaxis()
     return figure

@@ -18,7 +18,7 @@ SYMBOLS = {
 }  # fmt: skip
 """A letter for each symmetry; Q for the group of a quotient."""
 
-_LABEL, _VALUE, _SHOWN = 31, 9, 3
+_LABEL, _VALUE, _SHOWN = 31, 11, 3
 
 
 def as_text(report) -> str:
@@ -43,7 +43,7 @@ def mark(row) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four significant digits in at most nine characters."""
+    """Four significant digits in at most eleven characters."""
     if value is None:
         return "—"
     text = f"{value:.4g}"
