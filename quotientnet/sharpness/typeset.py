@@ -7,7 +7,7 @@ from html import escape
 from itertools import groupby
 from textwrap import wrap
 
-__all__ = ["WIDTH", "SYMBOLS", "as_text", "as_html", "mark", "number"]
+__all__ = ["WIDTH", "SYMBOLS", "as_text", "as_html", "matrix_as_text", "mark", "number"]
 
 WIDTH = 100
 """Columns of a terminal that a report fits into."""
@@ -166,3 +166,20 @@ def _html_row(row, columns: int) -> str:
 def _cells(texts, tag: str, bare: bool = False) -> str:
     inside = "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts)
     return inside if bare else f"<tr>{inside}</tr>"
+
+
+def matrix_as_text(matrix) -> str:
+    """The invariance matrix in a terminal."""
+    label = max(len(name) for name in matrix.measures) + 2
+    wide = [max(len(key), 1) + 2 for key in matrix.keys]
+    lines = [" " * label + "".join(k.rjust(w) for k, w in zip(matrix.keys, wide))]
+    for paper, rows in groupby(range(len(matrix.measures)), lambda i: matrix.papers[i]):
+        lines.append(f"{paper} ".ljust(label + sum(wide), "·"))
+        for i in rows:
+            signs = "".join(c.symbol.rjust(w) for c, w in zip(matrix.cells[i], wide))
+            lines.append(f"  {matrix.measures[i]}".ljust(label) + signs)
+    names = ", ".join(f"{k}: {n}" for k, n in zip(matrix.keys, matrix.trials) if k != n)
+    signs = (
+        "✓ unchanged, ✗ moved, — does not apply, ≈ the symmetry itself is approximate"
+    )
+    return "\n".join([*lines, "", *wrap(signs + ".", WIDTH), *wrap(names + ".", WIDTH)])
