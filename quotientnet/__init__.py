@@ -1,6 +1,6 @@
 """The Riemannian geometry of network parameters modulo the symmetries of the network."""
 
-from quotientnet import curvature, reparametrisation, sharpness, symmetry
+from quotientnet import curvature, optimization, reparametrisation, sharpness, symmetry
 from quotientnet.errors import NotOnManifoldError
 from quotientnet.estimate import Estimate
 from quotientnet.group import ScalingGroup
@@ -10,6 +10,7 @@ from quotientnet.manifolds import (
     LayerScaleQuotient,
     LogPolarQuotient,
     NodeWiseQuotient,
+    ProductOblique,
     QuotientManifold,
 )
 from quotientnet.objective import Objective
@@ -32,6 +33,7 @@ __all__ = [
     "ParameterLayout", "ScalingGroup", "Unit", "Scale", "Term", "discover", "Symmetry",
     "verify_sound", "verify_complete", "layer_scale_group", "transform", "canonical", "balance",
     "QuotientManifold", "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient",
-    "BalancedQuotient", "NotOnManifoldError", "Objective", "Point", "Operator", "DenseOperator",
-    "Estimate", "curvature", "sharpness", "symmetry", "reparametrisation", "__version__",
+    "BalancedQuotient", "ProductOblique", "NotOnManifoldError", "Objective", "Point", "Operator",
+    "DenseOperator", "Estimate", "curvature", "optimization", "sharpness", "symmetry",
+    "reparametrisation", "__version__",
 ]  # fmt: skip

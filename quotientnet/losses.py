@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
-    "normaliser", "divisor", "require_classes", "refuse_linear", "require_curved",
-]  # fmt: skip
+    "NormalisedCrossEntropy",
+    "normaliser",
+    "divisor",
+    "require_classes",
+    "refuse_linear",
+    "require_curved",
+]
 
 _BY_ELEMENT = (
     nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss,
@@ -123,3 +129,90 @@ def refuse_linear():
         "zero; move the nonlinearity into the loss (nn.CrossEntropyLoss on logits for nn.NLLLoss "
         "on log-probabilities; a cross-entropy needs two classes or more)"
     )
+
+
+class NormalisedCrossEntropy(nn.Module):
+    r"""The cross-entropy of logits in units of their standard deviation over the classes.
+
+    .. math:: \ell(z, y) = -\ln \operatorname{softmax}(z')_y, \qquad
+              z' = \frac{z}{\sqrt{\frac1K \sum_i (z_i - \mu)^2}}, \qquad
+              \mu = \frac1K \sum_i z_i
+
+    Eqs. (20)–(22) of [Tsuzuku2019]_, the loss at which the paper measures sharpness: it does not
+    change when the logits of a sample are shifted, or scaled by a positive factor, as its accuracy
+    does not. Not convex: its second derivative in the logits has eigenvalues of both signs.
+
+    Args:
+        weight: A weight for each class, shape ``(classes,)``.
+        ignore_index: Targets that do not count.
+        reduction: ``"mean"``, by the weights of the targets that count, or ``"sum"``.
+
+    Raises:
+        ValueError: Another reduction; in the call, a sample whose logits are all equal, or logits
+            without an axis of two or more classes.
+
+    Example:
+        >>> import torch
+        >>> loss = NormalisedCrossEntropy()
+        >>> logits = torch.tensor([[1.0, 3.0]]).double()
+        >>> round(loss(logits, torch.tensor([1])).item(), 6)
+        0.126928
+        >>> round(loss(100 * logits + 7, torch.tensor([1])).item(), 6)
+        0.126928
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ):
+        super().__init__()
+        if reduction not in ("mean", "sum"):
+            raise ValueError(
+                f"NormalisedCrossEntropy: reduction must be 'mean' or 'sum', got {reduction!r}"
+            )
+        self.ignore_index, self.reduction = ignore_index, reduction
+        self.register_buffer("weight", weight)
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of logits, shape ``(samples, classes, ...)``, a scalar."""
+        axis = 1 if outputs.ndim > 1 else 0
+        if outputs.shape[axis] < 2:
+            raise ValueError(
+                "NormalisedCrossEntropy: needs logits of two classes or more, got shape "
+                f"{tuple(outputs.shape)}"
+            )
+        centred = outputs - outputs.mean(axis, keepdim=True)
+        deviation = centred.square().mean(axis, keepdim=True).sqrt()
+        _refuse_constant(outputs.detach(), deviation.detach(), axis)
+        weight = None if self.weight is None else self.weight.to(outputs)
+        return F.cross_entropy(
+            centred / deviation,
+            targets,
+            weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )
+
+    def normaliser(self, outputs: Tensor, targets: Tensor) -> Tensor | float | None:
+        """What the sum over samples has been divided by, None for a sum."""
+        if self.reduction == "sum":
+            return None
+        return _class_weight(self, outputs, targets)
+
+
+def _refuse_constant(outputs: Tensor, deviation: Tensor, axis: int) -> None:
+    """Refuse logits without a standard deviation, but where values cannot be looked at: under
+    ``vmap`` and in recorded programs, in which the loss is then NaN."""
+    size = outputs.abs().amax(axis, keepdim=True)
+    constant = deviation <= 4 * torch.finfo(outputs.dtype).eps * size
+    try:
+        count = int(constant.sum())
+    except RuntimeError:
+        return
+    if count:
+        raise ValueError(
+            f"NormalisedCrossEntropy: {count} of {constant.numel()} samples have one logit for "
+            "all classes, which has no standard deviation; is the last layer zero, or its input?"
+        )

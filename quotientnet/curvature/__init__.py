@@ -1,6 +1,8 @@
 """Spectra, densities, traces and diagonals of symmetric operators and of networks' curvature."""
 
 from quotientnet.curvature.density import SpectralDensity, spectral_density
+from quotientnet.curvature.finite_differences import finite_difference_diagonal
+from quotientnet.curvature.hessian import hessian_diagonal, hessian_traces
 from quotientnet.curvature.lanczos import Eigenpairs, lanczos
 from quotientnet.curvature.layers import (
     Cost,
@@ -21,5 +23,6 @@ from quotientnet.curvature.traces import (
 __all__ = [
     "lanczos", "Eigenpairs", "power_method", "Eigenpair", "spectral_density", "SpectralDensity",
     "ggn_traces", "LayerTraces", "ggn_diagonal", "ggn_cost", "Cost", "ggn_traces_estimate",
+    "hessian_traces", "hessian_diagonal", "finite_difference_diagonal",
     "hutchinson_trace", "hutch_plus_plus_trace", "hutchinson_diagonal", "DiagonalEstimate",
 ]  # fmt: skip

@@ -137,11 +137,19 @@ def ggn_diagonal(point: Point, *, chunk: int | None = None) -> Tensor:
         >>> ggn_diagonal(objective.at(torch.zeros(3).double())).round().tolist()
         [2.0, 8.0, 2.0]
     """
-    sums = _Run(point, chunk, "diagonals")()
+    return labelled_diagonal(point, chunk)[0]
+
+
+def labelled_diagonal(
+    point: Point, chunk: int | None = None
+) -> tuple[Tensor, dict[str, str], int]:
+    """What :func:`ggn_diagonal` returns, the kind of each tensor's entries as in
+    :class:`LayerTraces`, and the backward passes spent."""
+    run = _Run(point, chunk, "diagonals")
     diagonal = torch.zeros_like(point.w)
-    for name, value in sums.items():
+    for name, value in run().items():
         diagonal[point.layout[name].slice] = value.flatten().to(diagonal)
-    return diagonal
+    return diagonal, run.kinds, run.passes
 
 
 def _short(estimate: Estimate) -> str:

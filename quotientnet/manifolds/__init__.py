@@ -7,6 +7,7 @@ from quotientnet.manifolds.log_polar import (
     LogPolarQuotient,
     NodeWiseQuotient,
 )
+from quotientnet.manifolds.oblique import ProductOblique
 
 __all__ = [
     "QuotientManifold",
@@ -14,4 +15,5 @@ __all__ = [
     "LayerScaleQuotient",
     "NodeWiseQuotient",
     "BalancedQuotient",
+    "ProductOblique",
 ]

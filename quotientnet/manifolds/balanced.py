@@ -13,8 +13,9 @@ from torch import Tensor
 from quotientnet.errors import NotOnManifoldError
 from quotientnet.gram import Gram
 from quotientnet.group import ScalingGroup, as_group
-from quotientnet.manifolds.base import QuotientManifold, listed
+from quotientnet.manifolds.base import QuotientManifold
 from quotientnet.manifolds.blocks import Blocks
+from quotientnet.manifolds.vectors import listed
 from quotientnet.symmetry.balance import balancing, levels_of
 
 __all__ = ["BalancedQuotient"]

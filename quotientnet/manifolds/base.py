@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-import geoopt
 import torch
 from geoopt.manifolds.base import ScalingInfo
 from torch import Tensor
@@ -13,12 +12,13 @@ from quotientnet.errors import NotOnManifoldError
 from quotientnet.group import ScalingGroup, as_group
 from quotientnet.manifolds.forms import RiemannianForm, RiemannianHessian
 from quotientnet.manifolds.frozen import Frozen
+from quotientnet.manifolds.vectors import LayoutManifold, listed
 from quotientnet.operator import Operator
 
 __all__ = ["QuotientManifold"]
 
 
-class QuotientManifold(geoopt.Manifold):
+class QuotientManifold(LayoutManifold):
     r"""Parameters modulo a scaling group, with the metric of an equivariant diagonal frame.
 
     A member writes one method, :meth:`frame`, which returns ``d > 0`` with
@@ -29,10 +29,6 @@ class QuotientManifold(geoopt.Manifold):
     what they know in closed form; the laws in :mod:`quotientnet.testing` hold them to what is
     derived here.
 
-    Points have shape ``(..., n)``, with ``n`` the layout's size and leading dimensions a batch.
-    The contract is :class:`geoopt.Manifold`'s, with its argument names: ``x`` and ``y`` are
-    points, ``u`` and ``v`` tangent vectors.
-
     Args:
         group: The scaling group, or what :func:`discover` returned; its layout names the
             coordinates.
@@ -40,9 +36,7 @@ class QuotientManifold(geoopt.Manifold):
             vanish there and rows of ``A`` are dropped. Passive coordinates always are.
     """
 
-    ndim = 1
-    reversible = False
-    __scaling__ = geoopt.Manifold.__scaling__.copy()
+    __scaling__ = LayoutManifold.__scaling__.copy()
 
     def __init__(self, group: ScalingGroup, frozen: Tensor | None = None):
         super().__init__()
@@ -52,8 +46,6 @@ class QuotientManifold(geoopt.Manifold):
         if frozen is not None:
             mask |= frozen.detach().cpu()
         self._frozen = Frozen(mask)
-
-    name = property(lambda self: type(self).__name__)
 
     @property
     def layout(self):
@@ -81,10 +73,6 @@ class QuotientManifold(geoopt.Manifold):
         """The metric of each block, repeated on its entries, shape ``(..., n)``."""
         d = self._checked_frame(x, "component_inner", u, u if v is None else v)
         return self._keep((d * u) * (d * (u if v is None else v)))
-
-    def norm(self, x: Tensor, u: Tensor, *, keepdim=False) -> Tensor:
-        """The length of ``u``, shape ``(...)``; its gradient at ``u = 0`` is 0."""
-        return safe_sqrt(self.inner(x, u, keepdim=keepdim))
 
     @__scaling__(ScalingInfo())
     def vertical_coordinates(self, x: Tensor, u: Tensor) -> Tensor:
@@ -249,31 +237,11 @@ class QuotientManifold(geoopt.Manifold):
         x = torch.where(self._held_at_zero.to(x.device), torch.zeros_like(x), x)
         return torch.where(self._frozen.mask.to(x.device), x.abs(), x)
 
-    def _point_shape(self, size) -> tuple[int, ...]:
-        shape = (
-            tuple(size[0])
-            if len(size) == 1 and not isinstance(size[0], int)
-            else tuple(size)
-        )
-        shape = shape or (self.layout.size,)
-        ok, reason = self._check_shape(shape, "size")
-        if not ok:
-            raise ValueError(f"{self.name}: {reason}")
-        return shape
-
     @property
     def _held_at_zero(self) -> Tensor:
         mask = self._frozen.mask.clone()
         mask[self.layout.parameter_size :] = False
         return mask
-
-    def _check_shape(self, shape, name: str):
-        if len(shape) < 1 or shape[-1] != self.layout.size:
-            return False, (
-                f"{name} has shape {tuple(shape)}, the manifold's points have a last dimension of "
-                f"{self.layout.size}"
-            )
-        return True, None
 
     def _check_point_on_manifold(self, x: Tensor, *, atol=1e-5, rtol=1e-5):
         reason = self._point_defect(x)
@@ -325,39 +293,6 @@ class QuotientManifold(geoopt.Manifold):
         if reason is not None:
             raise NotOnManifoldError(f"{self.name}.{method}: {reason}")
 
-    def _check_tangents(
-        self, method: str, x: Tensor, *vectors: Tensor, out=None
-    ) -> None:
-        caller = f"{self.name}.{method}"
-        self.layout.check(x, caller, "the point")
-        for u in vectors:
-            self.layout.check(u, caller, "the vector or second point")
-            if (u.dtype, u.device) != (x.dtype, x.device):
-                raise ValueError(
-                    f"{caller}: the vector or second point is {u.dtype} on {u.device}, the point "
-                    f"is {x.dtype} on {x.device}; use .to(x)"
-                )
-        if out is not None:
-            self._check_out(caller, out, x, *vectors)
-
-    def _check_out(self, caller: str, out: Tensor, *inputs: Tensor) -> None:
-        """Refuse a buffer in which a result would be wrong."""
-        x = inputs[0]
-        self.layout.check(out, caller, "out")
-        if (out.dtype, out.device) != (x.dtype, x.device) or not out.is_contiguous():
-            raise ValueError(
-                f"{caller}: out must be contiguous, {x.dtype} and on {x.device}"
-            )
-        if any(t.ndim != 1 for t in (out, *inputs)):
-            raise ValueError(
-                f"{caller}: out needs a single point and vector, of shape (n,)"
-            )
-        storage = out.untyped_storage().data_ptr()
-        if any(t.untyped_storage().data_ptr() == storage for t in inputs):
-            raise ValueError(
-                f"{caller}: out shares memory with an argument; use a buffer of its own"
-            )
-
     def _check_connection(self, connection: str) -> None:
         if connection not in ("levi-civita", "flat"):
             raise ValueError(
@@ -372,24 +307,5 @@ class QuotientManifold(geoopt.Manifold):
             self._raise_unless_point(x, method)
         return d
 
-    def _keep(self, u: Tensor, out: Tensor | None = None) -> Tensor:
-        """``u`` with frozen coordinates set to zero; in place if it is the caller's ``out``."""
-        return self._frozen.fill(u, 0.0, in_place=out is not None)
-
     def extra_repr(self) -> str:
         return f"{self.layout.size} coordinates, {self.group.dimension} generators"
-
-
-def safe_sqrt(x: Tensor) -> Tensor:
-    """The square root, with value and gradient 0 where ``x ≤ 0``; NaN stays NaN."""
-    positive = x > 0
-    root = torch.where(positive, x, torch.ones_like(x)).sqrt()
-    return torch.where(
-        positive, root, torch.where(torch.isnan(x), x, torch.zeros_like(x))
-    )
-
-
-def listed(counts: dict[str, int]) -> str:
-    """``'W': 3, 'b': 1`` and so on, cut after four."""
-    shown = [f"{name!r} ({count})" for name, count in list(counts.items())[:4]]
-    return ", ".join(shown) + (", ..." if len(counts) > 4 else "")

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from quotientnet.operator import Operator
+from quotientnet.orbit import require_flat_orbit
 
 if TYPE_CHECKING:
     from quotientnet.manifolds.base import QuotientManifold
 
 __all__ = ["RiemannianForm", "RiemannianHessian"]
-
-_INVARIANCE = 0.02
-"""The slope along an orbit that is put down to a normalisation's ``eps``, relative to its terms."""
 
 
 class _Vertical:
@@ -64,20 +62,9 @@ class RiemannianForm(Operator):
     def _require_invariance(self) -> None:
         """Refuse a loss that changes along an orbit: its slope there must vanish."""
         group, point = self._manifold.group, self._point
-        products = self._manifold._keep(point.w * point.gradient).to(torch.float64)
-        slopes = group.adjoint(products).abs()
-        bounds = group.magnitudes().adjoint(products.abs())
-        floor = torch.finfo(point.w.dtype).eps ** 0.5 * float(abs(point.value))
-        excess = slopes - (_INVARIANCE * bounds).clamp(min=floor)
-        if len(excess) and excess.max() > 0:
-            worst = int(excess.argmax())
-            raise ValueError(
-                f"{self._manifold.name}.{self._called}: the loss is not invariant under the "
-                f"group: along generator {group.names[worst]!r} its slope is "
-                f"{float(slopes[worst]):.1e}, {float(slopes[worst] / bounds[worst]):.0%} of what "
-                "its terms add up to. Is the group the module's own? (In eval mode the running "
-                "statistics of batch normalisation hold its filters' scales: use train mode.)"
-            )
+        caller = f"{self._manifold.name}.{self._called}"
+        kept = self._manifold._keep(point.gradient)
+        require_flat_orbit(group, point.w, kept, point.value, caller)
 
     def project(self, v: Tensor) -> Tensor:
         """The horizontal part: the orbit's directions are null vectors."""

@@ -12,10 +12,11 @@ from torch import Tensor
 from quotientnet.errors import NotOnManifoldError
 from quotientnet.gram import Gram
 from quotientnet.group import ScalingGroup, as_group
-from quotientnet.manifolds.base import QuotientManifold, listed, safe_sqrt
+from quotientnet.manifolds.base import QuotientManifold
 from quotientnet.manifolds.blocks import Blocks
 from quotientnet.manifolds.cylinders import Separation, make_cylinders
 from quotientnet.manifolds.frozen import Frozen
+from quotientnet.manifolds.vectors import listed, safe_sqrt
 from quotientnet.symmetry import layer_scale_group
 
 __all__ = ["LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient"]

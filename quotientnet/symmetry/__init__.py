@@ -13,6 +13,7 @@ from quotientnet.symmetry.discover import discover
 from quotientnet.symmetry.epsilon import Approximation
 from quotientnet.symmetry.explanation import Coverage, Pinned, Symmetry
 from quotientnet.symmetry.links import Link, Naming
+from quotientnet.symmetry.normalised import NormalisedBlocks, normalised_blocks
 from quotientnet.symmetry.rules import RULES, Call, rule
 from quotientnet.symmetry.scales import LogScale
 from quotientnet.symmetry.sound import Soundness, verify_sound
@@ -20,7 +21,7 @@ from quotientnet.symmetry.transform import OPTIMIZER_UNITS, transform
 
 __all__ = [
     "discover", "Symmetry", "Pinned", "Coverage", "Approximation", "Link", "Naming",
-    "layer_scale_group", "transform", "OPTIMIZER_UNITS", "canonical", "balance", "balancing",
-    "Balancing", "default_levels", "verify_sound", "Soundness",
+    "layer_scale_group", "normalised_blocks", "NormalisedBlocks", "transform", "OPTIMIZER_UNITS",
+    "canonical", "balance", "balancing", "Balancing", "default_levels", "verify_sound", "Soundness",
     "verify_complete", "Completeness", "rule", "RULES", "Call", "LogScale",
 ]  # fmt: skip

@@ -1,0 +1,112 @@
+"""Manifolds whose points are flat vectors of a layout: what all of them share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import geoopt
+import torch
+from torch import Tensor
+
+from quotientnet.layout import ParameterLayout
+from quotientnet.manifolds.frozen import Frozen
+
+__all__ = ["LayoutManifold"]
+
+
+class LayoutManifold(geoopt.Manifold):
+    """A manifold of flat vectors, under geoopt's contract; no metric of its own.
+
+    Points have shape ``(..., n)``, with ``n`` the layout's size and leading dimensions a batch.
+    The contract is :class:`geoopt.Manifold`'s, with its argument names: ``x`` and ``y`` are
+    points, ``u`` and ``v`` tangent vectors. A member sets ``_frozen``, the coordinates that never
+    move.
+    """
+
+    ndim = 1
+    reversible = False
+    __scaling__ = geoopt.Manifold.__scaling__.copy()
+    _frozen: Frozen
+
+    name = property(lambda self: type(self).__name__)
+
+    @property
+    @abstractmethod
+    def layout(self) -> ParameterLayout:
+        """The coordinates of a point."""
+
+    def norm(self, x: Tensor, u: Tensor, *, keepdim=False) -> Tensor:
+        """The length of ``u``, shape ``(...)``; its gradient at ``u = 0`` is 0."""
+        return safe_sqrt(self.inner(x, u, keepdim=keepdim))
+
+    def _point_shape(self, size) -> tuple[int, ...]:
+        shape = (
+            tuple(size[0])
+            if len(size) == 1 and not isinstance(size[0], int)
+            else tuple(size)
+        )
+        shape = shape or (self.layout.size,)
+        ok, reason = self._check_shape(shape, "size")
+        if not ok:
+            raise ValueError(f"{self.name}: {reason}")
+        return shape
+
+    def _check_shape(self, shape, name: str):
+        if len(shape) < 1 or shape[-1] != self.layout.size:
+            return False, (
+                f"{name} has shape {tuple(shape)}, the manifold's points have a last dimension of "
+                f"{self.layout.size}"
+            )
+        return True, None
+
+    def _check_tangents(
+        self, method: str, x: Tensor, *vectors: Tensor, out=None
+    ) -> None:
+        caller = f"{self.name}.{method}"
+        self.layout.check(x, caller, "the point")
+        for u in vectors:
+            self.layout.check(u, caller, "the vector or second point")
+            if (u.dtype, u.device) != (x.dtype, x.device):
+                raise ValueError(
+                    f"{caller}: the vector or second point is {u.dtype} on {u.device}, the point "
+                    f"is {x.dtype} on {x.device}; use .to(x)"
+                )
+        if out is not None:
+            self._check_out(caller, out, x, *vectors)
+
+    def _check_out(self, caller: str, out: Tensor, *inputs: Tensor) -> None:
+        """Refuse a buffer in which a result would be wrong."""
+        x = inputs[0]
+        self.layout.check(out, caller, "out")
+        if (out.dtype, out.device) != (x.dtype, x.device) or not out.is_contiguous():
+            raise ValueError(
+                f"{caller}: out must be contiguous, {x.dtype} and on {x.device}"
+            )
+        if any(t.ndim != 1 for t in (out, *inputs)):
+            raise ValueError(
+                f"{caller}: out needs a single point and vector, of shape (n,)"
+            )
+        storage = out.untyped_storage().data_ptr()
+        if any(t.untyped_storage().data_ptr() == storage for t in inputs):
+            raise ValueError(
+                f"{caller}: out shares memory with an argument; use a buffer of its own"
+            )
+
+    def _keep(self, u: Tensor, out: Tensor | None = None) -> Tensor:
+        """``u`` with frozen coordinates set to zero; in place if it is the caller's ``out``."""
+        return self._frozen.fill(u, 0.0, in_place=out is not None)
+
+
+def safe_sqrt(x: Tensor) -> Tensor:
+    """The square root, with value and gradient 0 where ``x ≤ 0``; NaN stays NaN."""
+    positive = x > 0
+    root = torch.where(positive, x, torch.ones_like(x)).sqrt()
+    return torch.where(
+        positive, root, torch.where(torch.isnan(x), x, torch.zeros_like(x))
+    )
+
+
+def listed(counts: dict[str, int]) -> str:
+    """``'W': 3, 'b': 1`` and so on, cut after four."""
+    shown = [f"{name!r} ({count})" for name, count in list(counts.items())[:4]]
+    return ", ".join(shown) + (", ..." if len(counts) > 4 else "")

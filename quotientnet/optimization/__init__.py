@@ -1,0 +1,7 @@
+"""Optimisation on manifolds: one function and one manifold, many starting points at once."""
+
+from quotientnet.optimization.optimum import History, Optimum
+from quotientnet.optimization.problem import Evaluations
+from quotientnet.optimization.solve import maximize, minimize
+
+__all__ = ["maximize", "minimize", "Optimum", "History", "Evaluations"]

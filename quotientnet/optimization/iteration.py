@@ -1,0 +1,105 @@
+"""The loop around every method: which rows go on, which stop, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from quotientnet.optimization.method import Method
+from quotientnet.optimization.optimum import REASONS, History, Optimum
+from quotientnet.optimization.problem import Problem
+from quotientnet.optimization.rows import Iterate
+
+__all__ = ["iterate"]
+
+_PATIENCE = 20
+"""Iterations without a smaller value or gradient after which rounding is to blame."""
+
+_RUNNING, _GRADIENT, _PRECISION, _NOT_FINITE, _ITERATIONS = range(len(REASONS))
+
+
+class _Progress:
+    """The best iterate of each row, and how long ago it was found."""
+
+    def __init__(self, start: Iterate):
+        self.best = start
+        self.waited = torch.zeros(
+            len(start), dtype=torch.long, device=start.norm.device
+        )
+
+    def update(self, rows: Tensor, there: Iterate) -> None:
+        """Take notice of new iterates."""
+        best = self.best.take(rows)
+        level = there.value <= best.value + there.noise
+        lower = there.value < best.value - there.noise
+        better = lower | level & (there.norm < best.norm)
+        clearly = lower | level & (there.norm < 0.9 * best.norm)
+        self.best = self.best.put(rows[better], there.take(better))
+        waited = torch.where(clearly, 0, self.waited[rows] + 1)
+        self.waited = self.waited.index_put((rows,), waited)
+
+
+def iterate(
+    problem: Problem,
+    method: Method,
+    start: Iterate,
+    tolerance: float,
+    max_iterations: int,
+    callback: Callable | None,
+) -> Optimum:
+    """Run a method from all rows until each has stopped."""
+    here, progress = start, _Progress(start)
+    reasons = torch.where(start.norm <= tolerance, _GRADIENT, _RUNNING)
+    memory = method.begin(problem, start)
+    record = [(start.value, start.norm, problem.evaluations)]
+    for count in range(1, max_iterations + 1):
+        rows = torch.nonzero(reasons == _RUNNING)[:, 0]
+        if not len(rows):
+            break
+        step = method.step(problem, here.take(rows), memory.take(rows))
+        there = step.there
+        here, memory = here.put(rows, there), memory.put(rows, step.memory)
+        progress.update(rows, there)
+        stuck = step.stuck | (progress.waited[rows] >= _PATIENCE)
+        why = torch.where(stuck, _PRECISION, _RUNNING)
+        why = torch.where(step.stuck & ~step.finite, _NOT_FINITE, why)
+        why = torch.where(there.norm <= tolerance, _GRADIENT, why)
+        reasons = reasons.index_put((rows,), why)
+        gone = torch.full_like(start.norm, torch.nan)
+        values = torch.full_like(start.value, torch.nan)
+        values, gone = values.index_put((rows,), there.value), gone.index_put(
+            (rows,), there.norm
+        )
+        record.append((values, gone, problem.evaluations))
+        if callback is not None:
+            callback(count, here.point, problem.sign * here.value, here.norm)
+    reasons = torch.where(reasons == _RUNNING, _ITERATIONS, reasons)
+    # A row that converged ends where it is, others at the best point on their way.
+    ends = here.where(reasons == _GRADIENT, progress.best)
+    return _optimum(problem, ends, reasons, record, tolerance)
+
+
+def _optimum(problem, ends: Iterate, reasons: Tensor, record, tolerance) -> Optimum:
+    values, norms, evaluations = zip(*record)
+    history = History(
+        problem.sign * torch.stack(values), torch.stack(norms), tuple(evaluations)
+    )
+    best = int(ends.value.argmin())
+    names = tuple(REASONS[code] for code in reasons.tolist())
+    return Optimum(
+        point=ends.point[best],
+        value=float(problem.sign * ends.value[best]),
+        gradient_norm=float(ends.norm[best]),
+        converged=bool(ends.norm[best] <= tolerance),
+        reason=names[best],
+        iterations=int((~torch.isnan(history.gradient_norms[:, best])).sum()) - 1,
+        points=ends.point,
+        values=problem.sign * ends.value,
+        gradient_norms=ends.norm,
+        reasons=names,
+        best=best,
+        evaluations=problem.evaluations,
+        history=history,
+    )

@@ -1,0 +1,152 @@
+"""The worst loss in a ball, Euclidean or scaled by the size of each weight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+
+import torch
+from torch import Tensor
+
+from quotientnet.sharpness.euclidean import (
+    TRANSLATIONS,
+    checked_loss,
+    checked_radius,
+    parameter_names,
+)
+from quotientnet.sharpness.neighbourhood import Ascent, Neighbourhood
+
+__all__ = ["ball_sharpness", "adaptive_sharpness"]
+
+
+def ball_sharpness(
+    point,
+    epsilon: float,
+    *,
+    layers: bool = False,
+    restarts: int = 2,
+    generator: torch.Generator | None = None,
+    **options,
+) -> Ascent:
+    r"""The ε-sharpness of Definition 2 of [Dinh2017]_, Eq. (1) of [Yi2019]_:
+
+    .. math:: \max_{\|\delta\| \leq \epsilon} \frac{f(w + \delta) - f(w)}{1 + f(w)}
+
+    Found by ascents from the gradient's direction and from random ones, so that ``value`` is
+    attained and a higher one may exist. Invariant to no scaling.
+
+    Args:
+        point: A :class:`~quotientnet.Point` with a loss above −1.
+        epsilon: The radius, in units of the parameters.
+        layers: Whether to find the same with only one tensor perturbed, too, for every tensor.
+        restarts: Random starts.
+        generator: Their source; a fresh one with seed 0 if omitted.
+        options: Passed to :func:`~quotientnet.optimization.maximize`.
+
+    Returns:
+        The ascent, without a unit.
+
+    Raises:
+        ValueError: A radius that is not positive and finite; a loss of −1 or below; a loss that is
+            NaN or infinite at a neighbour.
+
+    Note:
+        Tens of gradients a start.
+
+    Example:
+        >>> import torch, quotientnet as qn
+        >>> data = torch.eye(2).double(), torch.zeros(2, 1).double()
+        >>> objective = qn.Objective(torch.nn.Linear(2, 1, False).double(), torch.nn.MSELoss(), data)
+        >>> point = objective.at(torch.tensor([3.0, 4.0]).double())  # f = |w|²/2
+        >>> found = qn.sharpness.ball_sharpness(point, 1.0)
+        >>> round(found.value, 9), round((6**2 - 5**2) / 2 / (1 + 5**2 / 2), 9)
+        (0.407407407, 0.407407407)
+    """
+    caller = "ball_sharpness"
+    checked_radius(epsilon, caller)
+    base = 1 + checked_loss(point, caller)
+    unit = torch.ones_like(point.w)
+    arguments = (point, unit, epsilon, base, layers, restarts, generator)
+    return _scaled_ball(caller, *arguments, TRANSLATIONS, **options)
+
+
+def adaptive_sharpness(
+    point,
+    rho: float,
+    eta: float = 0.0,
+    *,
+    layers: bool = False,
+    restarts: int = 2,
+    generator: torch.Generator | None = None,
+    **options,
+) -> Ascent:
+    r"""The adaptive sharpness of ASAM (Eq. (4) of [Kwon2021]_, elementwise):
+
+    .. math:: \max_{\|T_w^{-1} \delta\| \leq \rho} f(w + \delta) - f(w), \qquad
+              T_w = \operatorname{diag}(|w| + \eta)
+
+    Invariant to every scaling group if ``eta`` is 0, as it is by default: weights that are zero then
+    rest. Training with ASAM uses ``eta = 0.01``, which is not invariant.
+
+    Args:
+        point: A :class:`~quotientnet.Point`.
+        rho: The radius, relative to the size of each weight.
+        eta: Added to the size of each weight, in its units; 0 or more.
+        layers: As in :func:`ball_sharpness`.
+        restarts: Random starts.
+        generator: Their source; a fresh one with seed 0 if omitted.
+        options: Passed to :func:`~quotientnet.optimization.maximize`.
+
+    Returns:
+        The ascent, in units of loss.
+
+    Raises:
+        ValueError: A radius that is not positive and finite; a negative ``eta``; a loss that is NaN
+            or infinite at a neighbour.
+    """
+    caller = "adaptive_sharpness"
+    checked_radius(rho, caller, "rho")
+    if not 0 <= eta < inf:
+        raise ValueError(f"{caller}: eta must be finite and at least 0, got {eta}")
+    invariant = () if eta else ("layer scales", "unit scales", "filter scales")
+    arguments = (point, point.w.abs() + eta, rho, 1.0, layers, restarts, generator)
+    return _scaled_ball(caller, *arguments, invariant, **options)
+
+
+def _scaled_ball(
+    caller, point, scales, radius, base, layers, restarts, generator, known, **options
+) -> Ascent:
+    """The largest rise over ``base`` where ``‖δ/scales‖ ≤ radius``, and by tensor if wanted."""
+    seed = None if generator is None else generator.get_state()
+
+    def found(name: str | None) -> Ascent:
+        chosen = point.layout.mask(*([name] if name else parameter_names(point)))
+        inside = torch.nonzero(chosen.to(point.w.device) & (scales > 0))[:, 0]
+        near = Neighbourhood(
+            caller, point, _chart(point.w, scales, inside), len(inside)
+        )
+        ascent = near.worst_in_ball(
+            radius, restarts=restarts, generator=generator, **options
+        )
+        return ascent.over(base, known)
+
+    whole = found(None)
+    if not layers:
+        return whole
+    if seed is not None:
+        generator.set_state(seed)
+    parts = {name: found(name) for name in parameter_names(point)}
+    cost = whole.cost + sum(part.cost for part in parts.values())
+    return replace(whole, cost=cost, layers=parts)
+
+
+def _chart(w: Tensor, scales: Tensor, inside: Tensor):
+    """From coordinates of the chosen entries to points."""
+    chosen, whole = scales[inside], len(inside) == len(w)
+
+    def chart(z: Tensor) -> Tensor:
+        if whole:
+            return torch.addcmul(w, chosen, z)
+        return w.index_add(0, inside, chosen * z)
+
+    return chart

@@ -1,0 +1,150 @@
+"""The theorems of yi2019 about BN-sharpness, corrected, as inequalities that can be checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, log, sqrt
+
+from quotientnet.sharpness.euclidean import checked_radius
+
+__all__ = [
+    "Inequality",
+    "ball_bound",
+    "power_bound",
+    "trace_bound",
+    "generalisation_bound",
+]
+
+
+@dataclass(frozen=True)
+class Inequality:
+    """``left ≤ right``.
+
+    Attributes:
+        statement: What is said of what.
+        left: The smaller side.
+        right: The larger side.
+    """
+
+    statement: str
+    left: float
+    right: float
+
+    @property
+    def slack(self) -> float:
+        """``right − left``: not negative if the inequality holds."""
+        return self.right - self.left
+
+    def holds(self, tolerance: float = 1e-9) -> bool:
+        """Whether it does, up to a relative rounding."""
+        return self.slack >= -tolerance * max(abs(self.left), abs(self.right))
+
+
+def ball_bound(
+    bn_sharpness: float, largest_change: float, p: float, delta: float
+) -> Inequality:
+    r"""Theorem A.2 of [Yi2019]_: :math:`2^{-1/p} \delta \|f\|_p^{\delta, w} \leq
+    \max_{\|w' - w\| \leq \delta \|\phi(w)\|} |f(w') - f(w)|`.
+
+    The right side is the supremum that Theorem A.1 identifies with the essential one, so that any
+    value attained in the ball makes a sound right side only if the inequality holds with it.
+
+    Args:
+        bn_sharpness: :math:`\|f\|_p^{\delta, w}`.
+        largest_change: The maximum over the ball of radius
+            :math:`\delta \|\phi(w)\|`, see :func:`direction_norm`.
+        p: At least 1.
+        delta: ``δ``.
+    """
+    _check(p)
+    checked_radius(delta, "ball_bound", "delta")
+    left = 2 ** (-1 / p) * delta * bn_sharpness
+    return Inequality("yi2019 Theorem A.2", left, largest_change)
+
+
+def power_bound(lower: float, upper: float, p: float, q: float) -> Inequality:
+    r"""Theorem A.3 of [Yi2019]_, corrected: :math:`\|f\|_p \leq 2^{1/p - 1/q} \|f\|_q` for
+    :math:`p < q`.
+
+    Eq. (23) prints the factor :math:`(2 \delta)^{1/p - 1/q}`, which a linear loss violates for
+    small ``δ``.
+
+    Args:
+        lower: The BN-sharpness of exponent ``p``.
+        upper: That of exponent ``q``, at the same ``δ``.
+        p: At least 1.
+        q: Above ``p``.
+    """
+    _check(p)
+    if not p < q < inf:
+        raise ValueError(f"power_bound: q must be above p={p} and finite, got {q}")
+    factor = 2 ** (1 / p - 1 / q)
+    return Inequality("yi2019 Theorem A.3, corrected", lower, factor * upper)
+
+
+def trace_bound(
+    bn_sharpness: float, trace: float, direction_norm: float, p: float, delta: float
+) -> Inequality:
+    r"""Theorem B.2 of [Yi2019]_, corrected: at a minimum, to second order in ``δ``,
+
+    .. math:: \|f\|_p^{\delta, w} \leq \tfrac{\delta}{2} \left(\frac{2}{2p+1}\right)^{1/p}
+              \|\phi(w)\|^2 \operatorname{tr} H
+
+    Eq. (27) prints the opposite sign, and (27)–(29) leave out the half.
+
+    Args:
+        bn_sharpness: :math:`\|f\|_p^{\delta, w}` at a minimum.
+        trace: :math:`\operatorname{tr} H`; the largest eigenvalue makes a sharper bound.
+        direction_norm: :math:`\|\phi(w)\|`, the length of every direction.
+        p: At least 1.
+        delta: ``δ``.
+    """
+    _check(p)
+    checked_radius(delta, "trace_bound", "delta")
+    right = delta / 2 * (2 / (2 * p + 1)) ** (1 / p) * direction_norm**2 * trace
+    return Inequality("yi2019 Theorem B.2, corrected", bn_sharpness, right)
+
+
+def generalisation_bound(
+    bn_sharpness: float,
+    p: float,
+    delta: float,
+    *,
+    divergence: float,
+    samples: int,
+    confidence: float,
+) -> float:
+    r"""The right side of Theorem 3.3 of [Yi2019]_, corrected:
+
+    .. math:: 2^{-1/p} \delta \|f\|_p^{\delta, w}
+              + 4 \sqrt{\tfrac{1}{m} \left(\mathrm{KL} + \log \tfrac{2m}{\varepsilon}\right)}
+
+    Eq. (10) prints :math:`\delta^{1 + 1/p}`. The theorem is about a posterior that is uniform on a
+    segment, of which the divergence from any prior with a density is infinite: the bound then is,
+    too.
+
+    Args:
+        bn_sharpness: :math:`\|f\|_p^{\delta, w}`.
+        p: At least 1.
+        delta: ``δ``.
+        divergence: KL of posterior and prior, in nats; may be infinite.
+        samples: ``m``.
+        confidence: ``ε``, in (0, 1).
+
+    Raises:
+        ValueError: A number out of its range.
+    """
+    _check(p)
+    checked_radius(delta, "generalisation_bound", "delta")
+    if not (divergence >= 0 and samples >= 1 and 0 < confidence < 1):
+        raise ValueError(
+            "generalisation_bound: needs divergence of 0 or more, samples of 1 or more and "
+            f"confidence in (0, 1), got {divergence}, {samples} and {confidence}"
+        )
+    spread = 4 * sqrt((divergence + log(2 * samples / confidence)) / samples)
+    return 2 ** (-1 / p) * delta * bn_sharpness + spread
+
+
+def _check(p: float) -> None:
+    if not 1 <= p < inf:
+        raise ValueError(f"p must be at least 1 and finite, got {p}")

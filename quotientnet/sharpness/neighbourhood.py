@@ -1,0 +1,189 @@
+"""The worst loss in a neighbourhood, by ascent on a manifold that covers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import cos, sin
+
+import geoopt
+import torch
+from torch import Tensor
+
+from quotientnet.estimate import Estimate
+from quotientnet.layout import ParameterLayout
+from quotientnet.manifolds.oblique import ProductOblique
+from quotientnet.optimization import Optimum, maximize
+
+__all__ = ["Ascent", "Neighbourhood"]
+
+_INWARD = 0.4
+"""The angle above the boundary, in radians, at which an ascent in a ball begins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ascent(Estimate):
+    """A supremum that was looked for by ascent: ``value`` is attained, a higher one may exist.
+
+    ``error`` is the slope left at the end, per radian of the sphere that covers the neighbourhood,
+    plus the rounding of differences of the loss.
+
+    Attributes:
+        neighbour: The worst point found, shape ``(size,)``.
+        reason: Why the ascent stopped.
+    """
+
+    neighbour: Tensor
+    reason: str
+
+    def over(self, divisor: float, invariant_to: tuple[str, ...]) -> Ascent:
+        """The same in another unit."""
+        return replace(
+            self,
+            value=self.value / divisor,
+            error=self.error / divisor,
+            invariant_to=invariant_to,
+        )
+
+
+class Neighbourhood:
+    """A loss near a point, in coordinates ``z`` that are 0 there.
+
+    Args:
+        caller: The measure, for errors.
+        point: The point.
+        chart: From coordinates, shape ``(count,)``, to points, shape ``(size,)``; differentiable.
+        count: The number of coordinates.
+    """
+
+    def __init__(
+        self, caller: str, point, chart: Callable[[Tensor], Tensor], count: int
+    ):
+        self.caller, self.point, self.chart, self.count = caller, point, chart, count
+        point.require_modes()
+
+    def rise(self, z: Tensor) -> Tensor:
+        """``f(chart(z)) − f(w)``, a scalar.
+
+        Raises:
+            ValueError: The loss is NaN or infinite there.
+        """
+        value = self.point.objective.streamed(self.chart(z))
+        if not torch.isfinite(value):
+            raise ValueError(
+                f"{self.caller}: the loss is {float(value)} at a neighbour within this radius, "
+                "where the supremum is not defined; use a smaller one"
+            )
+        return value - self.point.value
+
+    def slope(self) -> Tensor:
+        """The gradient at ``z = 0``, shape ``(count,)``."""
+        with torch.enable_grad():
+            z = self._zeros().requires_grad_()
+            path = self.chart(z)
+            (slope,) = torch.autograd.grad(path, z, self.point.gradient)
+        return slope
+
+    def worst_in_ball(
+        self,
+        radius: float,
+        *,
+        restarts: int,
+        generator: torch.Generator | None,
+        project: Callable[[Tensor], Tensor] = lambda z: z,
+        **options,
+    ) -> Ascent:
+        """The largest rise where ``‖z‖ ≤ radius``.
+
+        The ball is the shadow of a sphere of one more dimension, so that its inside and its
+        boundary are one manifold. Ascents start along the gradient and along random directions.
+
+        Args:
+            radius: Positive.
+            restarts: Random starts.
+            generator: Their source; a fresh one with seed 0 if omitted.
+            project: Applied to random directions.
+            options: Passed to :func:`~quotientnet.optimization.maximize`.
+        """
+        directions = [self.slope(), *map(project, self._random(restarts, generator))]
+        starts = [
+            torch.cat([cos(_INWARD) * d / d.norm(), d.new_full((1,), sin(_INWARD))])
+            for d in directions
+            if d.norm() > 0
+        ]
+        return self._climb(
+            geoopt.Sphere(), lambda u: radius * u[:-1], starts, **options
+        )
+
+    def worst_in_box(
+        self,
+        half_widths: Tensor,
+        *,
+        restarts: int,
+        generator: torch.Generator | None,
+        **options,
+    ) -> Ascent:
+        """The largest rise where ``|z_i| ≤ half_widths_i``.
+
+        The box is the shadow of a torus, a circle for every coordinate.
+
+        Args:
+            half_widths: Shape ``(count,)``, positive.
+            restarts: Random starts beside the one along the gradient.
+            generator: Their source; a fresh one with seed 0 if omitted.
+            options: Passed to :func:`~quotientnet.optimization.maximize`.
+        """
+        rows = {"circles": torch.arange(self.count)[:, None]}
+        layout = ParameterLayout({"circles": (self.count, 2)})
+        circles = ProductOblique(layout, torch.ones(self.count), rows)
+        signs = [self.slope().sign(), *(self._random(restarts, generator).sign())]
+        angles = torch.tensor([cos(_INWARD), sin(_INWARD)]).to(half_widths)
+        starts = [
+            torch.stack([angles[0] * s, angles[1].expand_as(s)], 1).reshape(-1)
+            for s in signs
+            if s.any()
+        ]
+        return self._climb(
+            circles, lambda x: half_widths * x.view(-1, 2)[:, 0], starts, **options
+        )
+
+    def _climb(self, manifold, inside: Callable, starts: list[Tensor], **options):
+        """The highest of the ascents, the rise measured in units of its size at the starts."""
+        w, rises = self.point.w, [abs(float(self.rise(inside(x)))) for x in starts]
+        rounding = 4 * torch.finfo(w.dtype).eps * abs(float(self.point.value))
+        scale = max(rises, default=0.0)
+        if scale <= rounding:  # as flat as can be told, everywhere it was looked
+            return Ascent(
+                0.0, rounding, True, len(starts), neighbour=w.clone(), reason="flat"
+            )
+        found = maximize(
+            lambda x: self.rise(inside(x)) / scale,
+            manifold,
+            torch.stack(starts),
+            batched=False,
+            **options,
+        )
+        value = float(found.value) * scale
+        slope = float(found.gradient_norm) * scale
+        spent = found.evaluations
+        cost = len(starts) + spent.values + spent.gradients
+        with torch.no_grad():
+            neighbour = self.chart(inside(found.point)) if value > 0 else w.clone()
+        return Ascent(
+            max(value, 0.0), slope + rounding, found.converged, cost,
+            neighbour=neighbour, reason=found.reason,
+        )  # fmt: skip
+
+    def _zeros(self) -> Tensor:
+        return self.point.w.new_zeros(self.count)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Normal coordinates, shape ``(count,)``."""
+        return self._random(1, generator)[0]
+
+    def _random(self, count: int, generator: torch.Generator | None) -> Tensor:
+        w = self.point.w
+        generator = generator or torch.Generator(w.device).manual_seed(0)
+        return torch.randn(
+            count, self.count, generator=generator, dtype=w.dtype, device=w.device
+        )
