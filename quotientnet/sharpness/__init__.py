@@ -3,7 +3,7 @@
 from quotientnet.sharpness.ball import adaptive_sharpness, ball_sharpness
 from quotientnet.sharpness.bn import bn_sharpness, bn_sharpness_limit
 from quotientnet.sharpness.box import box_sharpness, volume_flatness
-from quotientnet.sharpness.catalogue import MEASURES, Measure
+from quotientnet.sharpness.catalogue import MEASURES
 from quotientnet.sharpness.euclidean import second_order_sharpness, spectral_norm, trace
 from quotientnet.sharpness.geodesic import (
     average_riemannian_sharpness,
@@ -17,6 +17,7 @@ from quotientnet.sharpness.landscape import (
     loss_along,
     loss_over,
 )
+from quotientnet.sharpness.measure import Measure
 from quotientnet.sharpness.report import Report, Row, report
 from quotientnet.sharpness.riemannian import riemannian_spectral_norm, riemannian_trace
 from quotientnet.sharpness.trials import Trial, digits_trials

@@ -1,91 +1,99 @@
-"""The measures of the five papers, with what a report needs to know of each."""
+"""The measures of the five papers and of their baselines, in the order of a report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from math import hypot
+from collections.abc import Mapping
 
-import torch
-
-from quotientnet.estimate import Estimate
-from quotientnet.group import ScalingGroup
 from quotientnet.manifolds import BalancedQuotient, LayerScaleQuotient, NodeWiseQuotient
-from quotientnet.point import Point
-from quotientnet.sharpness.euclidean import spectral_norm, trace
-from quotientnet.sharpness.riemannian import riemannian_spectral_norm
+from quotientnet.sharpness.ball import adaptive_sharpness, ball_sharpness
+from quotientnet.sharpness.bn import bn_sharpness, bn_sharpness_limit
+from quotientnet.sharpness.box import box_sharpness, volume_flatness
+from quotientnet.sharpness.euclidean import second_order_sharpness, spectral_norm, trace
+from quotientnet.sharpness.geodesic import (
+    average_riemannian_sharpness,
+    riemannian_sharpness,
+)
+from quotientnet.sharpness.measure import Measure
+from quotientnet.sharpness.riemannian import riemannian_spectral_norm, riemannian_trace
 
-__all__ = ["Measure", "KINDS", "MEASURES", "as_measures"]
+__all__ = ["MEASURES", "as_measures"]
 
-KINDS = {"exact": 1e-8, "search": 1e-6, "sampled": 1e-8}
-"""The largest relative change that counts as none, by how a value is found."""
+RADIUS, BOX, RELATIVE = 0.05, 1e-3, 0.1
+"""The radius of the ball in units of the parameters, the relative half width of Keskar's box, and
+the radius in metrics and for adaptive sharpness, relative to the weights."""
 
-
-@dataclass(frozen=True)
-class Measure:
-    """A measure as a report calls it.
-
-    Attributes:
-        label: Its name.
-        paper: Where it comes from; rows are grouped by it.
-        function: ``function(point, group, generator)``. It may refuse with a ``ValueError``.
-        kind: ``"exact"`` for formulas; ``"search"`` for an ascent or an eigenvalue, which is known
-            to the tolerance of its iteration; ``"sampled"`` for an estimate with a standard error.
-        fresh: Whether it gets other random numbers at every point, so that agreement is no
-            artefact. An ascent that may end at one of several maxima gets the same ones.
-    """
-
-    label: str
-    paper: str
-    function: Callable[[Point, ScalingGroup, torch.Generator], Estimate]
-    kind: str = "exact"
-    fresh: bool = True
-
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(
-                f"Measure: {self.label!r} is of kind {self.kind!r}, it must be one of "
-                f"{', '.join(KINDS)}"
-            )
-
-    def same(self, one: Estimate, other: Estimate, eps: float) -> bool:
-        """Whether two values agree as well as this kind of measure can tell.
-
-        Args:
-            one: At one point.
-            other: At another.
-            eps: The rounding unit of the dtype.
-        """
-        a, b = one.value, other.value
-        slack = 4 * hypot(one.error, other.error) if self.kind == "sampled" else 0.0
-        bound = max(KINDS[self.kind], 1e3 * eps) * max(abs(a), abs(b))
-        return a == b or abs(a - b) <= bound + slack
+ASCENT = {"restarts": 0, "max_iterations": 30, "tolerance": 1e-6}
+"""Ascents from the gradient's direction alone: a report's time allows no more. Where one stops
+short, the report marks it."""
 
 
 def _on(quotient, measure, **options):
     """A measure on a quotient of the group; blocks that are zero are held at zero."""
 
     def function(point, group, generator):
-        return measure(
-            point, quotient(group, frozen_zeros=point.w), generator=generator, **options
-        )
+        held = {} if quotient is BalancedQuotient else {"frozen_zeros": point.w}
+        manifold = quotient(group, **held)
+        chosen = options | ({} if generator is None else {"generator": generator})
+        return measure(point, manifold, **chosen)
 
     return function
 
 
-def _balanced_norm(point, group, generator):
-    return riemannian_spectral_norm(point, BalancedQuotient(group), generator=generator)
+def _exact(measure):
+    """A measure that takes no generator."""
+    return lambda point, group, generator: measure(point, group)
+
+
+def _quotients():
+    """Rangamani's measures on each quotient."""
+    for name, quotient in (
+        ("layer-scale", LayerScaleQuotient),
+        ("node-wise", NodeWiseQuotient),
+        ("balanced", BalancedQuotient),
+    ):
+        yield Measure(
+            f"{name} spectral norm", "rangamani2019", _on(quotient, riemannian_spectral_norm),
+            "search",
+        )  # fmt: skip
+        yield Measure(
+            f"{name} trace", "rangamani2019",
+            _exact(lambda p, g, on=_on(quotient, riemannian_trace): on(p, g, None)),
+        )  # fmt: skip
+    for name, quotient in (
+        ("layer-scale", LayerScaleQuotient),
+        ("node-wise", NodeWiseQuotient),
+    ):
+        yield Measure(
+            f"{name} ε-sharpness", "rangamani2019",
+            _on(quotient, riemannian_sharpness, epsilon=RELATIVE, **ASCENT), "search", fresh=False,
+        )  # fmt: skip
+    yield Measure(
+        "node-wise average sharpness", "rangamani2019",
+        _on(NodeWiseQuotient, average_riemannian_sharpness, epsilon=RELATIVE, samples=50),
+        "sampled",
+    )  # fmt: skip
 
 
 MEASURES: tuple[Measure, ...] = (
     Measure("Hessian, largest eigenvalue", "dinh2017",
             lambda p, g, r: spectral_norm(p, which="algebraic", generator=r), "search"),
     Measure("Hessian, trace", "dinh2017", lambda p, g, r: trace(p, generator=r), "sampled"),
-    Measure("layer-scale spectral norm", "rangamani2019",
-            _on(LayerScaleQuotient, riemannian_spectral_norm), "search"),
-    Measure("node-wise spectral norm", "rangamani2019",
-            _on(NodeWiseQuotient, riemannian_spectral_norm), "search"),
-    Measure("balanced spectral norm", "rangamani2019", _balanced_norm, "search"),
+    Measure("ε-sharpness, ball", "dinh2017",
+            lambda p, g, r: ball_sharpness(p, RADIUS, generator=r, **ASCENT), "search", fresh=False),
+    Measure("ε-sharpness, second order", "dinh2017",
+            lambda p, g, r: second_order_sharpness(p, RADIUS, generator=r), "search"),
+    Measure("log volume ε-flatness, bound", "dinh2017",
+            lambda p, g, r: volume_flatness(p, g, RADIUS, generator=r, **ASCENT), "search", fresh=False),
+    Measure("ε-sharpness, box", "keskar2017",
+            lambda p, g, r: box_sharpness(p, BOX, generator=r, **ASCENT), "search", fresh=False),
+    Measure("ε-sharpness, box, 20 directions", "keskar2017",
+            lambda p, g, r: box_sharpness(p, BOX, 20, generator=r, **ASCENT), "search", fresh=False),
+    *_quotients(),
+    Measure("BN-sharpness", "yi2019", lambda p, g, r: bn_sharpness(p, g, generator=r, **ASCENT),
+            "search", fresh=False),
+    Measure("BN-sharpness, small δ", "yi2019", _exact(bn_sharpness_limit)),
+    Measure("adaptive sharpness", "kwon2021",
+            lambda p, g, r: adaptive_sharpness(p, RELATIVE, generator=r, **ASCENT), "search", fresh=False),
 )  # fmt: skip
 """Every measure that a report makes unless told otherwise."""
 

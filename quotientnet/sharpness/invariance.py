@@ -12,7 +12,8 @@ import torch
 
 from quotientnet.estimate import Estimate
 from quotientnet.progress import progress
-from quotientnet.sharpness.catalogue import KINDS, Measure, as_measures
+from quotientnet.sharpness.catalogue import as_measures
+from quotientnet.sharpness.measure import KINDS, Measure
 from quotientnet.sharpness.report import relative
 from quotientnet.sharpness.trials import Trial, digits_trials
 from quotientnet.sharpness.typeset import matrix_as_text
@@ -149,7 +150,7 @@ def _cell(measure: Measure, trial: Trial, points) -> Cell:
             found.append(
                 measure.function(trial.objective.at(w), trial.group, generator)
             )
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         return Cell(None, None, False, str(error))
     change = max(relative(e.value, found[0].value) for e in found)
     claimed = covers(found[0].invariant_to, trial.claim)

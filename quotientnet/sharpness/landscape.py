@@ -85,7 +85,12 @@ def layer_normalised_direction(
 
 
 def loss_along(
-    point, manifold: QuotientManifold, direction: Tensor, steps: Tensor, *, straight=False
+    point,
+    manifold: QuotientManifold,
+    direction: Tensor,
+    steps: Tensor,
+    *,
+    straight=False,
 ) -> Line:
     """The loss along the geodesic ``exp_w(t ξ)``.
 
@@ -148,7 +153,9 @@ def loss_over(
     _require_directions(point, "loss_over", first=first, second=second)
     steps = _as_steps(steps, point.w, "loss_over", "steps")
     rows = [
-        torch.stack([_at(point, manifold, s * first + t * second, straight) for t in steps])
+        torch.stack(
+            [_at(point, manifold, s * first + t * second, straight) for t in steps]
+        )
         for s in steps
     ]
     return Plane(steps, steps, torch.stack(rows))
