@@ -76,10 +76,9 @@ def layer_normalised_direction(
     generator = generator or torch.Generator(w.device).manual_seed(0)
     frame, layout = manifold.frame(w), manifold.layout
     noise = torch.randn(w.shape, generator=generator, dtype=w.dtype, device=w.device)
-    z = manifold.proju(w, noise / frame) * frame * 0 + noise
     pieces = [
         torch.zeros_like(piece) if entry.passive else _unit(piece)
-        for entry, piece in zip(layout.entries, layout.split(z))
+        for entry, piece in zip(layout.entries, layout.split(noise))
     ]
     return manifold.proju(w, torch.cat(pieces) / frame)
 
