@@ -155,7 +155,7 @@ def entrywise_rise(objective, manifold, w, epsilon):
         c = torch.from_numpy(c).requires_grad_()
         value = -objective(w * torch.exp(basis @ c))
         (gradient,) = torch.autograd.grad(value, c)
-        return float(value), gradient.numpy()
+        return float(value.detach()), gradient.numpy()
 
     ball = {"type": "ineq", "fun": lambda c: epsilon**2 - c @ c, "jac": lambda c: -2 * c}
     starts = torch.randn(12, basis.shape[1], generator=torch.Generator().manual_seed(1)).double()

@@ -55,8 +55,8 @@ class Steepest(Direction):
 class Conjugate(Direction):
     r"""The directions of [HagerZhang2005]_, of descent whatever the line search.
 
-    :math:`\beta = \langle y - 2 d \|y\|^2 / \langle d, y\rangle, g\rangle / \langle d, y\rangle`, with
-    the last direction and gradient transported, and 0 where it is negative.
+    :math:`\beta = \langle y - 2 d \|y\|^2 / \langle d, y\rangle, g\rangle / \langle d, y\rangle`,
+    with the last direction and gradient transported, and 0 where it is negative.
     """
 
     def following(

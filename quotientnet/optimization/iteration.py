@@ -14,7 +14,7 @@ from quotientnet.optimization.rows import Iterate
 
 __all__ = ["iterate"]
 
-_PATIENCE = 20
+_PATIENCE = 50
 """Iterations without a smaller value or gradient after which rounding is to blame."""
 
 _RUNNING, _GRADIENT, _PRECISION, _NOT_FINITE, _ITERATIONS = range(len(REASONS))
@@ -24,21 +24,22 @@ class _Progress:
     """The best iterate of each row, and how long ago it was found."""
 
     def __init__(self, start: Iterate):
-        self.best = start
-        self.waited = torch.zeros(
-            len(start), dtype=torch.long, device=start.norm.device
-        )
+        self.best, self.norm = start, start.norm
+        self.waited = torch.zeros_like(start.norm)
 
-    def update(self, rows: Tensor, there: Iterate) -> None:
-        """Take notice of new iterates."""
+    def update(self, rows: Tensor, there: Iterate) -> Tensor:
+        """Take notice of new iterates; where none has been better for a long time."""
         best = self.best.take(rows)
         level = there.value <= best.value + there.noise
         lower = there.value < best.value - there.noise
         better = lower | level & (there.norm < best.norm)
-        clearly = lower | level & (there.norm < 0.9 * best.norm)
+        # A gradient that falls slowly is progress: count from its last fall by a tenth.
+        clearly = lower | level & (there.norm < 0.9 * self.norm[rows])
         self.best = self.best.put(rows[better], there.take(better))
+        self.norm = self.norm.index_put((rows[clearly],), there.norm[clearly])
         waited = torch.where(clearly, 0, self.waited[rows] + 1)
         self.waited = self.waited.index_put((rows,), waited)
+        return waited >= _PATIENCE
 
 
 def iterate(
@@ -61,8 +62,7 @@ def iterate(
         step = method.step(problem, here.take(rows), memory.take(rows))
         there = step.there
         here, memory = here.put(rows, there), memory.put(rows, step.memory)
-        progress.update(rows, there)
-        stuck = step.stuck | (progress.waited[rows] >= _PATIENCE)
+        stuck = step.stuck | progress.update(rows, there)
         why = torch.where(stuck, _PRECISION, _RUNNING)
         why = torch.where(step.stuck & ~step.finite, _NOT_FINITE, why)
         why = torch.where(there.norm <= tolerance, _GRADIENT, why)

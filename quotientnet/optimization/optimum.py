@@ -76,9 +76,9 @@ class Optimum:
             start: Of which start; the best one if omitted.
 
         Returns:
-            :math:`g_{k+1}/g_k`, shape ``(iterations,)``, and
-            :math:`\log(g_{k+1}/g_k) / \log(g_k/g_{k-1})`, shape ``(iterations,)``, NaN at the first:
-            about 1 where convergence is linear, 2 where it is quadratic.
+            :math:`g_{k+1}/g_k` and :math:`\log(g_{k+1}/g_k) / \log(g_k/g_{k-1})`, both of shape
+            ``(iterations,)``, the latter NaN at the first: about 1 where convergence is linear, 2
+            where it is quadratic.
         """
         norms = self.history.gradient_norms[:, self.best if start is None else start]
         norms = norms[~torch.isnan(norms)].double()

@@ -76,11 +76,11 @@ class Problem:
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """The metric, shape ``(rows,)``."""
-        return self.manifold.inner(x, u, v)
+        return self.manifold.inner(x, u, v).reshape(len(x))
 
     def norm(self, x: Tensor, u: Tensor) -> Tensor:
         """The length of tangent vectors, shape ``(rows,)``."""
-        return self.manifold.inner(x, u).clamp(min=0).sqrt()
+        return self.inner(x, u, u).clamp(min=0).sqrt()
 
     def value(self, x: Tensor) -> Tensor:
         """``sign * function(x)``, shape ``(rows,)``, differentiable."""
@@ -90,10 +90,12 @@ class Problem:
             values = torch.stack([self._single(row) for row in x])
         if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
+            remedy = "pass batched=False if it takes one point at a time"
+            if not self.manifold.ndim:
+                remedy = "points of this manifold are numbers; take Euclidean(ndim=1) for vectors"
             raise ValueError(
                 f"{self.caller}: function returned {got} for points of shape {tuple(x.shape)}, it "
-                f"must return values of shape {tuple(x.shape[:1])}; pass batched=False if it takes "
-                "one point at a time"
+                f"must return values of shape {tuple(x.shape[:1])}; {remedy}"
             )
         self.values += len(x)
         return self.sign * values
@@ -120,13 +122,18 @@ class Problem:
 
     def at(self, x: Tensor) -> Iterate:
         """The function and its Riemannian gradient at points, shape ``(rows, *point)``."""
+        return self.evaluate(x)[0]
+
+    def evaluate(self, x: Tensor) -> tuple[Iterate, Tensor]:
+        """:meth:`at`, and the Euclidean gradient."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             values = self.value(leaf)
             (egrad,) = self.derivatives(values, leaf)
         self.gradients += len(x)
         gradient, values = self.manifold.egrad2rgrad(x, egrad), values.detach()
-        return Iterate(x, values, gradient, self.norm(x, gradient), values.abs())
+        norm = self.norm(x, gradient)
+        return Iterate(x, values, gradient, norm, values.abs()), egrad
 
     def trial(self, x: Tensor, direction: Tensor, step: Tensor) -> Trial:
         """The function after ``step`` along curves; NaN where they leave the manifold."""
@@ -141,24 +148,28 @@ class Problem:
         return Trial.stack([self.trial(x[p], direction[p], step[p]) for p in parts])
 
     def _trial(self, x: Tensor, direction: Tensor, step: Tensor) -> Trial:
-        with torch.enable_grad():
-            time = step.detach().requires_grad_()
-            velocity = column(time, direction) * direction
-            try:
-                y = self.path.move(x, velocity)
-                valid = self.path.valid(x, velocity.detach())
-            except (ValueError, torch.linalg.LinAlgError) as error:
-                raise _Left from error
-            try:
-                values = self.value(y)
-            except NotOnManifoldError as error:
-                raise _Left from error
-            egrad, slope = self.derivatives(values, y, time)
-        self.gradients += len(x)
-        y, values = y.detach(), values.detach()
-        values = torch.where(valid, values, torch.nan)
+        time = step.detach().requires_grad_()
         try:
-            gradient = self.manifold.egrad2rgrad(y, egrad)
-            return Trial(y, values, gradient, self.norm(y, gradient), slope)
-        except ValueError as error:
+            with torch.enable_grad():
+                moved = self.path.move(x, column(time, direction) * direction)
+            valid = self.path.valid(x, column(step, direction) * direction)
+            y = self.path.settled(moved.detach())
+        except (ValueError, torch.linalg.LinAlgError) as error:
             raise _Left from error
+        try:
+            there = self.at(y)
+            slope = self._slope(there, moved, time)
+        except NotOnManifoldError as error:
+            raise _Left from error
+        values = torch.where(valid, there.value, torch.nan)
+        return Trial(y, values, there.gradient, there.norm, slope)
+
+    def _slope(self, there: Iterate, moved: Tensor, time: Tensor) -> Tensor:
+        """The derivative along the curves, from the Riemannian gradient: the Euclidean one would
+        see the rounding by which a curve leaves the manifold."""
+        with torch.enable_grad():
+            velocity = torch.zeros_like(moved, requires_grad=True)
+            pairing = self.inner(there.point, there.gradient, velocity).sum()
+        (covector,) = torch.autograd.grad(pairing, velocity)
+        (slope,) = torch.autograd.grad(moved, time, covector)
+        return slope

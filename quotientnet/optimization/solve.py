@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quotientnet.errors import NotOnManifoldError
+from quotientnet.manifolds import QuotientManifold
 from quotientnet.optimization.descent import Descent
 from quotientnet.optimization.directions import Conjugate, Steepest
 from quotientnet.optimization.iteration import iterate
@@ -16,11 +17,21 @@ from quotientnet.optimization.line_search import LineSearch
 from quotientnet.optimization.method import Method
 from quotientnet.optimization.optimum import Optimum
 from quotientnet.optimization.paths import path_on
+from quotientnet.optimization.power import Power
 from quotientnet.optimization.problem import Problem
+from quotientnet.optimization.second_order import HESSIANS
+from quotientnet.optimization.trust_region import TrustRegion
+from quotientnet.orbit import require_flat_orbit
 
 __all__ = ["maximize", "minimize"]
 
 _SEARCHES = {"armijo": None, "strong-wolfe": 0.1}
+_METHODS = {
+    "gradient": lambda search, hessian: Descent(Steepest(), search),
+    "conjugate-gradient": lambda search, hessian: Descent(Conjugate(), search),
+    "power": lambda search, hessian: Power(),
+    "trust-region": lambda search, hessian: TrustRegion(hessian),
+}
 
 
 def maximize(
@@ -37,7 +48,69 @@ def maximize(
     batched: bool = True,
     callback: Callable | None = None,
 ) -> Optimum:
-    """A local maximum of a function on a manifold; see :func:`minimize`."""
+    r"""A local maximum of a function on a manifold, from one starting point or many at once.
+
+    Every method ends where the Riemannian gradient is short, and reports why it ended:
+
+    ``"gradient"``
+        steepest ascent, with steps of Barzilai and Borwein;
+    ``"conjugate-gradient"``
+        nonlinear conjugate gradients of [HagerZhang2005]_, with transports;
+    ``"power"``
+        the generalised power method of [Journee2010]_: monotone for convex functions without any
+        step size, and for others by a shift; on spheres, Stiefel and oblique manifolds;
+    ``"trust-region"``
+        the Riemannian trust region of [Absil2008]_ with truncated conjugate gradients, of quadratic
+        convergence.
+
+    Near an optimum, where values differ by rounding only, steps are judged by slopes, so that the
+    gradient falls to its own rounding. Nothing is random.
+
+    Args:
+        function: From points, shape ``(*batch, *point)``, to values, shape ``(*batch)``,
+            differentiable by autograd: twice for a trust region. On a quotient it must be invariant
+            under the group.
+        manifold: Any :class:`geoopt.Manifold`.
+        start: One point, shape ``(*point)``, or a batch, shape ``(starts, *point)``. Rows of a batch
+            do not affect each other, and those that have stopped are not evaluated again.
+        method: See above.
+        line_search: ``"strong-wolfe"`` or ``"armijo"`` ([NocedalWright2006]_), of the first two
+            methods.
+        along: ``"retraction"``, or ``"geodesic"``, the default on log-polar quotients. Their
+            retraction ``w + ξ`` is only valid near 0: steps at which a block would cross zero are
+            shortened.
+        hessian: ``"exact"``, by differentiating twice, or ``"differences"`` of gradients
+            ([Boumal2015]_), of the trust region.
+        tolerance: Largest length of the gradient in the metric, in units of the function per unit of
+            length.
+        max_iterations: Per start.
+        batched: False if ``function`` takes one point at a time; it is then called for each.
+        callback: Called after every iteration with its number, the points, shape ``(starts,
+            *point)``, values and gradient norms, shape ``(starts,)``.
+
+    Returns:
+        The best optimum, all the others, and the history. Never a value worse than the start's.
+
+    Raises:
+        NotOnManifoldError: ``start`` is not on the manifold.
+        ValueError: An unknown option; a function that returns another shape, is not differentiable,
+            not finite at ``start``, not invariant, or only once differentiable where two derivatives
+            are needed; a manifold without power steps.
+        TypeError: ``manifold`` or ``start`` of another type.
+
+    Note:
+        A trial of a line search costs a value and a gradient; an iteration of a trust region two of
+        both and two gradients for each product with the Hessian.
+
+    Example:
+        >>> import geoopt
+        >>> import torch
+        >>> a = torch.diag(torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64))
+        >>> start = torch.tensor([0.6, 0.64, 0.48], dtype=torch.float64)
+        >>> optimum = maximize(lambda x: x @ a @ x, geoopt.Sphere(), start, method="trust-region")
+        >>> round(optimum.value, 12), optimum.reason
+        (5.0, 'gradient norm')
+    """
     return _solve(
         "maximize", -1, function, manifold, start, method, line_search, along, hessian,
         tolerance, max_iterations, batched, callback,
@@ -58,7 +131,29 @@ def minimize(
     batched: bool = True,
     callback: Callable | None = None,
 ) -> Optimum:
-    """A local minimum of a function on a manifold."""
+    """A local minimum of a function on a manifold: :func:`maximize` of its negative.
+
+    Args:
+        function: See :func:`maximize`, as for all others.
+        manifold: Any :class:`geoopt.Manifold`.
+        start: One point or a batch.
+        method: ``"gradient"``, ``"conjugate-gradient"``, ``"power"`` or ``"trust-region"``.
+        line_search: ``"strong-wolfe"`` or ``"armijo"``.
+        along: ``"retraction"`` or ``"geodesic"``.
+        hessian: ``"exact"`` or ``"differences"``.
+        tolerance: Of the gradient's length.
+        max_iterations: Per start.
+        batched: Whether ``function`` takes several points at once.
+        callback: Called after every iteration.
+
+    Example:
+        >>> import geoopt
+        >>> import torch
+        >>> start = torch.zeros(2, dtype=torch.float64)
+        >>> optimum = minimize(lambda x: (x - 3).square().sum(), geoopt.Euclidean(ndim=1), start)
+        >>> optimum.point.tolist()
+        [3.0, 3.0]
+    """
     return _solve(
         "minimize", 1, function, manifold, start, method, line_search, along, hessian,
         tolerance, max_iterations, batched, callback,
@@ -70,26 +165,36 @@ def _solve(
     tolerance, max_iterations, batched, callback,
 ) -> Optimum:  # fmt: skip
     chosen = _method(caller, method, line_search, hessian)
+    if not tolerance >= 0 or max_iterations < 0:
+        raise ValueError(
+            f"{caller}: tolerance={tolerance} and max_iterations={max_iterations} must not be "
+            "negative"
+        )
     with torch.inference_mode(False), torch.no_grad():
         x, single = _rows(caller, manifold, start)
         path = path_on(manifold, along, caller)
         problem = Problem(function, path, sign, batched and not single, caller)
-        first = problem.at(x)
+        first, egrad = problem.evaluate(x)
         _require_finite(caller, first)
+        if isinstance(manifold, QuotientManifold):
+            for row, gradient, value in zip(x, egrad, first.value):
+                kept = manifold._keep(gradient)
+                require_flat_orbit(manifold.group, row, kept, value, caller)
         return iterate(problem, chosen, first, tolerance, max_iterations, callback)
 
 
 def _method(caller: str, method: str, line_search: str, hessian: str) -> Method:
-    directions = {"gradient": Steepest, "conjugate-gradient": Conjugate}
-    if method not in directions:
-        raise ValueError(
-            f"{caller}: method must be one of {sorted(directions)}, got {method!r}"
-        )
-    if line_search not in _SEARCHES:
-        raise ValueError(
-            f"{caller}: line_search must be one of {sorted(_SEARCHES)}, got {line_search!r}"
-        )
-    return Descent(directions[method](), LineSearch(_SEARCHES[line_search]))
+    """The method of this name, out of its parts."""
+    for name, got, known in (
+        ("method", method, _METHODS),
+        ("line_search", line_search, _SEARCHES),
+        ("hessian", hessian, HESSIANS),
+    ):
+        if got not in known:
+            raise ValueError(
+                f"{caller}: {name} must be one of {sorted(known)}, got {got!r}"
+            )
+    return _METHODS[method](LineSearch(_SEARCHES[line_search]), HESSIANS[hessian])
 
 
 def _rows(caller: str, manifold, start: Tensor) -> tuple[Tensor, bool]:
@@ -112,9 +217,19 @@ def _rows(caller: str, manifold, start: Tensor) -> tuple[Tensor, bool]:
     ok, why = manifold.check_point_on_manifold(x, explain=True)
     if not ok:
         raise NotOnManifoldError(
-            f"{caller}: start is not on the manifold: {why}; use manifold.projx(start)"
+            f"{caller}: start is not on the manifold: {why}{_violation(manifold, x)}; use "
+            "manifold.projx(start)"
         )
     return x, not extra
+
+
+def _violation(manifold, x: Tensor) -> str:
+    """How far off the points are, where the manifold can tell."""
+    try:
+        far = float((manifold.projx(x) - x).abs().max())
+    except (ValueError, RuntimeError):
+        return ""
+    return f" (off by up to {far:.1e})"
 
 
 def _require_finite(caller: str, first) -> None:

@@ -20,6 +20,9 @@ __all__ = ["Ascent", "Neighbourhood"]
 _INWARD = 0.4
 """The angle above the boundary, in radians, at which an ascent in a ball begins."""
 
+_TOLERANCE = 1e-5
+"""The slope per radian, relative to the rise, at which an ascent ends: its square is the error."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ascent(Estimate):
@@ -136,12 +139,12 @@ class Neighbourhood:
         rows = {"circles": torch.arange(self.count)[:, None]}
         layout = ParameterLayout({"circles": (self.count, 2)})
         circles = ProductOblique(layout, torch.ones(self.count), rows)
-        signs = [self.slope().sign(), *(self._random(restarts, generator).sign())]
+        signs = [self.slope(), *self._random(restarts, generator)]
+        signs = [torch.where(s < 0, -1.0, 1.0).to(s) for s in signs]
         angles = torch.tensor([cos(_INWARD), sin(_INWARD)]).to(half_widths)
         starts = [
             torch.stack([angles[0] * s, angles[1].expand_as(s)], 1).reshape(-1)
             for s in signs
-            if s.any()
         ]
         return self._climb(
             circles, lambda x: half_widths * x.view(-1, 2)[:, 0], starts, **options
@@ -161,7 +164,7 @@ class Neighbourhood:
             manifold,
             torch.stack(starts),
             batched=False,
-            **options,
+            **{"tolerance": _TOLERANCE, **options},
         )
         value = float(found.value) * scale
         slope = float(found.gradient_norm) * scale

@@ -1,0 +1,88 @@
+"""Means of points on a manifold."""
+
+from __future__ import annotations
+
+import geoopt
+import torch
+from torch import Tensor
+
+from quotientnet.optimization.optimum import Optimum
+from quotientnet.optimization.solve import minimize
+
+__all__ = ["frechet_mean"]
+
+
+def frechet_mean(
+    manifold: geoopt.Manifold,
+    points: Tensor,
+    weights: Tensor | None = None,
+    *,
+    start: Tensor | None = None,
+    tolerance: float = 1e-11,
+    max_iterations: int = 500,
+) -> Optimum:
+    r"""The point with the smallest mean squared distance, :math:`\tfrac12 \sum_i p_i d(x, x_i)^2`.
+
+    Its gradient is :math:`-\sum_i p_i \log_x x_i`; :func:`minimize` does the rest, along geodesics.
+    On a quotient it is a mean of orbits: moving points along their orbits changes nothing, and the
+    result lies on the orbit's own scale at ``start``.
+
+    Args:
+        manifold: A manifold with ``logmap`` and ``expmap``.
+        points: Shape ``(count, *point)``.
+        weights: Shape ``(count,)``, not negative; they are divided by their sum. Equal if omitted.
+        start: Where to begin, shape ``(*point)``; the first point if omitted.
+        tolerance: Of the gradient, the length of the mean logarithm.
+        max_iterations: At most.
+
+    Returns:
+        The optimum, with half the mean squared distance as its value, a class invariant on a
+        quotient. Unique if the points lie in a small ball; otherwise a local minimum.
+
+    Raises:
+        ValueError: Points or weights of another shape, or points without a shortest geodesic.
+
+    Note:
+        As accurate as ``manifold.logmap``: that of geoopt's ``Sphere`` is wrong for points closer than
+        4e-4.
+
+    Example:
+        >>> import geoopt
+        >>> import torch
+        >>> points = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+        >>> mean = frechet_mean(geoopt.Sphere(), points)
+        >>> [round(x, 10) for x in mean.point.tolist()]
+        [0.7071067812, 0.7071067812]
+    """
+    if points.ndim != manifold.ndim + 1 or not len(points):
+        raise ValueError(
+            f"frechet_mean: points has shape {tuple(points.shape)}, it must be (count, *point) with "
+            f"{manifold.ndim} dimensions of a point"
+        )
+    shares = torch.ones(len(points)).to(points) if weights is None else weights
+    if shares.shape != points.shape[:1] or (shares < 0).any() or not shares.sum() > 0:
+        raise ValueError(
+            f"frechet_mean: weights must have shape ({len(points)},), not be negative, and have a "
+            "positive sum"
+        )
+    shares = (shares / shares.sum()).to(points)
+
+    def half_spread(x: Tensor) -> Tensor:
+        here = x.detach()[None]
+        with torch.no_grad():
+            copies = here.expand_as(points)
+            logs = manifold.logmap(copies, points)
+            squares = manifold.inner(copies, logs, logs).reshape(-1)
+            pull = torch.tensordot(shares, logs, 1)[None]
+        # The last term has the value 0 and the gradient minus the mean logarithm.
+        return shares @ squares / 2 - manifold.inner(here, pull, x[None] - here).sum()
+
+    return minimize(
+        half_spread,
+        manifold,
+        points[0] if start is None else start,
+        along="geodesic",
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        batched=False,
+    )
