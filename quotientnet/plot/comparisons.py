@@ -18,6 +18,8 @@ _FLOOR, _CEILING = 1e-16, 1e4
 def plot_changes(reports: Mapping[str, object]):
     """How far each measure moved at each equivalent point, one panel a network, on a log scale.
 
+    Hollow marks are estimates that moved by no more than their standard errors.
+
     Args:
         reports: A :class:`~quotientnet.sharpness.Report` for each network, by its name.
 
@@ -39,13 +41,10 @@ def plot_changes(reports: Mapping[str, object]):
     )
     for axis, (name, report) in zip(axes, reports.items()):
         for number, point in enumerate(report.points[1:], 1):
-            found = [row for row in report.rows if row.reason is None]
-            moved = [_bounded(row.values[number], row.values[0]) for row in found]
             style = points.index(point)
-            axis.plot(
-                moved, [labels.index(row.label) for row in found], MARKERS[style % 7],
-                color=COLOURS[style % 7], label=point, alpha=0.8,
-            )  # fmt: skip
+            _draw_point(
+                axis, report, number, labels, MARKERS[style % 7], COLOURS[style % 7]
+            )
         _mark_refused(axis, labels, report)
         axis.set_xscale("log")
         axis.set_xlim(_FLOOR / 4, _CEILING * 4)
@@ -62,6 +61,23 @@ def plot_changes(reports: Mapping[str, object]):
         handles.values(), handles, loc="outside lower center", ncols=len(handles)
     )
     return figure
+
+
+def _draw_point(axis, report, number: int, labels, marker: str, colour: str) -> None:
+    """One equivalent point's changes; hollow where they are within standard errors."""
+    found = [row for row in report.rows if row.reason is None]
+    for noisy in (False, True):
+        rows = [
+            r
+            for r in found
+            if (r.invariant and r.kind == "sampled" and any(r.errors)) == noisy
+        ]
+        axis.plot(
+            [_bounded(row.values[number], row.values[0]) for row in rows],
+            [labels.index(row.label) for row in rows], marker, color=colour, alpha=0.8,
+            fillstyle="none" if noisy else "full",
+            label="_" if noisy else report.points[number],
+        )  # fmt: skip
 
 
 def _mark_refused(axis, labels, report) -> None:

@@ -70,7 +70,14 @@ def plot_plane(plane, *, title: str = ""):
     x, y = plane.first.cpu(), plane.second.cpu()
     filled = axis.contourf(x, y, logarithms.T, levels=20, cmap="cividis")
     axis.contour(
-        x, y, logarithms.T, levels=10, colors="white", linewidths=0.5, alpha=0.6
+        x,
+        y,
+        logarithms.T,
+        levels=10,
+        colors="white",
+        linewidths=0.5,
+        linestyles="solid",
+        alpha=0.6,
     )
     axis.plot(0, 0, "+", color="white", markersize=12, markeredgewidth=2)
     figure.colorbar(filled, ax=axis, label="log10 of the loss")
