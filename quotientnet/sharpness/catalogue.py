@@ -33,6 +33,9 @@ ASCENT = {
 """Ascents from the gradient's direction alone: a report's time allows no more. Where one stops
 short, the report marks it."""
 
+CUBE = ASCENT | {"tolerance": 0.2}
+"""The volume's own tolerance is that of the cube's half width."""
+
 
 def _on(quotient, measure, **options):
     """A measure on a quotient of the group; blocks that are zero are held at zero."""
@@ -80,10 +83,8 @@ def _quotients():
         ("layer-scale", LayerScaleQuotient),
         ("node-wise", NodeWiseQuotient),
     ):
-        yield Measure(
-            f"{name} ε-sharpness", "rangamani2019",
-            _on(quotient, riemannian_sharpness, epsilon=RELATIVE, **ASCENT), "search", fresh=False,
-        )  # fmt: skip
+        found = _on(quotient, riemannian_sharpness, epsilon=RELATIVE, **ASCENT)
+        yield _ascent(f"{name} ε-sharpness", "rangamani2019", found)
     yield Measure(
         "node-wise average sharpness", "rangamani2019",
         _on(NodeWiseQuotient, average_riemannian_sharpness, epsilon=RELATIVE, samples=50),
@@ -91,26 +92,32 @@ def _quotients():
     )  # fmt: skip
 
 
+def _ascent(label: str, paper: str, function) -> Measure:
+    """A measure found by ascent, which gets the same random numbers at every point."""
+    return Measure(label, paper, function, "search", fresh=False)
+
+
 MEASURES: tuple[Measure, ...] = (
     Measure("Hessian, largest eigenvalue", "dinh2017",
             lambda p, g, r: spectral_norm(p, which="algebraic", generator=r), "search"),
-    Measure("Hessian, trace", "dinh2017", lambda p, g, r: trace(p, samples=50, generator=r), "sampled"),
-    Measure("ε-sharpness, ball", "dinh2017",
-            lambda p, g, r: ball_sharpness(p, RADIUS, generator=r, **ASCENT), "search", fresh=False),
+    Measure("Hessian, trace", "dinh2017",
+            lambda p, g, r: trace(p, samples=50, generator=r), "sampled"),
+    _ascent("ε-sharpness, ball", "dinh2017",
+            lambda p, g, r: ball_sharpness(p, RADIUS, generator=r, **ASCENT)),
     Measure("ε-sharpness, second order", "dinh2017",
             lambda p, g, r: second_order_sharpness(p, RADIUS, generator=r), "search"),
-    Measure("log volume ε-flatness, bound", "dinh2017",
-            lambda p, g, r: volume_flatness(p, g, RADIUS, generator=r, **(ASCENT | {"tolerance": 0.2})), "search", fresh=False),
-    Measure("ε-sharpness, box", "keskar2017",
-            lambda p, g, r: box_sharpness(p, BOX, generator=r, **ASCENT), "search", fresh=False),
-    Measure("ε-sharpness, box, 20 directions", "keskar2017",
-            lambda p, g, r: box_sharpness(p, BOX, 20, generator=r, **ASCENT), "search", fresh=False),
+    _ascent("log volume ε-flatness, bound", "dinh2017",
+            lambda p, g, r: volume_flatness(p, g, RADIUS, generator=r, **CUBE)),
+    _ascent("ε-sharpness, box", "keskar2017",
+            lambda p, g, r: box_sharpness(p, BOX, generator=r, **ASCENT)),
+    _ascent("ε-sharpness, box, 20 directions", "keskar2017",
+            lambda p, g, r: box_sharpness(p, BOX, 20, generator=r, **ASCENT)),
     *_quotients(),
-    Measure("BN-sharpness", "yi2019", lambda p, g, r: bn_sharpness(p, g, generator=r, method="conjugate-gradient", **ASCENT),
-            "search", fresh=False),
+    _ascent("BN-sharpness", "yi2019",
+            lambda p, g, r: bn_sharpness(p, g, restarts=0, max_iterations=15, generator=r)),
     Measure("BN-sharpness, small δ", "yi2019", _exact(bn_sharpness_limit)),
-    Measure("adaptive sharpness", "kwon2021",
-            lambda p, g, r: adaptive_sharpness(p, RELATIVE, generator=r, **ASCENT), "search", fresh=False),
+    _ascent("adaptive sharpness", "kwon2021",
+            lambda p, g, r: adaptive_sharpness(p, RELATIVE, generator=r, **ASCENT)),
 )  # fmt: skip
 """Every measure that a report makes unless told otherwise."""
 
