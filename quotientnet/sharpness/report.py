@@ -235,7 +235,7 @@ def _places(w, group, points, spread, elements, seed) -> dict[str, Tensor]:
 
 
 def _losses(point: Point, places) -> tuple[tuple[float, ...], float]:
-    """The loss at each point, and how far it moves: by rounding, or by a normalisation's ``eps``."""
+    """The loss at each point, and how far it moves: by rounding or a normalisation's ``eps``."""
     with torch.no_grad():
         losses = tuple(float(point.objective(w)) for w in places.values())
     return losses, max(relative(loss, losses[0]) for loss in losses)
@@ -252,7 +252,7 @@ def gradient_seconds(point: Point, repetitions: int = 5) -> float:
 
 
 def _row(measure: Measure, number: int, objective, group, places, seed, unit) -> Row:
-    """One measure at all points, each made anew: nothing is shared, and each pays its whole cost."""
+    """One measure at all points, each made anew: nothing is shared, each pays its whole cost."""
     found: list[Estimate] = []
     started = perf_counter()
     try:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from quotientnet.digits import Digits, load_digits, make_normalised_network, train
 from quotientnet.group import ScalingGroup
+from quotientnet.losses import NormalisedCrossEntropy
 from quotientnet.objective import Objective
 from quotientnet.symmetry import discover
 
@@ -58,7 +59,7 @@ def digits_trials(
     Returns:
         Layer scales without and with biases, unit scales, filter scales under batch normalisation
         in both modes and with an ``eps`` of 1e-5, rows and columns of a network without biases,
-        and the scale and shift of the logits.
+        and the scale and shift of the logits: the scale with the normalised loss as well.
     """
     digits = load_digits(seed)
     biased, plain = (_dense(digits, bias, seed) for bias in (True, False))
@@ -67,6 +68,14 @@ def digits_trials(
         *_scales(biased, digits, images, spread, "with biases"),
         *_filters(digits, images, spread, seed),
         *_outputs(biased, digits, images, spread, nn.CrossEntropyLoss(), ""),
+        *_outputs(
+            biased,
+            digits,
+            images,
+            spread,
+            NormalisedCrossEntropy(),
+            ", normalised loss",
+        )[:1],
     )
 
 

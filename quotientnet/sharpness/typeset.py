@@ -149,7 +149,8 @@ def _html_row(row, columns: int) -> str:
     label = f'<td style="text-align:left">{escape(row.label)}</td>'
     if row.reason is not None:
         reason = escape(row.reason)
-        return f'<tr>{label}<td colspan="{columns - 1}" style="text-align:left">— {reason}</td></tr>'
+        cell = f'<td colspan="{columns - 1}" style="text-align:left">— {reason}</td>'
+        return f"<tr>{label}{cell}</tr>"
     values = [
         number(v) + (f" ± {e:.1g}" if e and row.kind == "sampled" else "")
         for v, e in zip(row.values, row.errors)
