@@ -12,7 +12,7 @@ def write() -> None:
     """Write the tables of ``benchmarks.rst`` into ``_generated``."""
     target = FOLDER / "_generated"
     target.mkdir(exist_ok=True)
-    for name in ("geometry", "balance", "products", "traces"):
+    for name in ("geometry", "oblique", "balance", "products", "traces"):
         (target / f"{name}.rst").write_text(_ratios(name))
     (target / "orbit_curvature.rst").write_text(_orbit_curvature())
     (target / "spectrum.rst").write_text(_spectrum())

@@ -38,6 +38,8 @@ class Minimum:
             squared, or what rounding makes of the weakest direction, if that is more.
         iterations: Sweeps and Newton steps.
         converged: Whether the tolerance was reached.
+        vanishing: Which terms tend to 0 in an infimum that is not attained: by the name of an
+            entry, a mask that broadcasts to its shape.
     """
 
     t: Tensor = field(repr=False)
@@ -47,6 +49,7 @@ class Minimum:
     error: float
     iterations: int
     converged: bool
+    vanishing: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def attained(self) -> bool:
@@ -104,7 +107,10 @@ def minimise_exponentials(
     """
     group = as_group(group, "minimise_exponentials")
     program = _Program(group, coefficients, linear, factor)
-    lost = recession(program.group, program.terms, program.linear)
+    lost, compact = (
+        recession(program.group, program.terms, program.linear),
+        program.group.layout,
+    )
     names = tuple(group.names[j] for j in np.flatnonzero(lost.moving))
     if lost.unbounded:
         state = State(-inf, 0.0, 0.0, 0, True)
@@ -116,7 +122,8 @@ def minimise_exponentials(
         state = program.minimise(max_iterations)
         state.value += program.constant
     t = torch.from_numpy(np.where(lost.moving, nan, program.coordinates) / factor)
-    return Minimum(t, state.value, names, *astuple(state)[1:])
+    masks = {e.name: lost.vanishing[e.slice].reshape(e.shape) for e in compact.entries}
+    return Minimum(t, state.value, names, *astuple(state)[1:], masks if names else {})
 
 
 class _Program(Descent):

@@ -11,6 +11,7 @@ __all__ = [
     "normaliser",
     "divisor",
     "require_classes",
+    "output_invariances",
     "refuse_linear",
     "require_curved",
 ]
@@ -105,6 +106,15 @@ def _class_weight(loss, outputs: Tensor, targets: Tensor) -> Tensor | float:
     return (loss.weight[targets.masked_fill(~counted, 0)] * counted).sum()
 
 
+def output_invariances(loss) -> tuple[str, ...]:
+    """Which of ``"output scale"`` and ``"output shift"``, of a sample's logits, a loss ignores."""
+    if isinstance(loss, NormalisedCrossEntropy):
+        return "output scale", "output shift"
+    if type(loss) is nn.CrossEntropyLoss or loss is F.cross_entropy:
+        return ("output shift",)
+    return ()
+
+
 _LINEAR = (nn.NLLLoss, nn.L1Loss, nn.KLDivLoss)
 
 
@@ -140,7 +150,8 @@ class NormalisedCrossEntropy(nn.Module):
 
     Eqs. (20)–(22) of [Tsuzuku2019]_, the loss at which the paper measures sharpness: it does not
     change when the logits of a sample are shifted, or scaled by a positive factor, as its accuracy
-    does not. Not convex: its second derivative in the logits has eigenvalues of both signs.
+    does not. Not convex: its second derivative in the logits has eigenvalues of both signs. Of two
+    classes it only sees which is larger, so that it has no derivative: take three or more.
 
     Args:
         weight: A weight for each class, shape ``(classes,)``.

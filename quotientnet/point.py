@@ -12,7 +12,7 @@ from quotientnet.kinds import GAUSS_NEWTON, HESSIAN
 from quotientnet.layout import ParameterLayout
 from quotientnet.losses import require_curved
 
-__all__ = ["Point", "require_finite"]
+__all__ = ["Point", "require_finite", "require_point"]
 
 
 class Point:
@@ -90,3 +90,16 @@ def require_finite(value: Tensor) -> Tensor:
             "targets and the scale of w"
         )
     return value
+
+
+def require_point(point, caller: str) -> None:
+    """Refuse what is no point, and say what makes one.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(point, Point):
+        raise TypeError(
+            f"{caller}: point must be a Point, got {type(point).__name__}; objective.at(w) makes "
+            "one"
+        )

@@ -167,3 +167,39 @@ CASES |= {
         "conv", lambda g: FourNormQuotient(chains.layer_scale_group(g))
     ),
 }
+
+
+def _directions(network, frozen=None, **options):
+    """Directions at a network with batch normalisation, or with filter scales by hand."""
+    layout = NETWORKS[network].layout()
+    w = layout.flatten(NETWORKS[network].build())
+    if network == "batch-norm":
+        names = ("0.weight", "0.bias"), ("3.weight",)
+    else:
+        names = tuple((e.name,) for e in layout.entries if len(e.shape) > 1)
+    units = [
+        qn.Unit(each[0], layout[each[0]].shape[0], tuple(qn.Scale(n, 0) for n in each))
+        for each in names
+    ]
+    group = qn.ScalingGroup.from_units(layout, units)
+    mask = None if frozen is None else torch.arange(layout.size) % frozen == 0
+    return qn.ProductOblique.at(w, group, frozen=mask, **options)
+
+
+def _columns():
+    """Blocks of columns, of a tensor's middle axis and of whole tensors; nothing is left over."""
+    layout = qn.ParameterLayout({"a": (3, 4), "b": (2, 3, 2), "c": (5,), "d": ()})
+    b = [[[4], [-1], [0]]]
+    blocks = {"a": [[0, 1, 2, 0]], "b": b, "c": [3], "d": 4}
+    return qn.ProductOblique(layout, torch.tensor([1.0, 2.0, 0.7, 3.0, 1.5]), blocks)
+
+
+DIRECTIONS = {
+    "filters": lambda: _directions("batch-norm"),
+    "filters-frozen": lambda: _directions("batch-norm", frozen=4, rest_radius=2.0),
+    "rows": lambda: _directions("mlp"),
+    "conv": lambda: _directions("conv"),
+    "columns": _columns,
+    "one-sphere": lambda: qn.ProductOblique(NETWORKS["mlp"].layout(), [], {}),
+}
+"""Products of spheres, by name."""

@@ -215,6 +215,10 @@ BROKEN = {
     },
     "distance_is_zero_on_the_orbit": {"dist": acos_distance},
     "distance_is_length_off_the_orbit": {"dist": acos_distance},
+    "distance_obeys_the_triangle_inequality": {
+        "dist": lambda m, x, y, keepdim=False: m.dist2(x, y)
+    },
+    "moves_end_on_the_manifold": {"transp": lambda m, x, y, v: v},
     "geodesics_stay_horizontal": {"transp_follow_expmap": lambda m, x, u, v: v},
     "velocity_is_the_derivative_of_the_exponential": {
         "transp_follow_expmap": lambda m, x, u, v: m.proju(m.expmap(x, u), v),

@@ -12,6 +12,7 @@ from quotientnet.curvature.layers import (
     ggn_traces,
 )
 from quotientnet.curvature.sketch import ggn_traces_estimate
+from quotientnet.curvature.slopes import sample_slopes, squared_gradients
 from quotientnet.curvature.spectrum import Eigenpair, power_method
 from quotientnet.curvature.traces import (
     DiagonalEstimate,
@@ -24,5 +25,6 @@ __all__ = [
     "lanczos", "Eigenpairs", "power_method", "Eigenpair", "spectral_density", "SpectralDensity",
     "ggn_traces", "LayerTraces", "ggn_diagonal", "ggn_cost", "Cost", "ggn_traces_estimate",
     "hessian_traces", "hessian_diagonal", "finite_difference_diagonal",
+    "squared_gradients", "sample_slopes",
     "hutchinson_trace", "hutch_plus_plus_trace", "hutchinson_diagonal", "DiagonalEstimate",
 ]  # fmt: skip

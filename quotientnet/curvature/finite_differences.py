@@ -28,9 +28,9 @@ def finite_difference_diagonal(
     Frobenius norm. With different steps the estimate of tensor ``l`` is that of
     :math:`\sum_{l'} (r_{l'}/r_l) H_{ll'}`, whose diagonal is still that of :math:`H_{ll}`. Kept to
     compare with: it has the error of the finite step beside that of sampling, and normal
-    :math:`\epsilon` have a larger variance than the signs of
-    :func:`~quotientnet.curvature.hutchinson_diagonal`, which needs a product a sample, not two
-    gradients. :func:`~quotientnet.curvature.hessian_diagonal` is exact.
+    :math:`\epsilon` sample the diagonal itself, which the signs of
+    :func:`~quotientnet.curvature.hutchinson_diagonal` have exactly, for a product a sample instead
+    of two gradients. :func:`~quotientnet.curvature.hessian_diagonal` is exact.
 
     Args:
         point: A point of an objective.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import lcm
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ __all__ = [
     "Batch",
     "Pass",
     "Leaves",
+    "convolution_groups",
     "loss_places",
     "parameters_in_loss",
     "require_separate_samples",
@@ -141,6 +143,20 @@ def three_of(batch: Batch) -> Batch:
 
     args, kwargs = tree_map(changed, (batch.args, batch.kwargs))
     return Batch(args, kwargs, batch.targets, 3)
+
+
+def convolution_groups(point: Point) -> dict[str, int]:
+    """The number of groups of every weight that enters a convolution, from the first batch."""
+    leaves, objective = Leaves(point), point.objective
+    with objective._preserved(point.w):
+        args, kwargs, targets = objective._read(next(iter(objective.data)), point.w)
+        uses = leaves.record(Batch(args, kwargs, targets, 0)).uses
+    found: dict[str, int] = {}
+    for use in uses:
+        name, groups = use.roles.get("weight"), use.call.options.get("groups", 1)
+        if name is not None and "convolution" in use.call.kind:
+            found[name] = lcm(found.get(name, 1), groups)
+    return found
 
 
 def parameters_in_loss(point: Point, outputs, targets) -> dict[str, int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quotientnet.curvature.layers import LayerTraces, ggn_traces, labelled_diagonal
 from quotientnet.estimate import Estimate
-from quotientnet.point import Point
+from quotientnet.point import Point, require_point
 from quotientnet.progress import progress
 
 __all__ = ["hessian_diagonal", "hessian_traces"]
@@ -45,8 +45,8 @@ def hessian_diagonal(point: Point, *, limit: int = 20_000) -> Tensor:
         >>> model = torch.nn.Linear(1, 1, bias=False).double()
         >>> data = torch.ones(1, 1).double(), torch.zeros(1, 1).double()
         >>> objective = qn.Objective(model, lambda z, y: (z**4).mean(), data)
-        >>> hessian_diagonal(objective.at(torch.tensor([2.0]).double())).tolist()
-        [48.0]
+        >>> round(hessian_diagonal(objective.at(torch.tensor([2.0]).double())).item(), 9)
+        48.0
     """
     return exact_diagonal(point, limit, "hessian_diagonal").values
 
@@ -77,7 +77,7 @@ def hessian_traces(point: Point, *, limit: int = 20_000) -> LayerTraces:
         >>> round(found.traces["0.weight"].value, 9), found.ways["0.weight"]
         (4.0, 'products')
     """
-    _require_point(point, "hessian_traces")
+    require_point(point, "hessian_traces")
     closed = _closed_traces(point)
     if closed is not None and set(closed.kinds.values()) == {"Hessian"}:
         return closed
@@ -119,13 +119,11 @@ def exact_diagonal(point: Point, limit: int, caller: str) -> Diagonal:
     Raises:
         ValueError: More products than ``limit``.
     """
-    _require_point(point, caller)
+    require_point(point, caller)
     parameters = [entry for entry in point.layout.entries if not entry.passive]
     try:
         values, kinds, cost = labelled_diagonal(point)
-    except (
-        ValueError
-    ):  # samples interact, or the loss is linear: there is a Hessian all the same
+    except ValueError:  # samples interact, say: there is a Hessian all the same
         values, kinds, cost = torch.zeros_like(point.w), {}, 0
     products = {entry.name: kinds.get(entry.name) != "Hessian" for entry in parameters}
     wanted = [entry for entry in parameters if products[entry.name]]
@@ -133,9 +131,9 @@ def exact_diagonal(point: Point, limit: int, caller: str) -> Diagonal:
     if count > limit:
         raise ValueError(
             f"{caller}: {len(wanted)} tensors, such as {wanted[0].name!r}, have no closed form and "
-            f"need {count:,} products with the Hessian, more than limit={limit:,}; raise the limit "
-            f"({point.hessian.seconds():.1g} s a product), use the Gauss-Newton matrix "
-            "(ggn_diagonal), or estimate (hutchinson_diagonal(point.hessian))"
+            f"need {count:,} products with the Hessian, more than limit={limit:,}; use "
+            f"hessian_diagonal(point, limit=...), {point.hessian.seconds():.1g} s a product, the "
+            "Gauss-Newton matrix (ggn_diagonal), or hutchinson_diagonal(point.hessian)"
         )
     for entry in wanted:
         values[entry.slice] = _by_products(point, entry)
@@ -161,11 +159,3 @@ def _closed_traces(point: Point) -> LayerTraces | None:
         return ggn_traces(point)
     except ValueError:
         return None
-
-
-def _require_point(point, caller: str) -> None:
-    if not isinstance(point, Point):
-        raise TypeError(
-            f"{caller}: point must be a Point, got {type(point).__name__}; objective.at(w) makes "
-            "one"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -102,7 +103,7 @@ def ggn_traces(point: Point, *, chunk: int | None = None) -> LayerTraces:
         >>> result.kinds["0.weight"], result.ways["0.weight"]
         ('Gauss-Newton', 'linear')
     """
-    run = _Run(point, chunk, "traces")
+    run = LayerRun(point, chunk, "traces")
     sums = run()
     values = {name: float(value) for name, value in sums.items()}
     traces = {
@@ -145,7 +146,7 @@ def labelled_diagonal(
 ) -> tuple[Tensor, dict[str, str], int]:
     """What :func:`ggn_diagonal` returns, the kind of each tensor's entries as in
     :class:`LayerTraces`, and the backward passes spent."""
-    run = _Run(point, chunk, "diagonals")
+    run = LayerRun(point, chunk, "diagonals")
     diagonal = torch.zeros_like(point.w)
     for name, value in run().items():
         diagonal[point.layout[name].slice] = value.flatten().to(diagonal)
@@ -191,7 +192,7 @@ def ggn_cost(point: Point, *, chunk: int | None = None) -> Cost:
     Raises:
         ValueError: As :func:`ggn_traces`.
     """
-    run = _Run(point, chunk, "traces")
+    run = LayerRun(point, chunk, "traces")
     return run.within(run.cost)
 
 
@@ -211,23 +212,26 @@ class _Operations(TorchDispatchMode):
         return result
 
 
-class _Run:
+class LayerRun:
     """One pass through the data.
 
     Args:
         point: The point.
         chunk: Samples at a time.
         what: ``"traces"`` or ``"diagonals"``.
+        factor: The factor of a batch's outputs, called as :func:`loss_factor`.
     """
 
-    def __init__(self, point: Point, chunk: int | None, what: str):
+    def __init__(
+        self, point: Point, chunk: int | None, what: str, factor: Callable = loss_factor
+    ):
         if chunk is not None and chunk < 1:
             raise ValueError(f"ggn: chunk must be at least 1, got {chunk}")
         self.leaves, self.chunk, self.what = Leaves(point), chunk, what
         require_separate_samples(point.objective.model)
-        self.loss = point.objective.loss
+        self.loss, self.factor = point.objective.loss, factor
         self.plan: Plan | None = None
-        self.passes, self.weights = 0, []
+        self.passes, self.samples, self.weights = 0, 0, []
         self.sums = {
             name: torch.zeros((), dtype=torch.float64, device=p.device)
             for name, p in self.leaves.parameters.items()
@@ -281,6 +285,7 @@ class _Run:
             self._batch(batch)
 
     def _batch(self, batch: Batch) -> None:
+        self.samples += batch.n
         factor = self._whole_factor(batch)
         rank = self.plan.rank if factor is None else factor.rank
         width, size = self._sizes(batch, rank)
@@ -288,7 +293,7 @@ class _Run:
             run = self.leaves.record(part)
             outputs, readout = run.outputs, self.plan.readout
             if factor is None:
-                own = loss_factor(self.loss, outputs, part.targets, readout, part.n)
+                own = self.factor(self.loss, outputs, part.targets, readout, part.n)
                 self.weights.append(normaliser(self.loss, outputs, part.targets))
             else:
                 own = factor.select(chosen)
@@ -301,7 +306,7 @@ class _Run:
         with torch.no_grad():
             outputs = self.leaves.call(batch)
         self.weights.append(normaliser(self.loss, outputs, batch.targets))
-        return loss_factor(
+        return self.factor(
             self.loss, outputs, batch.targets, self.plan.readout, batch.n
         )
 

@@ -150,7 +150,7 @@ class Blocks:
                 views.append(piece)
             else:
                 shape = block.shape if of_blocks else entry.shape
-                views.append(piece.reshape(*batch, *shape))
+                views.append(piece.reshape((*batch, *shape)))
         return views
 
     def expand(self, c: Tensor) -> Tensor:
@@ -160,8 +160,8 @@ class Blocks:
         batch = c.shape[:-1]
         pieces = []
         for e, b in self._parts:
-            view = c[..., b.slice].reshape(*batch, *b.shape)
-            pieces.append(view.expand(*batch, *e.shape).reshape(*batch, e.numel))
+            view = c[..., b.slice].reshape((*batch, *b.shape))
+            pieces.append(view.expand((*batch, *e.shape)).reshape(*batch, e.numel))
         return torch.cat(pieces, -1)
 
 
@@ -179,7 +179,7 @@ def _combine(a, x, b, y, out):
 
 def _dot(x: Tensor, y: Tensor, entry, block) -> Tensor:
     batch = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
-    product = (x * y).reshape(*batch, *entry.shape)
+    product = (x * y).reshape((*batch, *entry.shape))
     axes = [
         a - len(entry.shape) for a, s in enumerate(block.shape) if s != entry.shape[a]
     ]

@@ -286,13 +286,7 @@ class LogPolarQuotient(QuotientManifold):
         """``numbers`` per block, or the reason why they are not finite."""
         if not torch.isfinite(numbers.detach().sum()):
             self._raise_unless_point(x, method)
-            for u in vectors:
-                bad = ~torch.isfinite(u)
-                if bad.any():
-                    raise ValueError(
-                        f"{self.name}.{method}: the vector has NaN or infinite entries in "
-                        f"{listed(self.layout.count(bad))}"
-                    )
+            self._refuse_nonfinite(method, *vectors)
             raise ValueError(f"{self.name}.{method}: the result {_OVERFLOW}")
         return numbers
 

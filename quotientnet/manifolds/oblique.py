@@ -20,7 +20,12 @@ from quotientnet.manifolds.cylinders import Separation, make_cylinders
 from quotientnet.manifolds.entire import cos_sqrt, sinc_sqrt
 from quotientnet.manifolds.frozen import Frozen
 from quotientnet.manifolds.partition import Partition
-from quotientnet.manifolds.vectors import LayoutManifold, listed, safe_sqrt
+from quotientnet.manifolds.vectors import (
+    LayoutManifold,
+    held_at_zero,
+    listed,
+    safe_sqrt,
+)
 from quotientnet.symmetry.normalised import normalised_blocks
 
 __all__ = ["ProductOblique"]
@@ -73,11 +78,10 @@ class ProductOblique(LayoutManifold):
         super().__init__()
         radii = _positive(self.name, radii, rest_radius)
         self._layout = layout
-        self.blocks = Partition(layout, blocks, len(radii) - 1, self.name)
-        self._frozen = Frozen(_held(self.name, layout, frozen))
-        free = (~self._frozen.mask).to(torch.float64)
-        self._free = self.blocks.dot(free, free).to(torch.int64)
-        still = Frozen(self._free == 0)
+        self._frozen = Frozen(held_at_zero(self.name, layout, frozen))
+        held = self._frozen.mask
+        self.blocks = Partition(layout, blocks, len(radii) - 1, held, self.name)
+        still = Frozen(self.blocks.lengths == 0)
         radii = torch.cat([radii, radii.new_ones(1)])  # of the passive coordinates
         self._radii = {radii.device: still.fill(radii, 1.0)}
         self._spheres = make_cylinders(self.blocks, still)
@@ -166,7 +170,7 @@ class ProductOblique(LayoutManifold):
     @property
     def dimension(self) -> int:
         """Free coordinates less one a sphere."""
-        return int((self._free - 1).clamp(min=0).sum())
+        return int((self.blocks.lengths - 1).clamp(min=0).sum())
 
     # -- the metric ---
 
@@ -243,12 +247,10 @@ class ProductOblique(LayoutManifold):
         """
         self._check_tangents("expmap", x, u, out=out)
         radii = self._per_block(x.device)
-        n2, length2 = (
-            self._spheres.fill(n, 1.0) for n in self.blocks.dots((x, x), (u, u))
-        )
-        angle2 = length2 / radii**2
+        n2, length2 = self.blocks.dots((x, x), (u, u))
+        angle2 = self._spheres.fill(length2, 0.0) / radii**2
         # Dividing by the norm that x has keeps rounding errors from adding up over many steps.
-        on_x = cos_sqrt(angle2) * radii / n2.sqrt()
+        on_x = cos_sqrt(angle2) * radii / self._spheres.fill(n2, 1.0).sqrt()
         self._checked(on_x, "expmap", x, u)
         return self.blocks.combine(on_x, x, sinc_sqrt(angle2), u, out=out)
 
@@ -263,20 +265,17 @@ class ProductOblique(LayoutManifold):
         separation = self._separation("logmap", x, y)
         bad = separation.antipodal | torch.isinf(separation.squared_angles)
         if bad.any():
+            where = listed(self.blocks.named(bad))
             raise ValueError(
-                f"{self.name}.logmap: blocks in {listed(self.blocks.named(bad))} are antipodal in y: "
-                "no shortest geodesic"
+                f"{self.name}.logmap: blocks in {where} are antipodal in y: no shortest geodesic"
             )
         return self._keep(separation.logarithm(torch.zeros_like(separation.rates)))
 
     def dist2(self, x: Tensor, y: Tensor, *, keepdim=False) -> Tensor:
         """The squared geodesic distance ``Σ r_b² φ_b²``, shape ``(...)``."""
         angles2 = self._separation("dist", x, y).squared_angles
-        return (
-            (self._per_block(x.device) ** 2 * angles2)
-            .sum(-1, keepdim=keepdim)
-            .to(x.dtype)
-        )
+        each = self._per_block(x.device) ** 2 * angles2
+        return each.sum(-1, keepdim=keepdim).to(x.dtype)
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim=False) -> Tensor:
         """The geodesic distance, shape ``(...)``; accurate also for nearby points.
@@ -308,7 +307,8 @@ class ProductOblique(LayoutManifold):
     @__scaling__(ScalingInfo(1))
     def injectivity_radius(self) -> float:
         """π times the least radius of a sphere that is more than two points."""
-        turning = self._per_block(self._free.device)[self._free > 1]
+        lengths = self.blocks.lengths
+        turning = self._per_block(lengths.device)[lengths > 1]
         return pi * float(turning.min()) if len(turning) else inf
 
     # -- points ---
@@ -338,7 +338,7 @@ class ProductOblique(LayoutManifold):
     def _settled(self, x: Tensor, method: str) -> Tensor:
         """``x`` with every block at its norm, which it keeps if that differs by rounding only."""
         held = self._keep(x)
-        scale = self._per_block(x.device) / self._norms(held, method)
+        scale = self._per_block(x.device) / self._norms(held.to(torch.float64), method)
         rounding = (scale - 1).abs() <= 16 * torch.finfo(x.dtype).eps
         # The value is 1 there, the derivative that of the scale.
         scale = (
@@ -352,12 +352,12 @@ class ProductOblique(LayoutManifold):
 
     def _norms(self, x: Tensor, method: str) -> Tensor:
         """The norm of each block, or the reason why it has no direction; 1 where frozen."""
-        norms = self._spheres.radii(x.to(torch.float64))
+        norms = self._spheres.radii(x)
         if (norms == 0).any():
             bad = listed(self.blocks.named(norms == 0))
             raise NotOnManifoldError(
-                f"{self.name}.{method}: blocks in {bad} are zero, and no point of a sphere is nearest "
-                "to its centre; take them from random(), or freeze them"
+                f"{self.name}.{method}: blocks in {bad} are zero, and no point of a sphere is "
+                "nearest to its centre; take them from random(), or freeze them"
             )
         return self._checked(norms, method, x)
 
@@ -387,16 +387,6 @@ class ProductOblique(LayoutManifold):
             )
         return True, None
 
-    def _defect(self, x: Tensor) -> str | None:
-        """What is wrong with a point or vector before any norm is looked at."""
-        bad = ~torch.isfinite(x)
-        if bad.any():
-            return f"entries of {listed(self.layout.count(bad))} are NaN or infinite"
-        moved = (x != 0) & self._frozen.mask.to(x.device)
-        if moved.any():
-            return f"held coordinates of {listed(self.layout.count(moved))} are not 0"
-        return None
-
     # -- inside ---
 
     def _per_block(self, device) -> Tensor:
@@ -409,13 +399,7 @@ class ProductOblique(LayoutManifold):
         """``numbers``, or the reason why they are not finite."""
         if torch.isfinite(numbers.detach().sum()):
             return numbers
-        for u in vectors:
-            bad = ~torch.isfinite(u)
-            if bad.any():
-                where = listed(self.layout.count(bad))
-                raise ValueError(
-                    f"{self.name}.{method}: NaN or infinite entries in {where}"
-                )
+        self._refuse_nonfinite(method, *vectors)
         if numbers.shape[-1:] == (self.blocks.count,):
             bad = listed(self.blocks.named(~torch.isfinite(numbers)))
             raise NotOnManifoldError(
@@ -425,7 +409,7 @@ class ProductOblique(LayoutManifold):
         raise ValueError(f"{self.name}.{method}: the result overflows; use float64")
 
     def extra_repr(self) -> str:
-        rest = ", a joint block" if self._free[self.blocks.rest] else ""
+        rest = ", a joint block" if self.blocks.lengths[self.blocks.rest] else ""
         return f"{self.layout.size} coordinates, {self.blocks.rest} spheres{rest}"
 
 
@@ -448,18 +432,3 @@ def _positive(name: str, radii: Tensor, rest_radius: float) -> Tensor:
             "filter out, or freeze it"
         )
     return radii
-
-
-def _held(name: str, layout: ParameterLayout, frozen: Tensor | None) -> Tensor:
-    """The coordinates that stay 0: passive ones, and those of the mask."""
-    held = torch.zeros(layout.size, dtype=torch.bool)
-    held[layout.parameter_size :] = True
-    if frozen is None:
-        return held
-    frozen = torch.as_tensor(frozen)
-    if frozen.dtype != torch.bool or frozen.shape != (layout.size,):
-        raise ValueError(
-            f"{name}: frozen must be a boolean mask of shape ({layout.size},), got "
-            f"{frozen.dtype} of shape {tuple(frozen.shape)}"
-        )
-    return held | frozen.detach().cpu()

@@ -28,6 +28,7 @@ class Partition:
         index: The number of each entry's block, −1 for the joint block: an integer array that
             broadcasts to the tensor's shape, by name. Tensors that are not named are joint.
         count: The number of numbered blocks.
+        held: Boolean mask, shape ``(n,)``, of coordinates that do not count in ``lengths``.
         caller: Who speaks in error messages.
 
     Raises:
@@ -42,6 +43,7 @@ class Partition:
         layout: ParameterLayout,
         index: Mapping[str, np.ndarray],
         count: int,
+        held: Tensor,
         caller: str = "Partition",
     ):
         terms = _terms(layout, index, count, caller)
@@ -50,15 +52,16 @@ class Partition:
         self._owner = torch.cat(
             [torch.tensor(terms[e.name].index.reshape(-1)) for e in layout.entries]
         )
-        self.lengths = torch.zeros(self.count, dtype=torch.int64)
-        self.lengths.index_add_(0, self._owner, self.pieces.lengths)
-        if not self.lengths[:count].all():
-            empty = int(torch.nonzero(self.lengths[:count] == 0)[0])
+        sizes = torch.bincount(self._owner, self.pieces.lengths, self.count)
+        if not sizes[:count].all():
+            empty = int(torch.nonzero(sizes[:count] == 0)[0])
             raise ValueError(
                 f"{caller}: block {empty} of {count} has no entries; number the blocks from 0 "
                 "without gaps, and give each a radius"
             )
         self._on = {self._owner.device: self._owner}
+        free = (~held).to(torch.float64)
+        self.lengths = self.dot(free, free).to(torch.int64)
 
     def dot(self, x: Tensor, y: Tensor) -> Tensor:
         """The inner product of each block, shape ``(..., count)``."""

@@ -96,6 +96,40 @@ class LayoutManifold(geoopt.Manifold):
         """``u`` with frozen coordinates set to zero; in place if it is the caller's ``out``."""
         return self._frozen.fill(u, 0.0, in_place=out is not None)
 
+    def _defect(self, x: Tensor) -> str | None:
+        """What is wrong with a point or vector before any norm is looked at."""
+        bad = ~torch.isfinite(x)
+        if bad.any():
+            return f"entries of {listed(self.layout.count(bad))} are NaN or infinite"
+        moved = (x != 0) & self._frozen.mask.to(x.device)
+        if moved.any():
+            return f"held coordinates of {listed(self.layout.count(moved))} are not 0"
+        return None
+
+    def _refuse_nonfinite(self, method: str, *vectors: Tensor) -> None:
+        for u in vectors:
+            bad = ~torch.isfinite(u)
+            if bad.any():
+                raise ValueError(
+                    f"{self.name}.{method}: the vector has NaN or infinite entries in "
+                    f"{listed(self.layout.count(bad))}"
+                )
+
+
+def held_at_zero(name: str, layout: ParameterLayout, frozen: Tensor | None) -> Tensor:
+    """The coordinates that stay 0: passive ones, and those of the mask."""
+    held = torch.zeros(layout.size, dtype=torch.bool)
+    held[layout.parameter_size :] = True
+    if frozen is None:
+        return held
+    frozen = torch.as_tensor(frozen)
+    if frozen.dtype != torch.bool or frozen.shape != (layout.size,):
+        raise ValueError(
+            f"{name}: frozen must be a boolean mask of shape ({layout.size},), got "
+            f"{frozen.dtype} of shape {tuple(frozen.shape)}"
+        )
+    return held | frozen.detach().cpu()
+
 
 def safe_sqrt(x: Tensor) -> Tensor:
     """The square root, with value and gradient 0 where ``x ≤ 0``; NaN stays NaN."""

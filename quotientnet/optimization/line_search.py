@@ -31,7 +31,7 @@ class Found(Rows):
 
     Attributes:
         step: The accepted step; 0 where there is none.
-        finite: Whether any trial had a finite value.
+        finite: Whether any trial that moved had a finite value.
     """
 
     step: Tensor
@@ -87,10 +87,10 @@ class LineSearch:
                 accepted | (found.step[rows] == 0) | (trial.value < best.value[rows])
             )
             kept = rows[better]
-            best = best.put(kept, trial.iterate(here.scale).take(better))
+            best = best.put(kept, trial.after(here).take(better))
             result = Found(
                 torch.where(better, t, found.step[rows]),
-                found.finite[rows] | _finite(trial),
+                found.finite[rows] | _finite(trial) & _moved(here, trial),
             )
             found = found.put(rows, result)
             outer = bracket.take(rows)
@@ -108,12 +108,18 @@ class LineSearch:
     ) -> tuple[Tensor, Tensor]:
         """Which trials decrease the function enough, and which of them end the search."""
         decrease = trial.value <= start.value + _DECREASE * step * slope
+        # Where values cannot show a change, equal ones pass by luck: ask the slope alone.
+        decrease &= -step * slope > start.noise
         level = trial.value <= start.value + start.noise
         level &= trial.slope <= (2 * _APPROXIMATE - 1) * slope
-        good = _finite(trial) & (decrease | level)
+        good = _finite(trial) & _moved(start, trial) & (decrease | level)
         if self.curvature is None:
             return good, good
         return good, good & (trial.slope.abs() <= self.curvature * slope.abs())
+
+
+def _moved(start: Iterate, trial: Trial) -> Tensor:
+    return (trial.point != start.point).flatten(1).any(1)
 
 
 def _finite(trial: Trial) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from quotientnet.optimization.optimum import Optimum
+from quotientnet.optimization.problem import metric
 from quotientnet.optimization.solve import minimize
 
 __all__ = ["frechet_mean"]
@@ -23,9 +24,9 @@ def frechet_mean(
 ) -> Optimum:
     r"""The point with the smallest mean squared distance, :math:`\tfrac12 \sum_i p_i d(x, x_i)^2`.
 
-    Its gradient is :math:`-\sum_i p_i \log_x x_i`; :func:`minimize` does the rest, along geodesics.
-    On a quotient it is a mean of orbits: moving points along their orbits changes nothing, and the
-    result lies on the orbit's own scale at ``start``.
+    Its gradient is :math:`-\sum_i p_i \log_x x_i`; :func:`minimize` does the rest, along
+    geodesics. On a quotient it is a mean of orbits: moving points along their orbits does not move
+    the mean's, and moving ``start`` moves the mean along.
 
     Args:
         manifold: A manifold with ``logmap`` and ``expmap``.
@@ -43,8 +44,8 @@ def frechet_mean(
         ValueError: Points or weights of another shape, or points without a shortest geodesic.
 
     Note:
-        As accurate as ``manifold.logmap``: that of geoopt's ``Sphere`` is wrong for points closer than
-        4e-4.
+        As accurate as ``manifold.logmap``: that of geoopt's ``Sphere`` is wrong for points closer
+        than 4e-4.
 
     Example:
         >>> import geoopt
@@ -56,8 +57,8 @@ def frechet_mean(
     """
     if points.ndim != manifold.ndim + 1 or not len(points):
         raise ValueError(
-            f"frechet_mean: points has shape {tuple(points.shape)}, it must be (count, *point) with "
-            f"{manifold.ndim} dimensions of a point"
+            f"frechet_mean: points has shape {tuple(points.shape)}, it must be (count, *point), "
+            f"where a point has {manifold.ndim} dimensions"
         )
     shares = torch.ones(len(points)).to(points) if weights is None else weights
     if shares.shape != points.shape[:1] or (shares < 0).any() or not shares.sum() > 0:
@@ -72,10 +73,11 @@ def frechet_mean(
         with torch.no_grad():
             copies = here.expand_as(points)
             logs = manifold.logmap(copies, points)
-            squares = manifold.inner(copies, logs, logs).reshape(-1)
+            squares = metric(manifold, copies, logs, logs)
             pull = torch.tensordot(shares, logs, 1)[None]
         # The last term has the value 0 and the gradient minus the mean logarithm.
-        return shares @ squares / 2 - manifold.inner(here, pull, x[None] - here).sum()
+        falling = metric(manifold, here, pull, x[None] - here)[0]
+        return shares @ squares / 2 - falling
 
     return minimize(
         half_spread,

@@ -93,13 +93,13 @@ class Optimum:
         ratios, orders = (r.tolist() for r in self.rates())
         values = self.history.values[:, self.best].tolist()
         norms = self.history.gradient_norms[:, self.best].tolist()
-        lines = [f"{'':>5}{'value':>24}{'gradient':>12}{'ratio':>10}{'order':>7}"]
+        lines = [f"{'':>5}{'value':>24}{'gradient':>12}{'ratio':>10}{'order':>9}"]
         for k in range(self.iterations + 1):
             line = f"{k:5d}{values[k]:24.16g}{norms[k]:12.2e}"
             if k:
                 line += f"{ratios[k - 1]:10.1e}"
             if k > 1:
-                line += f"{orders[k - 1]:7.2f}"
+                line += f"{orders[k - 1]:9.2f}"
             lines.append(line)
         e = self.evaluations
         lines.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from quotientnet.optimization.rows import Iterate, Rows, column
 __all__ = ["Power"]
 
 _TRIALS = 60
+
+_ROUNDING = 1e-14
+"""The shift of blocks in which nothing changes, relative to the least shift."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Power(Method):
         there, finite = here, torch.zeros_like(here.norm, dtype=torch.bool)
         rows = torch.arange(len(x), device=x.device)
         for _ in range(_TRIALS):
-            target = column(shift[rows], x) * x[rows] - memory.egrad[rows]
+            kept = shift[rows] + _ROUNDING * least[rows]  # a block without slope stays
+            target = column(kept, x) * x[rows] - memory.egrad[rows]
             new, slopes = problem.evaluate(problem.manifold.projx(target))
             good = _better(new, here.take(rows))
             finite = finite.index_put((rows,), finite[rows] | torch.isfinite(new.value))
@@ -64,8 +68,7 @@ class Power(Method):
             shift = shift.index_put((rows,), more)
         stuck = (there.point == x).flatten(1).all(1)
         stuck[rows] = True
-        there = replace(there, scale=torch.maximum(there.scale, here.scale))
-        return Step(there, _Memory(shift, egrad), stuck, finite)
+        return Step(there.after(here), _Memory(shift, egrad), stuck, finite)
 
 
 def _better(new: Iterate, old: Iterate) -> Tensor:

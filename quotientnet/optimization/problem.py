@@ -12,7 +12,7 @@ from quotientnet.errors import NotOnManifoldError
 from quotientnet.optimization.paths import Path
 from quotientnet.optimization.rows import Iterate, Rows, column
 
-__all__ = ["Evaluations", "Problem", "Trial"]
+__all__ = ["Evaluations", "Problem", "Trial", "metric"]
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,23 @@ class Trial(Rows):
     value: Tensor
     gradient: Tensor
     norm: Tensor
+    scale: Tensor
     slope: Tensor
 
-    def iterate(self, scale: Tensor) -> Iterate:
-        """The points as iterates, for the next step."""
-        scale = torch.maximum(scale, self.value.abs())
-        return Iterate(self.point, self.value, self.gradient, self.norm, scale)
+    def after(self, start: Iterate) -> Iterate:
+        """The points as iterates that follow others."""
+        own = (self.point, self.value, self.gradient, self.norm, self.scale)
+        return Iterate(*own).after(start)
 
 
 class _Left(Exception):
     """A curve has left the manifold."""
+
+
+def metric(manifold, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """``inner`` of each row, shape ``(rows,)``; without ``keepdim``, geoopt's of a ball returns
+    ``(rows, rows)``."""
+    return manifold.inner(x, u, v, keepdim=True).reshape(len(x))
 
 
 class Problem:
@@ -76,7 +83,7 @@ class Problem:
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """The metric, shape ``(rows,)``."""
-        return self.manifold.inner(x, u, v).reshape(len(x))
+        return metric(self.manifold, x, u, v)
 
     def norm(self, x: Tensor, u: Tensor) -> Tensor:
         """The length of tangent vectors, shape ``(rows,)``."""
@@ -133,7 +140,9 @@ class Problem:
         self.gradients += len(x)
         gradient, values = self.manifold.egrad2rgrad(x, egrad), values.detach()
         norm = self.norm(x, gradient)
-        return Iterate(x, values, gradient, norm, values.abs()), egrad
+        terms = (x * egrad).abs().flatten(1).sum(1)
+        scale = torch.maximum(values.abs(), terms)
+        return Iterate(x, values, gradient, norm, scale), egrad
 
     def trial(self, x: Tensor, direction: Tensor, step: Tensor) -> Trial:
         """The function after ``step`` along curves; NaN where they leave the manifold."""
@@ -141,8 +150,10 @@ class Problem:
             return self._trial(x, direction, step)
         except _Left:
             if len(x) == 1:
-                lost = torch.full_like(step, torch.nan)
-                return Trial(x, lost, torch.full_like(x, torch.nan), lost, lost)
+                gone, lost = torch.full_like(x, torch.nan), torch.full_like(
+                    step, torch.nan
+                )
+                return Trial(gone, lost, gone, lost, lost, lost)
         rows = range(len(x))
         parts = [slice(row, row + 1) for row in rows]
         return Trial.stack([self.trial(x[p], direction[p], step[p]) for p in parts])
@@ -162,7 +173,7 @@ class Problem:
         except NotOnManifoldError as error:
             raise _Left from error
         values = torch.where(valid, there.value, torch.nan)
-        return Trial(y, values, there.gradient, there.norm, slope)
+        return Trial(y, values, there.gradient, there.norm, there.scale, slope)
 
     def _slope(self, there: Iterate, moved: Tensor, time: Tensor) -> Tensor:
         """The derivative along the curves, from the Riemannian gradient: the Euclidean one would

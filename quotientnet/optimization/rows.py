@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -51,7 +51,8 @@ class Iterate(Rows):
         value: Shape ``(rows,)``.
         gradient: The Riemannian gradient, shape ``(rows, *point)``.
         norm: Its length in the metric, shape ``(rows,)``.
-        scale: The largest magnitude of a value so far, which sets the rounding of values.
+        scale: The magnitude that sets the rounding of values: of the value, of what relative
+            changes of the point's entries add to it, and of those before, slowly forgotten.
     """
 
     point: Tensor
@@ -64,6 +65,10 @@ class Iterate(Rows):
     def noise(self) -> Tensor:
         """Differences of values up to this size are rounding."""
         return 10 * torch.finfo(self.point.dtype).eps * self.scale
+
+    def after(self, start: Iterate) -> Iterate:
+        """These iterates, with the scale of those that they follow."""
+        return replace(self, scale=torch.maximum(self.scale, 0.9 * start.scale))
 
 
 def column(row: Tensor, like: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from quotientnet.optimization.problem import Problem
 from quotientnet.optimization.rows import Iterate, column
 
-__all__ = ["HESSIANS", "exact", "differences"]
+__all__ = ["HESSIANS", "exact", "differences", "require_second_derivative"]
 
 Product = Callable[[Tensor], Tensor]
 
@@ -75,6 +75,29 @@ def differences(problem: Problem, here: Iterate) -> Product:
         return (there - here.gradient) / column(step, u)
 
     return product
+
+
+def require_second_derivative(problem: Problem, here: Iterate) -> None:
+    """Compare both products on the gradient: a function that detaches something, or whose backward
+    pass is not differentiable, has wrong second derivatives without an error.
+
+    Raises:
+        ValueError: They differ by more than a quarter and more than rounding explains.
+    """
+    u = here.gradient
+    one, other = exact(problem, here)(u), differences(problem, here)(u)
+    gap = problem.norm(here.point, one - other)
+    size = problem.norm(here.point, one) + problem.norm(here.point, other)
+    eps = torch.finfo(u.dtype).eps
+    rounding = 1e3 * eps / _LENGTH * here.norm * (here.norm + here.scale)
+    bad = gap > 0.25 * size + rounding
+    if bad.any():
+        row = int(torch.nonzero(bad)[0])
+        raise ValueError(
+            f"{problem.caller}: the second derivative of the function at start {row} differs from "
+            f"differences of its gradient by {float(gap[row] / size[row]):.0%}: something is "
+            f"detached, not twice differentiable, or far from smooth; {_REMEDY}"
+        )
 
 
 HESSIANS = {"exact": exact, "differences": differences}

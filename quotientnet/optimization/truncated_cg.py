@@ -14,6 +14,9 @@ from quotientnet.optimization.second_order import Product
 __all__ = ["Model", "truncated_cg"]
 
 
+_ROUGH = 1e-3
+
+
 @dataclass(frozen=True)
 class Model(Rows):
     """The step, its product with the Hessian, and whether it ends on the boundary."""
@@ -55,13 +58,20 @@ def truncated_cg(
         ended = (curvature <= 0) | (
             problem.norm(x, eta + _times(alpha, delta)) >= radius
         )
-        alpha = torch.where(ended, _to_boundary(inner, eta, delta, radius), alpha)
+        far = _to_boundary(inner, eta, delta, radius)
+        # Rounding leaves a part of a small residual outside the tangent space, where the form
+        # vanishes: neither its curvature nor a residual that grows again means anything.
+        small = rr.sqrt() <= _ROUGH * here.norm
+        far = torch.where(small, 0, far)
+        alpha = torch.where(ended, far, alpha)
         alpha = torch.where(going, alpha, 0)
         eta, product = eta + _times(alpha, delta), product + _times(alpha, h)
-        boundary |= going & ended
+        boundary |= going & ended & (alpha > 0)
         r = r + _times(alpha, h)
         new = inner(r, r).clamp(min=0)
-        going = going & ~ended & (new.sqrt() > forcing * here.norm)
+        going = (
+            going & ~ended & ~(small & (new > rr)) & (new.sqrt() > forcing * here.norm)
+        )
         delta = -r + _times(torch.where(rr > 0, new / rr, 0), delta)
         rr = new
     return Model(eta, product, boundary)

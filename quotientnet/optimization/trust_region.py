@@ -11,6 +11,7 @@ from torch import Tensor
 from quotientnet.optimization.method import Method, Step
 from quotientnet.optimization.problem import Problem
 from quotientnet.optimization.rows import Iterate, Rows
+from quotientnet.optimization.second_order import exact, require_second_derivative
 from quotientnet.optimization.truncated_cg import truncated_cg
 
 __all__ = ["TrustRegion"]
@@ -21,10 +22,12 @@ _ACCEPTED = 0.1
 
 @dataclass(frozen=True)
 class _Memory(Rows):
-    """The radius, and the first gradient norm, which sets the unit of the forcing."""
+    """The radius, the first gradient norm, which sets the unit of the forcing, and whether a trial
+    since the last step had a finite value."""
 
     radius: Tensor
     first: Tensor
+    finite: Tensor
 
 
 class TrustRegion(Method):
@@ -43,7 +46,10 @@ class TrustRegion(Method):
 
     def begin(self, problem: Problem, start: Iterate) -> _Memory:
         """A radius of unit length."""
-        return _Memory(torch.ones_like(start.norm), start.norm)
+        if self.hessian is exact:
+            require_second_derivative(problem, start)
+        no = torch.zeros_like(start.norm, dtype=torch.bool)
+        return _Memory(torch.ones_like(start.norm), start.norm, no)
 
     def step(self, problem: Problem, here: Iterate, memory: _Memory) -> Step:
         """One model, and the step to its minimum, taken where the function agrees."""
@@ -67,7 +73,7 @@ class TrustRegion(Method):
         length = problem.norm(x, model.step)
         radius = torch.where(good, 2 * radius, radius)
         radius = torch.where(accepted & (ratio >= 0.25), radius, 0.25 * length)
-        there = trial.iterate(here.scale).where(accepted, here)
-        still = (there.point == x).flatten(1).all(1)
-        stuck = still & (accepted | (radius < torch.finfo(x.dtype).eps ** 1.5))
-        return Step(there, _Memory(radius, memory.first), stuck, finite)
+        there = trial.after(here).where(accepted, here)
+        still = (trial.point == x).flatten(1).all(1)
+        seen = finite & ~still | memory.finite & ~accepted
+        return Step(there, _Memory(radius, memory.first, seen), still, seen)

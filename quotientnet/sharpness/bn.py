@@ -145,7 +145,7 @@ def bn_sharpness(
         )
     found = maximize(
         lambda v: value(v) / scale, manifold, torch.stack(starts), batched=False,
-        method=method, **options,
+        method=method, **{"tolerance": 1e-5, "max_iterations": 100} | options,
     )  # fmt: skip
     with torch.no_grad():
         best = float(value(found.point))

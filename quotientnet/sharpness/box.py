@@ -145,7 +145,10 @@ def volume_flatness(
     checked_radius(tolerance, caller, "tolerance")
     count = point.layout.parameter_size
     near = Neighbourhood(
-        caller, point, lambda z: torch.cat([point.w[:count] + z, point.w[count:]]), count
+        caller,
+        point,
+        lambda z: torch.cat([point.w[:count] + z, point.w[count:]]),
+        count,
     )
     cost = 0
 
@@ -161,7 +164,13 @@ def volume_flatness(
     radius = _largest(allowed, _guess(point, epsilon), tolerance)
     found = disjoint_boxes(point.w, group, radius)
     return VolumeFlatness(
-        found.log_volume(boxes), count * tolerance, True, cost, (), boxes=found, radius=radius
+        found.log_volume(boxes),
+        count * tolerance,
+        True,
+        cost,
+        (),
+        boxes=found,
+        radius=radius,
     )
 
 

@@ -7,15 +7,22 @@ from collections.abc import Mapping
 from torch import nn
 
 from quotientnet.manifolds import BalancedQuotient, LayerScaleQuotient, NodeWiseQuotient
+from quotientnet.sharpness.alternative import alternative_normalised_sharpness
 from quotientnet.sharpness.ball import adaptive_sharpness, ball_sharpness
 from quotientnet.sharpness.bn import bn_sharpness, bn_sharpness_limit
 from quotientnet.sharpness.box import box_sharpness, volume_flatness
 from quotientnet.sharpness.euclidean import second_order_sharpness, spectral_norm, trace
+from quotientnet.sharpness.fisher_rao import diagonal_fisher_rao_norm, fisher_rao_norm
 from quotientnet.sharpness.geodesic import (
     average_riemannian_sharpness,
     riemannian_sharpness,
 )
+from quotientnet.sharpness.matrix_normalised import matrix_normalised_sharpness
 from quotientnet.sharpness.measure import Measure
+from quotientnet.sharpness.minimum import minimum_sharpness
+from quotientnet.sharpness.normalised import normalised_sharpness
+from quotientnet.sharpness.pac_bayes import pac_bayes_terms
+from quotientnet.sharpness.relative import relative_flatness
 from quotientnet.sharpness.riemannian import riemannian_spectral_norm, riemannian_trace
 
 __all__ = ["MEASURES", "as_measures"]
@@ -48,16 +55,42 @@ def _on(quotient, measure, **options):
     return function
 
 
-def _trace(point, manifold, generator):
-    """Exact; by random signs where samples interact, which makes exactness dear."""
-    coupled = any(
+def _coupled(point) -> bool:
+    """Whether samples interact through the statistics of their batch."""
+    return any(
         isinstance(module, nn.modules.batchnorm._NormBase) and module.training
         for module in point.objective.model.modules()
     )
-    method = "hutchinson" if coupled else "exact"
+
+
+def _trace(point, manifold, generator):
+    """Exact; by random signs where samples interact, which makes exactness dear."""
+    method = "hutchinson" if _coupled(point) else "exact"
     return riemannian_trace(
         point, manifold, method=method, samples=50, generator=generator
     )
+
+
+def _curvature(point) -> str:
+    """The Hessian; where it would take a product a parameter, what refuses and says why."""
+    return "gauss-newton" if _coupled(point) else "hessian"
+
+
+def _alternative(point, group, generator):
+    return alternative_normalised_sharpness(
+        point,
+        curvature=_curvature(point),
+        samples=4,
+        max_iterations=10,
+        generator=generator,
+    )
+
+
+def _bound(point, group, generator):
+    """For as many samples as the loss is taken over."""
+    objective = point.objective
+    samples = sum(len(objective._read(batch, point.w)[-1]) for batch in objective.data)
+    return pac_bayes_terms(point, samples=samples, curvature=_curvature(point))
 
 
 def _exact(measure):
@@ -116,6 +149,18 @@ MEASURES: tuple[Measure, ...] = (
     _ascent("BN-sharpness", "yi2019",
             lambda p, g, r: bn_sharpness(p, g, restarts=0, max_iterations=15, generator=r)),
     Measure("BN-sharpness, small δ", "yi2019", _exact(bn_sharpness_limit)),
+    Measure("matrix-normalised sharpness", "tsuzuku2019",
+            lambda p, g, r: matrix_normalised_sharpness(p, curvature=_curvature(p))),
+    Measure("normalised sharpness", "tsuzuku2019",
+            lambda p, g, r: normalised_sharpness(p, curvature=_curvature(p))),
+    Measure("normalised sharpness, (62)", "tsuzuku2019", _alternative, "rough", fresh=False),
+    Measure("Fisher–Rao norm, diagonal", "tsuzuku2019",
+            lambda p, g, r: diagonal_fisher_rao_norm(p)),
+    Measure("PAC-Bayes bound", "tsuzuku2019", _bound),
+    Measure("minimum sharpness", "ibayashi2021", _exact(minimum_sharpness)),
+    Measure("Fisher–Rao norm", "liang2019", lambda p, g, r: fisher_rao_norm(p)),
+    Measure("relative flatness", "petzka2021",
+            lambda p, g, r: relative_flatness(p, limit=500)),
     _ascent("adaptive sharpness", "kwon2021",
             lambda p, g, r: adaptive_sharpness(p, RELATIVE, generator=r, **ASCENT)),
 )  # fmt: skip

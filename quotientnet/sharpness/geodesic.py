@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import sqrt
-
 import torch
 from torch import Tensor
 
@@ -108,7 +106,9 @@ def _along_geodesics(caller: str, point, manifold, epsilon: float):
     """The neighbourhood in frame coordinates, their horizontal projection, and ``1 + f``."""
     require_quotient(manifold, caller)
     checked_radius(epsilon, caller)
-    operator = manifold.riemannian_hessian(point)  # refuses what does not belong together
+    operator = manifold.riemannian_hessian(
+        point
+    )  # refuses what does not belong together
     inverse_frame = 1 / manifold.frame(point.w)
 
     def chart(z: Tensor) -> Tensor:

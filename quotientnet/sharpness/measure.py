@@ -14,7 +14,7 @@ from quotientnet.point import Point
 
 __all__ = ["Measure", "KINDS"]
 
-KINDS = {"exact": 1e-8, "search": 1e-6, "sampled": 1e-8}
+KINDS = {"exact": 1e-8, "search": 1e-6, "sampled": 1e-8, "rough": 1e-2}
 """The largest relative change that counts as none, by how a value is found."""
 
 
@@ -27,7 +27,8 @@ class Measure:
         paper: Where it comes from; rows are grouped by it.
         function: ``function(point, group, generator)``. It may refuse with a ``ValueError``.
         kind: ``"exact"`` for formulas; ``"search"`` for an ascent or an eigenvalue, which is known
-            to the tolerance of its iteration; ``"sampled"`` for an estimate with a standard error.
+            to the tolerance of its iteration; ``"sampled"`` for an estimate with a standard error;
+            ``"rough"`` for a search among kinks, where rounding decides on the third digit.
         fresh: Whether it gets other random numbers at every point, so that agreement is no
             artefact. An ascent that may end at one of several maxima gets the same ones.
     """

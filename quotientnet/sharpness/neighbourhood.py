@@ -13,7 +13,7 @@ from torch import Tensor
 from quotientnet.estimate import Estimate
 from quotientnet.layout import ParameterLayout
 from quotientnet.manifolds.oblique import ProductOblique
-from quotientnet.optimization import Optimum, maximize
+from quotientnet.optimization import maximize
 
 __all__ = ["Ascent", "Neighbourhood"]
 
@@ -22,6 +22,9 @@ _INWARD = 0.4
 
 _TOLERANCE = 1e-5
 """The slope per radian, relative to the rise, at which an ascent ends: its square is the error."""
+
+_ITERATIONS = 100
+"""Of each method at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +117,9 @@ class Neighbourhood:
             for d in directions
             if d.norm() > 0
         ]
+        methods = "power", "conjugate-gradient"
         return self._climb(
-            geoopt.Sphere(), lambda u: radius * u[:-1], starts, **options
+            geoopt.Sphere(), lambda u: radius * u[:-1], starts, methods, **options
         )
 
     def worst_in_box(
@@ -146,30 +150,38 @@ class Neighbourhood:
             torch.stack([angles[0] * s, angles[1].expand_as(s)], 1).reshape(-1)
             for s in signs
         ]
+        # Power steps go from corner to corner: they end what gradients began inside.
+        methods = "conjugate-gradient", "power"
         return self._climb(
-            circles, lambda x: half_widths * x.view(-1, 2)[:, 0], starts, **options
+            circles,
+            lambda x: half_widths * x.view(-1, 2)[:, 0],
+            starts,
+            methods,
+            **options,
         )
 
-    def _climb(self, manifold, inside: Callable, starts: list[Tensor], **options):
-        """The highest of the ascents, the rise measured in units of its size at the starts."""
+    def _climb(self, manifold, inside: Callable, starts, methods, **options) -> Ascent:
+        """The highest of the ascents, by one method after the other, the rise measured in units of
+        its size at the starts."""
         w, rises = self.point.w, [abs(float(self.rise(inside(x)))) for x in starts]
         rounding = 4 * torch.finfo(w.dtype).eps * abs(float(self.point.value))
-        scale = max(rises, default=0.0)
+        scale, cost = max(rises, default=0.0), len(starts) + 1
         if scale <= rounding:  # as flat as can be told, everywhere it was looked
-            return Ascent(
-                0.0, rounding, True, len(starts), neighbour=w.clone(), reason="flat"
-            )
-        found = maximize(
-            lambda x: self.rise(inside(x)) / scale,
-            manifold,
-            torch.stack(starts),
-            batched=False,
-            **{"tolerance": _TOLERANCE, **options},
-        )
-        value = float(found.value) * scale
-        slope = float(found.gradient_norm) * scale
-        spent = found.evaluations
-        cost = len(starts) + spent.values + spent.gradients
+            return Ascent(0.0, rounding, True, cost, neighbour=w.clone(), reason="flat")
+        options = {
+            "tolerance": _TOLERANCE, "max_iterations": _ITERATIONS, "line_search": "armijo",
+        } | options  # fmt: skip
+        x = torch.stack(starts)
+        for method in [options.pop("method")] if "method" in options else methods:
+            found = maximize(
+                lambda x: self.rise(inside(x)) / scale, manifold, x, method=method,
+                batched=False, **options,
+            )  # fmt: skip
+            x = found.points
+            cost += found.evaluations.values + found.evaluations.gradients
+            if found.converged:
+                break
+        value, slope = (scale * float(v) for v in (found.value, found.gradient_norm))
         with torch.no_grad():
             neighbour = self.chart(inside(found.point)) if value > 0 else w.clone()
         return Ascent(

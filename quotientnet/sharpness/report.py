@@ -31,13 +31,13 @@ class Row:
     Attributes:
         label: The measure.
         paper: Where it comes from.
-        kind: How its value is found: ``"exact"``, ``"search"`` or ``"sampled"``.
+        kind: How its value is found: ``"exact"``, ``"search"``, ``"sampled"`` or ``"rough"``.
         values: Its value at each point; empty if it was refused.
         errors: The uncertainty of each.
         converged: Whether every value reached the accuracy asked for.
         change: The largest relative change from the first point.
         invariant: Whether every value agrees with the first, to 1e-8 for formulas, 1e-6 for
-            searches and 4 standard errors for estimates; None if it was refused.
+            searches, 1e-2 for rough ones and 4 standard errors for estimates; None if it was refused.
         claims: What the measure says it is invariant to.
         seconds: For one point, on average.
         gradients: The same in units of one gradient on the same data.

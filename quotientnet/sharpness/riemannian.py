@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quotientnet.curvature.lanczos import lanczos
 from quotientnet.curvature.hessian import hessian_diagonal
+from quotientnet.curvature.lanczos import lanczos
 from quotientnet.curvature.traces import hutchinson_trace
 from quotientnet.estimate import Estimate
 from quotientnet.manifolds.balanced import BalancedQuotient

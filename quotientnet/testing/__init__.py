@@ -9,9 +9,10 @@ from quotientnet.testing.group_laws import GROUP_LAWS, check_group
 from quotientnet.testing.hessian_laws import HESSIAN_LAWS, check_hessian
 from quotientnet.testing.laws import Law, Verdict
 from quotientnet.testing.manifold_laws import MANIFOLD_LAWS, check_manifold
+from quotientnet.testing.riemannian_laws import RIEMANNIAN_LAWS
 from quotientnet.testing.samples import Sample
 
 __all__ = [
-    "Law", "Verdict", "Sample", "GROUP_LAWS", "MANIFOLD_LAWS", "HESSIAN_LAWS", "check_group",
-    "check_manifold", "check_hessian",
+    "Law", "Verdict", "Sample", "GROUP_LAWS", "RIEMANNIAN_LAWS", "MANIFOLD_LAWS", "HESSIAN_LAWS",
+    "check_group", "check_manifold", "check_hessian",
 ]  # fmt: skip

@@ -14,7 +14,8 @@ class Sample:
     """Everything a law needs, drawn lazily and reproducibly from a seed.
 
     Args:
-        manifold: The manifold under test; a :class:`~quotientnet.QuotientManifold`.
+        manifold: The manifold under test; a :class:`~quotientnet.QuotientManifold`, or another
+            manifold of flat vectors, which has no group and the Euclidean frame.
         seed: Determines every draw, whatever the order they are asked for in.
         batch: Leading dimensions of points and vectors.
         spread: Standard deviation of the group coordinates: points are badly scaled by about
@@ -28,7 +29,8 @@ class Sample:
         self, manifold, seed: int = 0, batch=(), spread=1.0, length=1.0,
         dtype=torch.float64, device="cpu",
     ):  # fmt: skip
-        self.manifold, self.group, self.seed = manifold, manifold.group, seed
+        self.manifold, self.seed = manifold, seed
+        self.group = getattr(manifold, "group", None)
         self.batch, self.spread, self.length = tuple(batch), spread, length
         self.dtype, self.device = dtype, torch.device(device)
 
@@ -52,14 +54,21 @@ class Sample:
 
     @cached_property
     def x(self) -> Tensor:
-        """A point, badly scaled within its orbit."""
+        """A point, badly scaled within its orbit if the manifold is a quotient."""
         shape = (*self.batch, self.manifold.layout.size)
         options = {
             "dtype": self.dtype,
             "device": self.device,
             "generator": self._generator(1),
         }
-        return self.group.act(self.manifold.random(*shape, **options), self.element(2))
+        x = self.manifold.random(*shape, **options)
+        return x if self.group is None else self.group.act(x, self.element(2))
+
+    @cached_property
+    def frame(self) -> Tensor:
+        """The root of the diagonal metric at ``x``; 1 on a submanifold of Euclidean space."""
+        frame = getattr(self.manifold, "frame", torch.ones_like)
+        return frame(self.x)
 
     def element(self, key: int) -> Tensor:
         """Group coordinates, shape ``(*batch, k)``."""
@@ -68,13 +77,13 @@ class Sample:
     def vector(self, key: int) -> Tensor:
         """Any vector at ``x``, of metric size about 1 in each coordinate; 0 where frozen."""
         return self.manifold._keep(
-            self.normal(key, self.manifold.layout.size) / self.manifold.frame(self.x)
+            self.normal(key, self.manifold.layout.size) / self.frame
         )
 
     def covector(self, key: int) -> Tensor:
         """A Euclidean gradient at ``x``, of metric size about 1 in each coordinate."""
         return self.manifold._keep(
-            self.normal(key, self.manifold.layout.size) * self.manifold.frame(self.x)
+            self.normal(key, self.manifold.layout.size) * self.frame
         )
 
     def tangent(self, key: int) -> Tensor:
@@ -95,6 +104,10 @@ class Sample:
     def moved(self) -> Tensor:
         """The point equivalent to ``x`` by ``t``."""
         return self.group.act(self.x, self.t)
+
+    def elsewhere(self, y: Tensor) -> Tensor:
+        """Another point of the orbit of ``y``; ``y`` itself if the manifold is no quotient."""
+        return y if self.group is None else self.group.act(y, self.t)
 
     def push(self, u: Tensor) -> Tensor:
         """The vector at the moved point that corresponds to ``u`` at ``x``."""
