@@ -40,7 +40,7 @@ ASCENT = {
 """Ascents from the gradient's direction alone: a report's time allows no more. Where one stops
 short, the report marks it."""
 
-CUBE = ASCENT | {"tolerance": 0.2}
+CUBE = ASCENT | {"tolerance": 0.5}
 """The volume's own tolerance is that of the cube's half width."""
 
 
@@ -120,7 +120,7 @@ def _quotients():
         yield _ascent(f"{name} ε-sharpness", "rangamani2019", found)
     yield Measure(
         "node-wise average sharpness", "rangamani2019",
-        _on(NodeWiseQuotient, average_riemannian_sharpness, epsilon=RELATIVE, samples=50),
+        _on(NodeWiseQuotient, average_riemannian_sharpness, epsilon=RELATIVE, samples=30),
         "sampled",
     )  # fmt: skip
 

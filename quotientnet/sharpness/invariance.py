@@ -164,7 +164,9 @@ def covers(claims: Sequence[str], moves: str) -> bool:
     Layer scales are unit scales. The group of the layer-scale quotient is that of layer scales;
     those of the other quotients have all scales that leave the network unchanged.
     """
-    of_quotients = [c for c in claims if c.endswith("'s group")]
+    of_quotients = [
+        c for c in claims if c.endswith("'s group") or c == "the group given"
+    ]
     if any("LayerScale" in c for c in of_quotients) and moves == "layer scales":
         return True
     if any("LayerScale" not in c for c in of_quotients):

@@ -14,7 +14,7 @@ WIDTH = 100
 
 SYMBOLS = {
     "layer scales": "L", "unit scales": "U", "filter scales": "F", "output scale": "O",
-    "output shift": "S",
+    "output shift": "S", "the group given": "G",
 }  # fmt: skip
 """A letter for each symmetry; Q for the group of a quotient."""
 
