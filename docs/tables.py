@@ -17,6 +17,10 @@ def write() -> None:
     (target / "orbit_curvature.rst").write_text(_orbit_curvature())
     (target / "spectrum.rst").write_text(_spectrum())
     (target / "large.rst").write_text(_large())
+    (target / "convex_measures.rst").write_text(_convex_measures())
+    (target / "exact_trace.rst").write_text(_exact_trace())
+
+    (target / "invariance.rst").write_text(_invariance())
     rows = [
         [
             "Network",
@@ -102,6 +106,78 @@ def _large() -> str:
         f"{_table(rows)}\n{facts['parameters']:,} parameters, {facts['batches']} batches of "
         f"{facts['size']}, {facts['threads']} threads.\n"
     )
+
+
+def _convex_measures() -> str:
+    facts = json.loads((FOLDER / "results/convex_measures.json").read_text())
+    rows = [
+        [
+            "Problem",
+            "Value",
+            "Difference",
+            "Milliseconds",
+            "SGD, s",
+            "Ratio",
+            "SGD's gap",
+        ]
+    ]
+    for r in facts["rows"]:
+        rows.append([
+            r["problem"], f"{r['value']:.6g}", f"{r['difference']:.0e}", f"{r['milliseconds']:.1f}",
+            f"{r['descent_seconds']:.1f}", f"{r['ratio']:.0f}", f"{r['descent_gap']:.0e}",
+        ])  # fmt: skip
+    return f"{_table(rows)}\n{facts['threads']} thread.\n"
+
+
+def _exact_trace() -> str:
+    facts = json.loads((FOLDER / "results/exact_trace.json").read_text())
+    rows = [["Network", "Parameters", "Exact trace, s", "Naive, scaled up, s", "Ratio", "Target",
+             "Entries differ by"]]  # fmt: skip
+    for r in facts["rows"]:
+        rows.append([
+            r["network"], f"{r['parameters']:,}", f"{r['seconds']:.3f}",
+            f"{r['naive_seconds']:.0f}", f"{r['ratio']:.0f}", f"{r['target']}", f"{r['difference']:.0e}",
+        ])  # fmt: skip
+    return f"{_table(rows)}\n{facts['threads']} thread.\n"
+
+
+def _invariance() -> str:
+    """The matrix: the verdict and the size of the change; reasons for what does not apply below."""
+    facts = json.loads((FOLDER / "results/invariance.json").read_text())
+    rows, reasons = [["Measure", *facts["keys"]]], {}
+    for name, cells in zip(facts["measures"], facts["cells"]):
+        rows.append([name, *map(_verdict, cells)])
+        for column, cell in zip(facts["keys"], cells):
+            if cell["reason"]:
+                reasons.setdefault(_sentence(cell["reason"]), []).append(
+                    f"{name} ({column})"
+                )
+    keys = "; ".join(f"``{k}`` {n}" for k, n in zip(facts["keys"], facts["trials"]))
+    why = "".join(
+        f"* {'; '.join(names)}: {reason}\n" for reason, names in reasons.items()
+    )
+    drift = facts["drifts"][facts["trials"].index(_APPROXIMATE)]
+    return (
+        f"{_table(rows)}\n✓ unchanged, ✗ moved, each with the largest relative change over "
+        f"{facts['elements']} random elements; ≈ the symmetry itself is approximate: the loss "
+        f"moves by {drift:.0e}; — does not apply.\n\nColumns: {keys}.\n\nWhat does not apply, and "
+        f"why:\n\n{why}"
+    )
+
+
+_APPROXIMATE = "filter scales, train mode, eps = 1e-05"
+
+
+def _verdict(cell: dict) -> str:
+    if cell["reason"]:
+        return "—"
+    sign = {True: "✓", False: "✗", None: "≈"}[cell["invariant"]]
+    return f"{sign} {'∞' if cell['change'] is None else format(cell['change'], '.0e')}"
+
+
+def _sentence(reason: str) -> str:
+    """What a refusal says before it names numbers and remedies."""
+    return reason.split(": along generator")[0].split("; ")[0]
 
 
 def _orbit_curvature() -> str:

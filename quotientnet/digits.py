@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from quotientnet.progress import progress as bar
 
-__all__ = ["Digits", "load_digits", "make_network", "train"]
+__all__ = ["Digits", "load_digits", "make_network", "make_normalised_network", "train"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,30 @@ def make_network(seed: int = 0, dtype=torch.float64, device="cpu") -> nn.Sequent
             nn.ReLU(),
             nn.Linear(32, 32),
             nn.ReLU(),
+            nn.Linear(32, 10),
+        )
+    return network.to(device, dtype)
+
+
+def make_normalised_network(
+    seed: int = 0, dtype=torch.float64, device="cpu"
+) -> nn.Sequential:
+    """A ReLU network of two batch-normalised convolutions and a dense layer, seeded.
+
+    Its ``eps`` has no effect, so that the scaling symmetry of the filters is exact.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            nn.Unflatten(1, (1, 8, 8)),
+            nn.Conv2d(1, 4, 3, bias=False),
+            nn.BatchNorm2d(4, eps=1e-30),
+            nn.ReLU(),
+            nn.Conv2d(4, 8, 3, bias=False),
+            nn.BatchNorm2d(8, eps=1e-30),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
             nn.Linear(32, 10),
         )
     return network.to(device, dtype)

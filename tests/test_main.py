@@ -1,68 +1,255 @@
-"""The main job, its parts and its refusals."""
+"""The main job, its parts and its refusals; a user's own model, data and checkpoint."""
 
 import json
-from dataclasses import replace
+import os
+import pickle
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-import quotientnet as qn
 from quotientnet import __main__ as program
-from quotientnet.digits import load_digits, make_network, train
-from quotientnet.invariance import (
-    COLUMNS,
-    format_table,
-    measure_points,
-)
-from quotientnet.plot import plot_invariance
+from quotientnet.commands import embedded, loading
+from quotientnet.commands.embedded import Recipe
+from quotientnet.commands.refusal import Refusal
+from quotientnet.digits import load_digits, make_network, make_normalised_network, train
+from quotientnet.sharpness.catalogue import MEASURES
+
+SOME = [
+    "Hessian, largest eigenvalue", "layer-scale spectral norm", "node-wise spectral norm",
+    "node-wise trace",
+]  # fmt: skip
+
+MINE = """
+import torch
+from torch import nn
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(20, 3, generator=generator), torch.arange(20) % 2
+
+def batches():
+    inputs, targets = batch()
+    return [(inputs[:12], targets[:12]), (inputs[12:], targets[12:])]
+
+def broken():
+    raise KeyError("weights")
+
+def smooth():
+    return nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
+
+def loss(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets)
+
+number = 3
+"""
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder, short = tmp_path_factory.mktemp("report"), {"short (64)": (64, 20)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "NETWORKS", short)
-        assert program.main(["--output", str(folder), "--seed", "3"]) == 0
-    return folder, json.loads((folder / "report.json").read_text())
+@pytest.fixture
+def few(monkeypatch):
+    """Only some of the measures, which take no time."""
+    kept = tuple(measure for measure in MEASURES if measure.label in SOME)
+    monkeypatch.setattr("quotientnet.sharpness.catalogue.MEASURES", kept)
 
 
-def test_report_shows_what_moves_and_what_does_not(finished):
-    folder, report = finished
-    assert (folder / "invariance.png").stat().st_size > 10_000
-    (network,) = report["networks"].values()
-    assert network["test_accuracy"] > 0.85
-    first, *rest = network["points"]
-    assert len(rest) == 4 and all(row["converged"] for row in network["points"])
-    for row in rest:
-        now, then = row["values"], first["values"]
-        assert now["loss"] == pytest.approx(then["loss"], rel=1e-12)
-        assert now["node_wise_norm"] == pytest.approx(then["node_wise_norm"], rel=1e-9)
-        assert now["node_wise_distance"] < 1e-9
-        assert abs(now["spectral_norm"] / then["spectral_norm"] - 1) > 1
-        in_group = row["point"] != "random unit scales"
-        assert (now["layer_scale_distance"] < 1e-9) == in_group
-        assert (
-            abs(now["layer_scale_norm"] / then["layer_scale_norm"] - 1) < 1e-9
-        ) == in_group
+@pytest.fixture
+def mine(tmp_path, monkeypatch, few):
+    """A user's folder with a module and a checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(MINE)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.25)
+    torch.save(model.state_dict(), "weights.pt")
+    return model
 
 
-def test_table_marks_at_a_glance(finished):
-    digits = load_digits()
-    network = make_network()
-    data = (digits.train_inputs[:100], digits.train_targets[:100])
-    objective = qn.Objective(network, nn.CrossEntropyLoss(), data)
-    symmetry = qn.discover(network, data[0])
-    rows = measure_points(
-        objective, objective.layout.flatten(network), symmetry, trace_samples=50
+def run(*options):
+    return program.main(
+        ["report", "--model", "mine:model", "--data", "mine:batch", *options]
     )
-    lines = format_table(rows).splitlines()
-    assert all(name in lines[0] for name in COLUMNS.values())
-    assert "=" not in lines[2] and "≠" not in lines[2]
-    assert lines[3].count("=") - lines[3].count("λ =") == 5 and lines[3].count("≠") == 2
-    moved = replace(rows[1], values={k: 2 * v for k, v in rows[1].values.items()})
-    assert format_table([rows[0], moved]).splitlines()[3].count("≠") == 5
-    assert len(plot_invariance({"a": rows, "b": rows}).axes) == 2
+
+
+def written(folder="quotientnet-report"):
+    (network,) = json.loads(Path(folder, "report.json").read_text())[
+        "networks"
+    ].values()
+    return network, {row["label"]: row for row in network["report"]["rows"]}
+
+
+def test_the_digits_are_reported_on_without_a_model(tmp_path, monkeypatch, few, capsys):
+    recipes = {
+        "short": Recipe(make_network, 64, 20, 100),
+        "normalised": Recipe(make_normalised_network, 256, 2, 60),
+    }
+    monkeypatch.setattr(embedded, "NETWORKS", recipes)
+    assert program.main(["--output", str(tmp_path), "--seed", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "Table 2's λ" in printed and "normalised" in printed
+    assert (tmp_path / "report.png").stat().st_size > 10_000
+    networks = json.loads((tmp_path / "report.json").read_text())["networks"]
+    assert networks["short"]["test_accuracy"] > 0.85
+    for name, found in networks.items():
+        rows = {row["label"]: row for row in found["report"]["rows"]}
+        assert found["report"]["drift"] < 1e-12
+        assert rows["node-wise spectral norm"]["invariant"]
+        assert not rows["Hessian, largest eigenvalue"]["invariant"]
+    w, paper, random = networks["short"]["report"]["rows"][1]["values"]
+    assert paper == pytest.approx(w, rel=1e-6) and abs(random / w - 1) > 1e-3
+
+
+def test_own_model_with_a_checkpoint(mine, capsys):
+    assert (
+        run("--checkpoint", "weights.pt", "--points", "1", "--loss", "mine:loss") == 0
+    )
+    network, rows = written()
+    inputs, targets = __import__("mine").batch()
+    loss = nn.functional.cross_entropy(mine.double()(inputs.double()), targets)
+    assert network["report"]["losses"][0] == pytest.approx(loss.item(), rel=1e-12)
+    assert network["mode"] == "eval" and network["report"]["dtype"] == "float64"
+    assert rows["node-wise spectral norm"]["invariant"]
+    assert len(rows["node-wise spectral norm"]["values"]) == 2
+    assert network["symmetry"]["dimension"] == 4
+    assert "node-wise spectral norm" in capsys.readouterr().out
+
+
+def test_batches_count_as_one(mine):
+    assert run() == 0
+    whole = written()[0]["report"]["losses"][0]
+    assert run("--data", "mine:batches") == 0
+    assert written()[0]["report"]["losses"][0] == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize("inside", ["state_dict", "model", "model_state_dict"])
+def test_checkpoints_with_more_than_weights(mine, inside):
+    torch.save({"epoch": 3, inside: mine.state_dict(), "note": "x"}, "more.pt")
+    state = loading.load_state(Path("more.pt"))
+    assert state.keys() == mine.state_dict().keys()
+    assert all(torch.equal(state[name], t) for name, t in mine.state_dict().items())
+
+
+def test_safetensors(mine, capsys, monkeypatch):
+    library = pytest.importorskip("safetensors.torch")
+    library.save_file(mine.state_dict(), "weights.safetensors")
+    state = loading.load_state(Path("weights.safetensors"))
+    assert all(torch.equal(state[name], t) for name, t in mine.state_dict().items())
+    Path("broken.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(Refusal, match="not a safetensors file"):
+        loading.load_state(Path("broken.safetensors"))
+
+
+def test_safetensors_without_the_library(mine, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    Path("weights.safetensors").write_bytes(b"")
+    with pytest.raises(Refusal, match="pip install safetensors"):
+        loading.load_state(Path("weights.safetensors"))
+
+
+class Touch:
+    """A pickle that makes a file when it is loaded by a careless reader."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_executed(mine, capsys):
+    torch.save({"state_dict": mine.state_dict(), "extra": Touch()}, "bad.pt")
+    Path("worse.pt").write_bytes(pickle.dumps(Touch()))
+    for name in ("bad.pt", "worse.pt"):
+        assert run("--checkpoint", name) == 2
+        message = capsys.readouterr().err
+        assert (
+            f"--checkpoint {name}: refused, and nothing in it was executed" in message
+        )
+        assert not Path("executed").exists()
+    pickle.loads(Path("worse.pt").read_bytes())
+    assert Path("executed").exists()  # the attack works on whoever falls for it
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(mine, capsys):
+    state = mine.state_dict()
+    state["extra"] = state.pop("0.bias")
+    state["2.weight"] = torch.zeros(3, 3)
+    torch.save(state, "other.pt")
+    assert run("--checkpoint", "other.pt") == 2
+    message = capsys.readouterr().err
+    assert "missing 0.bias" in message and "unexpected extra" in message
+    assert "2.weight is (3, 3), the model has (2, 4)" in message
+    torch.save({"epoch": 3}, "none.pt")
+    assert run("--checkpoint", "none.pt") == 2
+    assert "holds no state dict" in capsys.readouterr().err
+    assert run("--checkpoint", "absent.pt") == 2
+    assert "no such file" in capsys.readouterr().err
+    Path("noise.pt").write_bytes(b"noise")
+    assert run("--checkpoint", "noise.pt") == 2
+    assert "--checkpoint noise.pt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--model", "mine:absent"], "has no attribute 'absent'"),
+        (["--model", "nowhere:model"], "No module named 'nowhere'"),
+        (["--model", "mine"], "must be package.module:function"),
+        (["--model", "mine:number"], "must return a torch.nn.Module, it returned int"),
+        (["--model", "mine:broken"], "the function raised KeyError: 'weights'"),
+        (["--model", "mine:smooth"], "no scaling leaves this network unchanged"),
+        (["--data", "mine:number"], "data is a int"),
+        (["--loss", "Linear"], "torch.nn has no loss of this name"),
+        (["--points", "0"], "needs at least one point"),
+        (["--spread", "0"], "needs at least one point"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--device", "nowhere"], "--device nowhere"),
+        (["--device", "meta"], "--device meta"),
+        (["--output", "mine.py"], "--output mine.py: File exists"),
+    ],
+)
+def test_refusals_say_what_is_wrong(mine, capsys, options, message):
+    assert run(*options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_that_belong_to_a_model(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert program.main(["--checkpoint", "x"]) == 2
+    assert "--checkpoint needs --model" in capsys.readouterr().err
+    assert program.main(["--model", "a:b"]) == 2
+    assert "needs --data" in capsys.readouterr().err
+    for options in (["--dtype", "float16"], ["nothing"]):
+        with pytest.raises(SystemExit) as stopped:
+            program.main(options)
+        assert stopped.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        program.main(["--help"])
+    text = capsys.readouterr().out
+    assert (
+        stopped.value.code == 0
+        and "python -m quotientnet report --model mine:model" in text
+    )
+    for name in (
+        "data",
+        "loss",
+        "checkpoint",
+        "points",
+        "spread",
+        "seed",
+        "mode",
+        "output",
+    ):
+        assert f"--{name}" in text
 
 
 def test_training_depends_on_the_seed_alone():
@@ -76,20 +263,6 @@ def test_training_depends_on_the_seed_alone():
             torch.cat([p.detach().reshape(-1) for p in network.parameters()])
         )
     assert torch.equal(*weights)
-
-
-def test_refusals(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
-        program.main(["--dtype", "float16"])
-    assert "invalid choice" in capsys.readouterr().err
-    assert program.main(["--device", "nowhere"]) == 2
-    assert "--device nowhere" in capsys.readouterr().err
-    assert program.main(["--device", "meta"]) == 2
-    assert program.main(["--output", __file__]) == 2
-    assert f"--output {__file__}: File exists" in capsys.readouterr().err
-    assert program.main(["--seed", str(2**70)]) == 2
-    digits = load_digits()
     with pytest.raises(ValueError, match="batch_size=0"):
         train(make_network(), digits, batch_size=0, epochs=1)
     with pytest.raises(RuntimeError, match="the loss is nan; lower the learning rate"):

@@ -16,13 +16,23 @@ from quotientnet.sharpness.bn_bounds import (
     trace_bound,
 )
 from quotientnet.sharpness.box import VolumeFlatness, box_sharpness, volume_flatness
+from quotientnet.sharpness.catalogue import MEASURES
 from quotientnet.sharpness.euclidean import second_order_sharpness, spectral_norm, trace
 from quotientnet.sharpness.fisher_rao import diagonal_fisher_rao_norm, fisher_rao_norm
 from quotientnet.sharpness.geodesic import (
     average_riemannian_sharpness,
     riemannian_sharpness,
 )
+from quotientnet.sharpness.invariance import Cell, InvarianceMatrix, invariance_matrix
+from quotientnet.sharpness.landscape import (
+    Line,
+    Plane,
+    layer_normalised_direction,
+    loss_along,
+    loss_over,
+)
 from quotientnet.sharpness.matrix_normalised import matrix_normalised_sharpness
+from quotientnet.sharpness.measure import Measure
 from quotientnet.sharpness.minimum import MinimumSharpness, minimum_sharpness
 from quotientnet.sharpness.neighbourhood import Ascent
 from quotientnet.sharpness.normalised import NormalisedSharpness, normalised_sharpness
@@ -32,7 +42,9 @@ from quotientnet.sharpness.pac_bayes import (
     pac_bayes_terms,
 )
 from quotientnet.sharpness.relative import relative_flatness
+from quotientnet.sharpness.report import Report, Row, report
 from quotientnet.sharpness.riemannian import riemannian_spectral_norm, riemannian_trace
+from quotientnet.sharpness.trials import Trial, digits_trials
 from quotientnet.sharpness.variances import Variances
 
 __all__ = [
@@ -44,4 +56,7 @@ __all__ = [
     "NormalisedSharpness", "Variances", "alternative_normalised_sharpness", "pac_bayes_terms",
     "PacBayesTerms", "gaussian_divergence", "minimum_sharpness", "MinimumSharpness",
     "fisher_rao_norm", "diagonal_fisher_rao_norm", "adaptive_sharpness", "relative_flatness",
+    "report", "Report", "Row", "Measure", "MEASURES", "invariance_matrix", "InvarianceMatrix",
+    "Cell", "Trial", "digits_trials", "layer_normalised_direction", "loss_along", "Line",
+    "loss_over", "Plane",
 ]  # fmt: skip

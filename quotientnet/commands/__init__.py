@@ -1,0 +1,1 @@
+"""What ``python -m quotientnet`` does, one command a file."""

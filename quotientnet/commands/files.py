@@ -1,0 +1,44 @@
+"""Files that a command writes."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from quotientnet.commands.refusal import Refusal
+
+__all__ = ["require_folder", "write_text", "write_figure", "can_draw"]
+
+
+def require_folder(folder: Path) -> None:
+    """Make the folder of the results, and see that it can be written to, before any work is done.
+
+    Raises:
+        Refusal: It cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / ".probe", "")
+        (folder / ".probe").unlink()
+    except OSError as error:
+        raise Refusal(f"--output {folder}: {error.strerror}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file as a whole, so that an interrupted run leaves the previous one."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def write_figure(path: Path, figure) -> None:
+    """Replace the picture as a whole."""
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=150)
+    os.replace(temporary, path)

@@ -1,0 +1,26 @@
+"""Figures in one style: colours that everyone can tell apart, markers beside colours."""
+
+from __future__ import annotations
+
+__all__ = ["COLOURS", "MARKERS", "STYLES", "new_figure"]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""The palette of Okabe and Ito, without its yellow."""
+
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+STYLES = ("-", "--", "-.", ":")
+
+
+def new_figure(caller: str, width: float, height: float):
+    """An empty matplotlib figure, its size in inches.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{caller} needs matplotlib: pip install quotientnet[plot]"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
