@@ -17,6 +17,9 @@ def write() -> None:
     (target / "orbit_curvature.rst").write_text(_orbit_curvature())
     (target / "spectrum.rst").write_text(_spectrum())
     (target / "large.rst").write_text(_large())
+    (target / "convex_measures.rst").write_text(_convex_measures())
+    (target / "exact_trace.rst").write_text(_exact_trace())
+
     (target / "invariance.rst").write_text(_invariance())
     rows = [
         [
@@ -103,6 +106,39 @@ def _large() -> str:
         f"{_table(rows)}\n{facts['parameters']:,} parameters, {facts['batches']} batches of "
         f"{facts['size']}, {facts['threads']} threads.\n"
     )
+
+
+def _convex_measures() -> str:
+    facts = json.loads((FOLDER / "results/convex_measures.json").read_text())
+    rows = [
+        [
+            "Problem",
+            "Value",
+            "Difference",
+            "Milliseconds",
+            "SGD, s",
+            "Ratio",
+            "SGD's gap",
+        ]
+    ]
+    for r in facts["rows"]:
+        rows.append([
+            r["problem"], f"{r['value']:.6g}", f"{r['difference']:.0e}", f"{r['milliseconds']:.1f}",
+            f"{r['descent_seconds']:.1f}", f"{r['ratio']:.0f}", f"{r['descent_gap']:.0e}",
+        ])  # fmt: skip
+    return f"{_table(rows)}\n{facts['threads']} thread.\n"
+
+
+def _exact_trace() -> str:
+    facts = json.loads((FOLDER / "results/exact_trace.json").read_text())
+    rows = [["Network", "Parameters", "Exact trace, s", "Naive, scaled up, s", "Ratio", "Target",
+             "Entries differ by"]]  # fmt: skip
+    for r in facts["rows"]:
+        rows.append([
+            r["network"], f"{r['parameters']:,}", f"{r['seconds']:.3f}",
+            f"{r['naive_seconds']:.0f}", f"{r['ratio']:.0f}", f"{r['target']}", f"{r['difference']:.0e}",
+        ])  # fmt: skip
+    return f"{_table(rows)}\n{facts['threads']} thread.\n"
 
 
 def _invariance() -> str:

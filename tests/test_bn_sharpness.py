@@ -275,3 +275,91 @@ def test_bad_input_is_refused():
         bn_sharpness(point, symmetry, nodes=0)
     with pytest.raises(ValueError, match="q must be above p"):
         power_bound(1.0, 1.0, 2.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def integral_and_gradients():
+    """``R`` = BN-sharpness^p along one direction that scales with the filters, and its parts."""
+    objective, symmetry, w = normalised(seed=7)
+    point, p, delta = objective.at(w), 2, 1e-3
+    manifold = qn.ProductOblique.at(w, symmetry)
+    v = manifold.random(dtype=w.dtype, generator=torch.Generator().manual_seed(2))
+    slope = float(point.gradient @ v)
+
+    def shifted(a):
+        return [objective.value_and_gradient(w + s * a * delta * v)[1] for s in (1, -1)]
+
+    def numerical(path, size):
+        """The gradient of ``R`` along ``path(h, e) = (w', v')``, by central differences."""
+        found = torch.zeros(size).double()
+        for i, e in enumerate(torch.eye(size).double()):
+            ends = [integral(objective, *path(h * e), p, delta) for h in (1e-4, -1e-4)]
+            found[i] = (ends[0] - ends[1]) / 2e-4
+        return found
+
+    return point, manifold, v, slope, p, delta, shifted, numerical
+
+
+def integral(objective, w, v, p, delta):
+    """``R`` by Gauss and Legendre."""
+    nodes, weights = np.polynomial.legendre.leggauss(8)
+    f = float(objective(w))
+    rises = [float(objective(w + delta * s * v)) - f for s in nodes]
+    return sum(a * abs(r / delta) ** p for a, r in zip(weights, rises))
+
+
+def relative(found, exact):
+    return float((found - exact).norm() / exact.norm())
+
+
+def test_equation_15_as_printed_is_off_by_all_and_the_difference_is_right(
+    integral_and_gradients,
+):
+    point, _, v, slope, p, delta, shifted, numerical = integral_and_gradients
+    exact = numerical(
+        lambda e: (point.w.index_add(0, torch.arange(len(e)), e), v),
+        point.layout.parameter_size,
+    )
+    plus, minus = (g[: len(exact)] for g in shifted(p / (p + 1)))
+    factor = slope ** (p - 1) / delta
+    corrected = factor * (plus - minus)
+    printed = factor * (plus + minus - 2 * point.gradient[: len(exact)])
+    assert relative(corrected, exact) < 1e-4
+    assert relative(printed, exact) > 0.9
+
+
+def test_equation_16_is_the_gradient_in_the_direction(integral_and_gradients):
+    point, _, v, slope, p, delta, shifted, numerical = integral_and_gradients
+    exact = numerical(
+        lambda e: (point.w, v.index_add(0, torch.arange(len(e)), e)),
+        point.layout.parameter_size,
+    )
+    plus, minus = (g[: len(exact)] for g in shifted((p + 1) / (p + 2)))
+    assert relative(p / (p + 1) * slope ** (p - 1) * (plus + minus), exact) < 1e-4
+
+
+def test_the_whole_gradient_follows_the_filters(integral_and_gradients):
+    point, manifold, v, slope, p, delta, shifted, numerical = integral_and_gradients
+    count, blocks = point.layout.parameter_size, manifold.blocks
+
+    def following(e):
+        moved = point.w.index_add(0, torch.arange(count), e)
+        old, new = (blocks.expand(blocks.dot(x, x)).sqrt() for x in (point.w, moved))
+        own = torch.zeros_like(v, dtype=torch.bool)
+        own[point.layout["0.weight"].slice] = True
+        return moved, torch.where(own, v * new / old, v)
+
+    exact = numerical(following, count)
+    plus, minus = shifted(p / (p + 1))
+    partial = slope ** (p - 1) / delta * (plus - minus)
+    plus, minus = shifted((p + 1) / (p + 2))
+    along = p / (p + 1) * slope ** (p - 1) * (plus + minus)
+    rates = blocks.dot(along, v) / blocks.dot(point.w, point.w)
+    whole = partial.clone()
+    place = point.layout["0.weight"].slice
+    whole[place] += (blocks.expand(rates) * point.w)[place]
+    assert (
+        relative(whole[:count], exact) < 1e-4 < 1e-2 < relative(partial[:count], exact)
+    )
+    radial = point.layout.unflatten(point.w * whole)["0.weight"].sum(1)
+    assert radial.abs().max() < 1e-5 * whole.norm()

@@ -71,9 +71,12 @@ def test_exponents_that_cancel_do_not_count():
     assert list(found.index) == ["in"] and found.generators.tolist() == [0]
 
 
-def test_exponents_that_cancel_on_a_diagonal_only_do_not_count():
+def test_exponents_that_differ_only_where_two_terms_meet_do_not_count():
+    """One stream channel of two: exponents 0 and 1 in its row, 0 and −1 in its column."""
     layout = qn.ParameterLayout({"map": (2, 2)})
-    group = units(layout, stream=(2, [("map", 0), ("map", 1, -1)]))
+    terms = [qn.Term([[0], [1]], 1), qn.Term([[0, 1]], -1)]
+    group = qn.ScalingGroup(layout, {"map": terms}, np.array([[1], [0]]))
+    assert group.exponents(torch.ones(1)).tolist() == [0, 1, -1, 0]
     assert normalised_blocks(group).index == {}
 
 

@@ -86,6 +86,35 @@ def test_procrustes(manifold, method):
     assert abs(found.value - s.sum()) < 1e-12
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_products_of_spheres(method):
+    layout = qn.ParameterLayout({"rows": (3, 4), "rest": (2,)})
+    radii = torch.tensor([0.5, 2.0, 3.0]).double()
+    manifold = qn.ProductOblique(layout, radii, {"rows": np.arange(3)[:, None]})
+    slope, bends = draw(14, seed=3), draw(14, seed=4).abs() / 5
+    linear = maximize(lambda v: v @ slope, manifold, start_on(manifold), method=method)
+    blocks = np.split(slope.numpy(), [4, 8, 12])
+    sizes = [0.5, 2.0, 3.0, 1.0]
+    best = np.concatenate([r * g / np.linalg.norm(g) for r, g in zip(sizes, blocks)])
+    assert linear.converged and np.abs(linear.point.numpy() - best).max() < 1e-8
+    # On each sphere a quadratic has its maximum at the block's largest coefficient.
+    found = maximize(
+        lambda v: (bends * v * v).sum(-1),
+        manifold,
+        start_on(manifold),
+        method=method,
+        tolerance=1e-11,
+        max_iterations=20000,
+    )
+    tops = [r**2 * b.max() for r, b in zip(sizes, np.split(bends.numpy(), [4, 8, 12]))]
+    assert found.converged and abs(found.value - sum(tops)) < 1e-10
+
+
+def start_on(manifold):
+    generator = torch.Generator().manual_seed(2)
+    return manifold.random(3, 14, dtype=torch.float64, generator=generator)
+
+
 @pytest.mark.parametrize("method", ["gradient", "conjugate-gradient", "trust-region"])
 def test_quadratic_in_euclidean_space(method):
     root = draw(6, 6, seed=3)

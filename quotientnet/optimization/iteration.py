@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from quotientnet.optimization.method import Method
+from quotientnet.optimization.method import Method, Step
 from quotientnet.optimization.optimum import REASONS, History, Optimum
 from quotientnet.optimization.problem import Problem
 from quotientnet.optimization.rows import Iterate
@@ -62,17 +62,12 @@ def iterate(
         step = method.step(problem, here.take(rows), memory.take(rows))
         there = step.there
         here, memory = here.put(rows, there), memory.put(rows, step.memory)
-        stuck = step.stuck | progress.update(rows, there)
-        why = torch.where(stuck, _PRECISION, _RUNNING)
-        why = torch.where(step.stuck & ~step.finite, _NOT_FINITE, why)
-        why = torch.where(there.norm <= tolerance, _GRADIENT, why)
-        reasons = reasons.index_put((rows,), why)
-        gone = torch.full_like(start.norm, torch.nan)
+        stale = progress.update(rows, there)
+        reasons = reasons.index_put((rows,), _reason(step, stale, tolerance))
         values = torch.full_like(start.value, torch.nan)
-        values, gone = values.index_put((rows,), there.value), gone.index_put(
-            (rows,), there.norm
-        )
-        record.append((values, gone, problem.evaluations))
+        norms = torch.full_like(start.norm, torch.nan)
+        values[rows], norms[rows] = there.value, there.norm
+        record.append((values, norms, problem.evaluations))
         if callback is not None:
             callback(count, here.point, problem.sign * here.value, here.norm)
     reasons = torch.where(reasons == _RUNNING, _ITERATIONS, reasons)
@@ -81,12 +76,25 @@ def iterate(
     return _optimum(problem, ends, reasons, record, tolerance)
 
 
+def _reason(step: Step, stale: Tensor, tolerance: float) -> Tensor:
+    """Why each row stops, or that it goes on."""
+    why = torch.where(step.stuck | stale, _PRECISION, _RUNNING)
+    why = torch.where(step.stuck & ~step.finite, _NOT_FINITE, why)
+    return torch.where(step.there.norm <= tolerance, _GRADIENT, why)
+
+
+def _best(ends: Iterate) -> int:
+    """The smallest value; of several within rounding, the one with the smallest gradient."""
+    level = ends.value <= (ends.value + ends.noise).min()
+    return int(torch.where(level, ends.norm, torch.inf).argmin())
+
+
 def _optimum(problem, ends: Iterate, reasons: Tensor, record, tolerance) -> Optimum:
     values, norms, evaluations = zip(*record)
     history = History(
         problem.sign * torch.stack(values), torch.stack(norms), tuple(evaluations)
     )
-    best = int(ends.value.argmin())
+    best = _best(ends)
     names = tuple(REASONS[code] for code in reasons.tolist())
     return Optimum(
         point=ends.point[best],

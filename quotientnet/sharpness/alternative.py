@@ -67,7 +67,7 @@ def alternative_normalised_sharpness(
         >>> data = torch.tensor([[3.0, 4.0]]).double(), torch.zeros(1, 1).double()
         >>> model = torch.nn.Linear(2, 1, bias=False).double()
         >>> point = qn.Objective(model, torch.nn.MSELoss(), data).at(torch.ones(2).double())
-        >>> found = qn.sharpness.alternative_normalised_sharpness(point, samples=100)
+        >>> found = qn.sharpness.alternative_normalised_sharpness(point, samples=30)
         >>> abs(found.value - 14) < 4 * found.error  # a quadratic: 2 (3 + 4)
         True
     """

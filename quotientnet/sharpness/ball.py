@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from quotientnet.sharpness.euclidean import (
-    TRANSLATIONS,
     checked_loss,
     checked_radius,
     parameter_names,
+    translations,
 )
 from quotientnet.sharpness.neighbourhood import Ascent, Neighbourhood
 
@@ -56,7 +56,8 @@ def ball_sharpness(
     Example:
         >>> import torch, quotientnet as qn
         >>> data = torch.eye(2).double(), torch.zeros(2, 1).double()
-        >>> objective = qn.Objective(torch.nn.Linear(2, 1, False).double(), torch.nn.MSELoss(), data)
+        >>> model = torch.nn.Linear(2, 1, bias=False).double()
+        >>> objective = qn.Objective(model, torch.nn.MSELoss(), data)
         >>> point = objective.at(torch.tensor([3.0, 4.0]).double())  # f = |w|²/2
         >>> found = qn.sharpness.ball_sharpness(point, 1.0)
         >>> round(found.value, 9), round((6**2 - 5**2) / 2 / (1 + 5**2 / 2), 9)
@@ -67,7 +68,7 @@ def ball_sharpness(
     base = 1 + checked_loss(point, caller)
     unit = torch.ones_like(point.w)
     arguments = (point, unit, epsilon, base, layers, restarts, generator)
-    return _scaled_ball(caller, *arguments, TRANSLATIONS, **options)
+    return _scaled_ball(caller, *arguments, translations(point), **options)
 
 
 def adaptive_sharpness(
@@ -85,8 +86,8 @@ def adaptive_sharpness(
     .. math:: \max_{\|T_w^{-1} \delta\| \leq \rho} f(w + \delta) - f(w), \qquad
               T_w = \operatorname{diag}(|w| + \eta)
 
-    Invariant to every scaling group if ``eta`` is 0, as it is by default: weights that are zero then
-    rest. Training with ASAM uses ``eta = 0.01``, which is not invariant.
+    Invariant to every scaling group if ``eta`` is 0, as it is by default: weights that are zero
+    then rest. Training with ASAM uses ``eta = 0.01``, which is not invariant.
 
     Args:
         point: A :class:`~quotientnet.Point`.

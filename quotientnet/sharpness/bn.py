@@ -12,12 +12,10 @@ from torch import Tensor
 from quotientnet.estimate import Estimate
 from quotientnet.manifolds.oblique import ProductOblique
 from quotientnet.optimization import maximize
-from quotientnet.sharpness.euclidean import TRANSLATIONS, checked_radius
+from quotientnet.sharpness.euclidean import checked_radius, translations
 from quotientnet.sharpness.quadrature import power_rule
 
 __all__ = ["bn_sharpness", "bn_sharpness_limit", "integral_diameter", "BNSharpness"]
-
-INVARIANT = ("filter scales", *TRANSLATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +139,14 @@ def bn_sharpness(
         scale = max(float(value(v)) for v in starts)
     if scale == 0:
         return BNSharpness(
-            0.0, 0.0, True, 0, INVARIANT, direction=starts[0], reason="flat", values=()
+            0.0,
+            0.0,
+            True,
+            0,
+            _invariant_to(point),
+            direction=starts[0],
+            reason="flat",
+            values=(),
         )
     found = maximize(
         lambda v: value(v) / scale, manifold, torch.stack(starts), batched=False,
@@ -155,7 +160,7 @@ def bn_sharpness(
         abs(best - float(finer)) + scale * float(found.gradient_norm),
         found.converged,
         2 * nodes * (found.evaluations.values + found.evaluations.gradients),
-        INVARIANT,
+        _invariant_to(point),
         direction=found.point,
         reason=found.reason,
         values=tuple(scale * float(each) for each in found.values),
@@ -187,7 +192,11 @@ def bn_sharpness_limit(point, group, p: float = 2.0) -> Estimate:
     factor = (2 / (p + 1)) ** (1 / p)
     steepest = next(_along_gradient(point, manifold), point.gradient)
     value = factor * float(steepest @ point.gradient)
-    return Estimate(value, 0.0, True, 1, INVARIANT)
+    return Estimate(value, 0.0, True, 1, _invariant_to(point))
+
+
+def _invariant_to(point) -> tuple[str, ...]:
+    return ("filter scales", *translations(point))
 
 
 def _along_gradient(point, manifold):

@@ -46,8 +46,8 @@ def box_sharpness(
         The ascent, in per cent.
 
     Raises:
-        ValueError: A half width that is not positive and finite; a subspace of another shape; a loss
-            of −1 or below; a loss that is NaN or infinite at a neighbour.
+        ValueError: A half width that is not positive and finite; a subspace of another shape; a
+            loss of −1 or below; a loss that is NaN or infinite at a neighbour.
     """
     caller = "box_sharpness"
     checked_radius(epsilon, caller)

@@ -9,11 +9,9 @@ import torch
 from quotientnet.curvature.draws import Mean, multiply, signs
 from quotientnet.curvature.lanczos import lanczos
 from quotientnet.estimate import Estimate
+from quotientnet.losses import output_invariances
 
 __all__ = ["spectral_norm", "trace", "second_order_sharpness"]
-
-TRANSLATIONS = ("output shift",)
-"""What leaves alone any measure that only knows differences of parameters."""
 
 
 def spectral_norm(
@@ -33,13 +31,17 @@ def spectral_norm(
         The estimate in units of loss per squared parameter; ``error`` bounds the distance to some
         eigenvalue.
     """
-    found = as_estimate(lanczos(point.hessian, which=which, **options), TRANSLATIONS)
+    found = as_estimate(
+        lanczos(point.hessian, which=which, **options), translations(point)
+    )
     if not layers:
         return found
     parts = {}
     for name in parameter_names(point):
         block = point.hessian.restrict(point.layout.mask(name))
-        parts[name] = as_estimate(lanczos(block, which=which, **options), TRANSLATIONS)
+        parts[name] = as_estimate(
+            lanczos(block, which=which, **options), translations(point)
+        )
     cost = found.cost + sum(part.cost for part in parts.values())
     return replace(found, cost=cost, layers=parts)
 
@@ -78,7 +80,7 @@ def trace(point, *, samples: int = 100, block: int = 1, generator=None) -> Estim
 
     def estimate(values: list[float]) -> Estimate:
         mean = Mean(0.0, values)
-        return Estimate(mean.value, mean.error, True, samples, TRANSLATIONS)
+        return Estimate(mean.value, mean.error, True, samples, translations(point))
 
     layers = {name: estimate(values) for name, values in zip(names, draws[1:])}
     return replace(estimate(draws[0]), layers=layers)
@@ -114,8 +116,15 @@ def second_order_sharpness(point, epsilon: float, **options) -> Estimate:
         found.error * unit + omitted,
         found.converged and omitted <= value,
         found.cost + 1,
-        TRANSLATIONS,
+        translations(point),
     )
+
+
+def translations(point) -> tuple[str, ...]:
+    """The invariances of a measure that knows differences of parameters only: shifts of the outputs
+    by their bias, where the loss ignores these."""
+    ignored = output_invariances(point.objective.loss)
+    return ("output shift",) if "output shift" in ignored else ()
 
 
 def parameter_names(point) -> list[str]:

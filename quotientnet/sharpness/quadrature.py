@@ -1,4 +1,4 @@
-r"""Quadrature for :math:`\int_{-1}^{1} |s|^p h(s)\, ds` with ``h`` smooth, exactly of high order."""
+r"""Quadrature of high order for :math:`\int_{-1}^{1} |s|^p h(s)\, ds` with a smooth ``h``."""
 
 from __future__ import annotations
 
