@@ -40,8 +40,8 @@ ASCENT = {
 """Ascents from the gradient's direction alone: a report's time allows no more. Where one stops
 short, the report marks it."""
 
-CUBE = ASCENT | {"tolerance": 0.5}
-"""The volume's own tolerance is that of the cube's half width."""
+CUBE = ASCENT | {"tolerance": 0.5, "max_iterations": 3}
+"""The volume's own tolerance is that of the cube's half width, and it takes an ascent for each that it tries."""
 
 
 def _on(quotient, measure, **options):
@@ -81,7 +81,7 @@ def _alternative(point, group, generator):
         point,
         curvature=_curvature(point),
         samples=4,
-        max_iterations=10,
+        max_iterations=5,
         generator=generator,
     )
 
