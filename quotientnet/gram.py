@@ -19,6 +19,8 @@ __all__ = ["Gram"]
 _DENSE = 1024
 """Up to this many generators the matrix is factored; beyond, conjugate gradients."""
 
+_SMALL = 1 << 17
+"""Up to this many entries of ``A`` they are all written down."""
 
 _PATIENCE = 200
 """Iterations at most where the best that is found will do."""
@@ -47,13 +49,28 @@ class Gram:
         self.dimension = group.dimension
         self._group = group
         self._mask = None if weight is None else weight.detach() != 0
+        self._weight = weight
         self._classes = group.classes.astype(np.float64)
-        parts = class_couplings(group, weight)
-        self._sparse = sparse.csr_array(
-            self._classes.T @ parts.sparse() @ self._classes
-        )
-        self._left, self._right = (self._classes.T @ f for f in parts.factors())
-        self._matrices, self._parts = parts.matrices, parts
+
+    # -- what it is made of, for many generators ---
+
+    @cached_property
+    def _parts(self):
+        return class_couplings(self._group, self._weight)
+
+    @cached_property
+    def _sparse(self) -> sparse.csr_array:
+        """All but dense layers' couplings."""
+        return sparse.csr_array(self._classes.T @ self._parts.sparse() @ self._classes)
+
+    @cached_property
+    def _thin(self) -> list:
+        """The factors of couplings of low rank."""
+        return [self._classes.T @ f for f in self._parts.factors()]
+
+    _left = property(lambda self: self._thin[0])
+    _right = property(lambda self: self._thin[1])
+    _matrices = property(lambda self: self._parts.matrices)
 
     @cached_property
     def rank(self) -> int:
@@ -121,12 +138,22 @@ class Gram:
 
     def to_dense(self) -> np.ndarray:
         """``M`` as an array; for tests and small groups."""
+        if self.dimension * self._group.layout.size <= _SMALL:
+            return self._product()
         coupled = sum(
             (c.to_sparse(self._classes.shape[0]) for c in self._matrices),
             sparse.csr_array((self._classes.shape[0],) * 2),
         )
         coupled = self._classes.T @ coupled @ self._classes
         return (self._sparse + self._left @ self._right.T + coupled).toarray()
+
+    def _product(self) -> np.ndarray:
+        """``M`` from ``A`` itself, where that is small."""
+        a = self._group.to_dense()
+        if self._weight is None:
+            return a.T @ a
+        weight = self._weight.detach().cpu().to(torch.float64).numpy()
+        return (a.T * weight) @ a
 
     @cached_property
     def _scaled(self) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,8 @@ __all__ = ["ScalingGroup", "as_group"]
 _PIECE = 1 << 18
 """Coordinates summed at once, a part of the cache."""
 
+_CACHES = "_indices", "_triplets", "_dense"
+
 _LISTED = 1 << 17
 """Up to this many coordinates the incidence is also listed entry by entry: fewer, longer calls."""
 
@@ -200,6 +202,14 @@ class ScalingGroup:
             else:
                 view.copy_(_broadcast_sum(terms, t, batch, entry.shape))
         return out
+
+    def to_dense(self) -> np.ndarray:
+        """``A`` as a float64 array, shape ``(size, dimension)``; for small groups. Not to be
+        written to."""
+        if "_dense" not in self.__dict__:
+            eye = torch.eye(self.dimension, dtype=torch.float64)
+            self._dense = np.ascontiguousarray(self.exponents(eye).numpy().T)
+        return self._dense
 
     def adjoint(self, rho: Tensor) -> Tensor:
         """``Aᵀ rho``, shape ``(..., dimension)``, from ``rho``, shape ``(..., size)``."""
@@ -389,9 +399,7 @@ class ScalingGroup:
         return self
 
     def __getstate__(self) -> dict:
-        return {
-            k: v for k, v in self.__dict__.items() if k not in ("_indices", "_triplets")
-        }
+        return {k: v for k, v in self.__dict__.items() if k not in _CACHES}
 
     def __repr__(self) -> str:
         return f"ScalingGroup(dimension={self.dimension}, size={self.layout.size})"
