@@ -19,6 +19,7 @@ def write() -> None:
     (target / "large.rst").write_text(_large())
     (target / "convex_measures.rst").write_text(_convex_measures())
     (target / "exact_trace.rst").write_text(_exact_trace())
+    (target / "ascents.rst").write_text(_ascents())
 
     (target / "invariance.rst").write_text(_invariance())
     rows = [
@@ -140,6 +141,21 @@ def _exact_trace() -> str:
             f"{r['difference']:.0e}",
         ])  # fmt: skip
     return f"{_table(rows)}\n{facts['threads']} thread.\n"
+
+
+def _ascents() -> str:
+    facts = json.loads((FOLDER / "results/ascents.json").read_text())
+    rows = [["p", "δ", "BN-sharpness", "Best of restarts", "Relative gap", "Restarts within 1 %",
+             "Monotone"]]  # fmt: skip
+    for r in facts["restarts"]:
+        rows.append([
+            f"{r['p']:g}", f"{r['delta']:g}", f"{r['value']:.6g}", f"{r['best']:.6g}",
+            f"{r['gap']:.0e}", f"{r['share']:.0%} of {r['restarts']:,}",
+            "yes" if r["monotone"] else "no",
+        ])  # fmt: skip
+    known = [["Known optimum", "Method", "Relative error"]]
+    known += [[r["problem"], r["method"], f"{r['error']:.0e}"] for r in facts["known"]]
+    return f"{_table(rows)}\n{_table(known)}"
 
 
 def _invariance() -> str:

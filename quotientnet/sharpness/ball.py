@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 
 import torch
@@ -65,10 +65,9 @@ def ball_sharpness(
     """
     caller = "ball_sharpness"
     checked_radius(epsilon, caller)
-    base = 1 + checked_loss(point, caller)
-    unit = torch.ones_like(point.w)
-    arguments = (point, unit, epsilon, base, layers, restarts, generator)
-    return _scaled_ball(caller, *arguments, translations(point), **options)
+    ball = _Ball(caller, point, torch.ones_like(point.w), epsilon, generator)
+    found = ball.worst(layers, restarts=restarts, **options)
+    return found.over(1 + checked_loss(point, caller), translations(point))
 
 
 def adaptive_sharpness(
@@ -109,36 +108,40 @@ def adaptive_sharpness(
     checked_radius(rho, caller, "rho")
     if not 0 <= eta < inf:
         raise ValueError(f"{caller}: eta must be finite and at least 0, got {eta}")
-    invariant = () if eta else ("layer scales", "unit scales", "filter scales")
-    arguments = (point, point.w.abs() + eta, rho, 1.0, layers, restarts, generator)
-    return _scaled_ball(caller, *arguments, invariant, **options)
+    ball = _Ball(caller, point, point.w.abs() + eta, rho, generator)
+    found = ball.worst(layers, restarts=restarts, **options)
+    return found.over(
+        1.0, () if eta else ("layer scales", "unit scales", "filter scales")
+    )
 
 
-def _scaled_ball(
-    caller, point, scales, radius, base, layers, restarts, generator, known, **options
-) -> Ascent:
-    """The largest rise over ``base`` where ``‖δ/scales‖ ≤ radius``, and by tensor if wanted."""
-    seed = None if generator is None else generator.get_state()
+@dataclass(frozen=True)
+class _Ball:
+    """The steps ``δ`` with ``‖δ/scales‖ ≤ radius``; those with a scale of 0 rest."""
 
-    def found(name: str | None) -> Ascent:
-        chosen = point.layout.mask(*([name] if name else parameter_names(point)))
-        inside = torch.nonzero(chosen.to(point.w.device) & (scales > 0))[:, 0]
-        near = Neighbourhood(
-            caller, point, _chart(point.w, scales, inside), len(inside)
-        )
-        ascent = near.worst_in_ball(
-            radius, restarts=restarts, generator=generator, **options
-        )
-        return ascent.over(base, known)
+    caller: str
+    point: object
+    scales: Tensor
+    radius: float
+    generator: torch.Generator | None
 
-    whole = found(None)
-    if not layers:
-        return whole
-    if seed is not None:
-        generator.set_state(seed)
-    parts = {name: found(name) for name in parameter_names(point)}
-    cost = whole.cost + sum(part.cost for part in parts.values())
-    return replace(whole, cost=cost, layers=parts)
+    def worst(self, layers: bool, **options) -> Ascent:
+        """The largest rise, and that in the ball of every tensor alone if wanted."""
+        names = parameter_names(self.point)
+        whole = self._within(names, **options)
+        if not layers:
+            return whole
+        parts = {name: self._within([name], **options) for name in names}
+        cost = whole.cost + sum(part.cost for part in parts.values())
+        return replace(whole, cost=cost, layers=parts)
+
+    def _within(self, names: list[str], **options) -> Ascent:
+        w = self.point.w
+        chosen = self.point.layout.mask(*names).to(w.device) & (self.scales > 0)
+        inside = torch.nonzero(chosen)[:, 0]
+        chart = _chart(w, self.scales, inside)
+        near = Neighbourhood(self.caller, self.point, chart, len(inside))
+        return near.worst_in_ball(self.radius, generator=self.generator, **options)
 
 
 def _chart(w: Tensor, scales: Tensor, inside: Tensor):

@@ -43,13 +43,12 @@ class Ascent(Estimate):
     reason: str
 
     def over(self, divisor: float, invariant_to: tuple[str, ...]) -> Ascent:
-        """The same in another unit."""
+        """The same in another unit, its parts, too."""
+        parts = {n: part.over(divisor, invariant_to) for n, part in self.layers.items()}
         return replace(
-            self,
-            value=self.value / divisor,
-            error=self.error / divisor,
-            invariant_to=invariant_to,
-        )
+            self, value=self.value / divisor, error=self.error / divisor,
+            invariant_to=invariant_to, layers=parts,
+        )  # fmt: skip
 
 
 class Neighbourhood:
@@ -166,6 +165,9 @@ class Neighbourhood:
         w, rises = self.point.w, [abs(float(self.rise(inside(x)))) for x in starts]
         rounding = 4 * torch.finfo(w.dtype).eps * abs(float(self.point.value))
         scale, cost = max(rises, default=0.0), len(starts) + 1
+        if not starts:
+            reason = "no slope to begin along, and no restarts"
+            return Ascent(0.0, rounding, False, 1, neighbour=w.clone(), reason=reason)
         if scale <= rounding:  # as flat as can be told, everywhere it was looked
             return Ascent(0.0, rounding, True, cost, neighbour=w.clone(), reason="flat")
         options = {
