@@ -33,7 +33,7 @@ the radius in metrics and for adaptive sharpness, relative to the weights."""
 
 ASCENT = {
     "restarts": 0,
-    "max_iterations": 15,
+    "max_iterations": 10,
     "tolerance": 1e-4,
     "line_search": "armijo",
 }
