@@ -41,7 +41,7 @@ ASCENT = {
 short, the report marks it."""
 
 CUBE = ASCENT | {"tolerance": 0.5, "max_iterations": 3}
-"""The volume's own tolerance is that of the cube's half width; it takes an ascent for each it tries."""
+"""The volume's own tolerance is that of the cube's half width, each of which takes an ascent."""
 
 
 def _on(quotient, measure, **options):
