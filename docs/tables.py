@@ -136,7 +136,8 @@ def _exact_trace() -> str:
     for r in facts["rows"]:
         rows.append([
             r["network"], f"{r['parameters']:,}", f"{r['seconds']:.3f}",
-            f"{r['naive_seconds']:.0f}", f"{r['ratio']:.0f}", f"{r['target']}", f"{r['difference']:.0e}",
+            f"{r['naive_seconds']:.0f}", f"{r['ratio']:.0f}", str(r["target"]),
+            f"{r['difference']:.0e}",
         ])  # fmt: skip
     return f"{_table(rows)}\n{facts['threads']} thread.\n"
 

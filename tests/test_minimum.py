@@ -214,6 +214,51 @@ def test_one_wrong_generator_among_many():
         minimum_sharpness(point.objective.at(small), group)
 
 
+def test_wrong_exponents_of_running_statistics():
+    """Slopes do not see them; the loss at another point does."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)
+        ).double().eval()  # fmt: skip
+    objective = qn.Objective(model, nn.CrossEntropyLoss(), NETWORKS["mlp"].data())
+    point = objective.at(5 * objective.layout.flatten(model))
+    right = [
+        qn.Scale("0.weight", 0),
+        qn.Scale("0.bias", 0),
+        qn.Scale("1.running_mean", 0),
+    ]
+    for power in (2, 1):
+        unit = qn.Unit("filters", 5, (*right, qn.Scale("1.running_var", 0, power)))
+        group = qn.ScalingGroup.from_units(point.layout, [unit])
+        if power == 2:
+            require_invariant(point, group, "test")
+        else:
+            with pytest.raises(ValueError, match="at a random equivalent point it is"):
+                require_invariant(point, group, "test")
+
+
+def test_a_small_wrong_generator_at_a_critical_point():
+    """Too small to change the loss by 2 %: only the slope at the other point sees it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, inputs = nn.Linear(3, 2).double(), torch.randn(9, 3).double()
+    with torch.no_grad():
+        model.bias.mul_(1e-3)
+    residual = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double()
+    design = torch.cat([inputs, torch.ones(9, 1).double()], 1)
+    residual -= design @ torch.linalg.lstsq(design, residual).solution
+    objective = qn.Objective(
+        model, nn.MSELoss(), (inputs, model(inputs).detach() + residual)
+    )
+    point = objective.at(objective.layout.flatten(model))
+    assert point.gradient.abs().max() < 1e-14
+    unit = qn.Unit("bias", 1, (qn.Scale("bias", None),))
+    group = qn.ScalingGroup.from_units(point.layout, [unit])
+    with pytest.raises(ValueError, match="along generator 'bias' its slope is"):
+        require_invariant(point, group, "test")
+
+
 def test_eps_of_batch_normalisation_is_forgiven():
     model = nn.Sequential(
         nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)

@@ -7,6 +7,9 @@ from cases import CASES
 
 import quotientnet as qn
 from quotientnet.optimization import frechet_mean, maximize, minimize
+from quotientnet.optimization.directions import Conjugate
+from quotientnet.optimization.paths import path_on
+from quotientnet.optimization.problem import Problem
 
 METHODS = ["gradient", "conjugate-gradient", "power", "trust-region"]
 SPHERE, LINE = geoopt.Sphere(), geoopt.Euclidean(ndim=1)
@@ -278,6 +281,19 @@ def test_bad_means_are_refused():
     for weights in (torch.ones(2), -torch.ones(3), torch.zeros(3)):
         with pytest.raises(ValueError, match="weights must have shape"):
             frechet_mean(SPHERE, points, weights)
+
+
+def test_conjugate_directions_are_tangent_where_they_begin():
+    problem = Problem(
+        lambda x: -quartic(x), path_on(SPHERE, None, "test"), 1, True, "test"
+    )
+    old, step = problem.at(starts(3, 4)), torch.tensor([0.3, 0.5, 0.7]).double()
+    direction = -old.gradient + 0.1 * SPHERE.proju(old.point, starts(3, 4, seed=1))
+    new = problem.trial(old.point, direction, step).after(old)
+    following, _ = Conjugate().following(problem, old, new, direction, step)
+    assert not torch.equal(following, -new.gradient)
+    normal = (new.point * following).sum(-1).abs() / following.norm(dim=-1)
+    assert normal.max() < 1e-14
 
 
 def test_the_table_has_a_line_for_each_iteration():
