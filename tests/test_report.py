@@ -302,7 +302,9 @@ def test_nothing_of_the_users_changes():
 
 @pytest.fixture(scope="module")
 def matrix():
-    kept = [m for m in MEASURES if "volume" not in m.label]  # which claims nothing, slowly
+    kept = [
+        m for m in MEASURES if "volume" not in m.label
+    ]  # which claims nothing, slowly
     return invariance_matrix(kept, elements=1)
 
 

@@ -42,13 +42,13 @@ class Recipe:
     make: object
     batch_size: int
     epochs: int
-    images: int = 300
+    images: int = 200
 
 
 NETWORKS = {
-    "dense, small batch (32)": Recipe(make_network, 32, 60),
-    "dense, large batch (1437)": Recipe(make_network, 1437, 300),
-    "convolutional, batch-normalised": Recipe(make_normalised_network, 64, 20, 150),
+    "dense, small batch (32)": Recipe(make_network, 32, 40),
+    "dense, large batch (1437)": Recipe(make_network, 1437, 200),
+    "convolutional, batch-normalised": Recipe(make_normalised_network, 64, 20, 100),
 }
 
 

@@ -112,7 +112,7 @@ def plot_matrix(matrix):
         ModuleNotFoundError: matplotlib is not installed.
     """
     rows, columns = len(matrix.measures), len(matrix.trials)
-    figure = new_figure("plot_matrix", 0.62 * columns + 4.6, 0.29 * rows + 2.6)
+    figure = new_figure("plot_matrix", 0.55 * columns + 4.6, 0.29 * rows + 3.6)
     axis = figure.subplots()
     sizes = np.array([[_logarithm(cell) for cell in row] for row in matrix.cells])
     low, high = log10(_FLOOR), log10(_CEILING)
@@ -128,9 +128,7 @@ def plot_matrix(matrix):
                 family="DejaVu Sans",
             )  # fmt: skip
     axis.set_yticks(range(rows), matrix.measures)
-    axis.set_xticks(
-        range(columns), matrix.trials, rotation=40, ha="left", rotation_mode="anchor"
-    )
+    axis.set_xticks(range(columns), matrix.trials, rotation=90)
     axis.xaxis.tick_top()
     figure.colorbar(image, ax=axis, label="log10 of the largest relative change")
     axis.set_xlabel("✓ unchanged   ✗ moved   ≈ approximate symmetry   — does not apply")

@@ -33,7 +33,7 @@ the radius in metrics and for adaptive sharpness, relative to the weights."""
 
 ASCENT = {
     "restarts": 0,
-    "max_iterations": 15,
+    "max_iterations": 10,
     "tolerance": 1e-4,
     "line_search": "armijo",
 }
@@ -41,7 +41,7 @@ ASCENT = {
 short, the report marks it."""
 
 CUBE = ASCENT | {"tolerance": 0.5, "max_iterations": 3}
-"""The volume's own tolerance is that of the cube's half width, and it takes an ascent for each that it tries."""
+"""The volume's own tolerance is that of the cube's half width, each of which takes an ascent."""
 
 
 def _on(quotient, measure, **options):

@@ -37,7 +37,8 @@ class Row:
         converged: Whether every value reached the accuracy asked for.
         change: The largest relative change from the first point.
         invariant: Whether every value agrees with the first, to 1e-8 for formulas, 1e-6 for
-            searches, 1e-2 for rough ones and 4 standard errors for estimates; None if it was refused.
+            searches, 1e-2 for rough ones, and within 4 standard errors for estimates; None if the
+            measure was refused.
         claims: What the measure says it is invariant to.
         seconds: For one point, on average.
         gradients: The same in units of one gradient on the same data.
