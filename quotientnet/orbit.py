@@ -7,7 +7,7 @@ from torch import Tensor
 
 from quotientnet.group import ScalingGroup
 
-__all__ = ["require_flat_orbit", "require_invariant"]
+__all__ = ["moves_statistics", "require_flat_orbit", "require_invariant"]
 
 _INVARIANCE = 0.02
 """The change along an orbit put down to a normalisation's ``eps``, relative to its terms."""
@@ -100,13 +100,13 @@ def require_invariant(
             f"{caller}: the loss is not invariant under the group: at a random equivalent point "
             f"it is {float(value):.6g} instead of {float(point.value):.6g}. {_REMEDY}"
         )
-    still = group.without(_moves_statistics(group))
+    still = group.without(moves_statistics(group))
     require_flat_orbit(still, point.w, point.gradient, point.value, caller)
     require_flat_orbit(still, y, gradient, value, caller)
 
 
-def _moves_statistics(group: ScalingGroup):
-    """The generators that scale passive coordinates."""
+def moves_statistics(group: ScalingGroup):
+    """The generators that scale running statistics, a boolean array of shape ``(dimension,)``."""
     passive = torch.zeros(group.layout.size, dtype=torch.float64)
     passive[group.layout.parameter_size :] = 1.0
     return (group.magnitudes().adjoint(passive) > 0).numpy()

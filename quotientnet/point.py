@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -29,6 +30,19 @@ class Point:
     def __init__(self, objective, w: Tensor):
         self.objective, self.w = objective, w.detach().clone()
         self._modes = objective._modes()
+        self._known = {}
+
+    def known(self, key, find: Callable):
+        """What ``find()`` returns here, found once; not to be written to.
+
+        Args:
+            key: What it is, hashable.
+            find: A function without arguments.
+        """
+        self.require_modes()
+        if key not in self._known:
+            self._known[key] = find()
+        return self._known[key]
 
     def require_modes(self) -> None:
         """Refuse to go on in other modes than those in which the loss has been checked.

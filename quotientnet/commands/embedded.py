@@ -82,8 +82,7 @@ def _subject(name: str, recipe: Recipe, digits: Digits, options, dtype) -> Subje
         "train_accuracy": _accuracy(network, digits.train_inputs, digits.train_targets),
         "test_accuracy": _accuracy(network, digits.test_inputs, digits.test_targets),
     }
-    if options.mode is not None:
-        network.train(options.mode == "train")
+    network.train(options.mode == "train")
     data = digits.train_inputs[: recipe.images], digits.train_targets[: recipe.images]
     objective = Objective(network, nn.CrossEntropyLoss(), data)
     symmetry = discover(network, data[0][:8], layout=objective.layout)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import nn
 
 from quotientnet.manifolds import BalancedQuotient, LayerScaleQuotient, NodeWiseQuotient
+from quotientnet.orbit import moves_statistics
 from quotientnet.sharpness.alternative import alternative_normalised_sharpness
 from quotientnet.sharpness.ball import adaptive_sharpness, ball_sharpness
 from quotientnet.sharpness.bn import bn_sharpness, bn_sharpness_limit
@@ -40,17 +42,31 @@ ASCENT = {
 """Ascents from the gradient's direction alone: a report's time allows no more. Where one stops
 short, the report marks it."""
 
+PRODUCTS = 1000
+"""With the Hessian, for a diagonal where samples interact."""
+
 CUBE = ASCENT | {"tolerance": 0.5, "max_iterations": 3}
 """The volume's own tolerance is that of the cube's half width, each of which takes an ascent."""
 
 
 def _on(quotient, measure, **options):
-    """A measure on a quotient of the group; blocks that are zero are held at zero."""
+    """A measure on a quotient of the group; blocks that are zero are held at zero.
+
+    Where running statistics are part of the point, which no tangent vector moves, the quotient is
+    that of the other scales.
+    """
 
     def function(point, group, generator):
+        rest = group
+        if not _coupled(point):
+            rest = group.without(moves_statistics(group))
         held = {} if quotient is BalancedQuotient else {"frozen_zeros": point.w}
-        manifold = quotient(group, **held)
-        return measure(point, manifold, generator=generator, **options)
+        manifold = quotient(rest, **held)
+        found = measure(point, manifold, generator=generator, **options)
+        if rest.dimension == group.dimension:
+            return found
+        kind = "layer scales" if quotient is LayerScaleQuotient else "unit scales"
+        return replace(found, invariant_to=(kind,))
 
     return function
 
@@ -64,16 +80,21 @@ def _coupled(point) -> bool:
 
 
 def _trace(point, manifold, generator):
-    """Exact; by random signs where samples interact, which makes exactness dear."""
-    method = "hutchinson" if _coupled(point) else "exact"
+    """Exact; by random signs where exactness would be dear."""
+    method = "hutchinson" if _dear(point) else "exact"
     return riemannian_trace(
         point, manifold, method=method, samples=50, generator=generator
     )
 
 
+def _dear(point) -> bool:
+    """Whether the exact diagonal takes more products with the Hessian than a report can wait."""
+    return _coupled(point) and point.layout.parameter_size > PRODUCTS
+
+
 def _curvature(point) -> str:
-    """The Hessian; where it would take a product a parameter, what refuses and says why."""
-    return "gauss-newton" if _coupled(point) else "hessian"
+    """The Hessian; where it would be dear, what refuses and says why."""
+    return "gauss-newton" if _dear(point) else "hessian"
 
 
 def _alternative(point, group, generator):

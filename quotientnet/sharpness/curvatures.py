@@ -33,9 +33,10 @@ def traces_of(point, curvature, caller: str) -> dict[str, Estimate]:
             )
         return dict(curvature.traces)
     if isinstance(curvature, str) and curvature == "hessian":
-        return dict(hessian_traces(point).traces)
+        found = point.known("hessian traces", lambda: hessian_traces(point))
+        return dict(found.traces)
     if isinstance(curvature, str) and curvature == "gauss-newton":
-        return dict(ggn_traces(point).traces)
+        return dict(point.known("ggn traces", lambda: ggn_traces(point)).traces)
     values, cost = diagonal_of(point, curvature, caller)
     return {
         entry.name: Estimate(float(values[entry.slice].sum()), 0.0, True, cost)
@@ -44,7 +45,9 @@ def traces_of(point, curvature, caller: str) -> dict[str, Estimate]:
 
 
 def diagonal_of(point, curvature, caller: str) -> tuple[Tensor, int]:
-    """A diagonal, shape ``(size,)``, and the passes and products spent on it.
+    """A diagonal, shape ``(size,)``, not to be written to, and the passes and products spent.
+
+    What a measure has found at a point, the next one takes from there.
 
     Raises:
         ValueError: Another word, or a tensor of another shape or with NaN.
@@ -68,10 +71,12 @@ def diagonal_of(point, curvature, caller: str) -> tuple[Tensor, int]:
             f"{type(curvature).__name__}"
         )
     if curvature == "hessian":
-        found = exact_diagonal(point, _LIMIT, caller)
+        key = "hessian diagonal"
+        found = point.known(key, lambda: exact_diagonal(point, _LIMIT, caller))
         return found.values, found.cost
     if curvature == "gauss-newton":
-        values, _, cost = labelled_diagonal(point)
+        found = point.known("ggn diagonal", lambda: labelled_diagonal(point))
+        values, _, cost = found
         return values, cost
     raise ValueError(
         f"{caller}: curvature must be 'hessian', 'gauss-newton' or a diagonal, got {curvature!r}"

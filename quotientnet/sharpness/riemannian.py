@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quotientnet.curvature.hessian import hessian_diagonal
 from quotientnet.curvature.lanczos import lanczos
 from quotientnet.curvature.traces import hutchinson_trace
 from quotientnet.estimate import Estimate
 from quotientnet.manifolds.balanced import BalancedQuotient
 from quotientnet.manifolds.base import QuotientManifold
 from quotientnet.manifolds.log_polar import LogPolarQuotient
+from quotientnet.sharpness.curvatures import diagonal_of
 from quotientnet.sharpness.euclidean import as_estimate, parameter_names
 
 __all__ = ["riemannian_spectral_norm", "riemannian_trace"]
@@ -125,7 +125,8 @@ def _diagonal(point, manifold, flat: bool) -> Tensor:
             f"riemannian_trace: no exact trace in the metric of {manifold.name}; use "
             "method='hutchinson'"
         )
-    diagonal = hessian_diagonal(point).double() / manifold.frame(w).double() ** 2
+    hessian, _ = diagonal_of(point, "hessian", "riemannian_trace")
+    diagonal = hessian.double() / manifold.frame(w).double() ** 2
     if not flat:
         blocks, slopes = manifold.blocks, w.double() * gradient
         along = blocks.dot(slopes, torch.ones_like(slopes))
