@@ -143,6 +143,11 @@ def _logarithm(cell) -> float:
     return log10(min(max(cell.change, _FLOOR), _CEILING))
 
 
+def _marker(number: int) -> str:
+    """Another one each time round the colours."""
+    return MARKERS[(number + number // 7) % 7]
+
+
 def plot_against_gap(
     sharpness: Mapping[str, Sequence[float]], gaps: Sequence[float], *, labels=None
 ):
@@ -172,11 +177,12 @@ def plot_against_gap(
     for axis, (name, values) in zip(axes, sharpness.items()):
         for number, (value, gap) in enumerate(zip(values, gaps)):
             axis.plot(
-                value, 100 * gap, MARKERS[number % 7], color=COLOURS[number % 7],
+                value, 100 * gap, _marker(number), color=COLOURS[number % 7],
                 label=None if labels is None else labels[number],
             )  # fmt: skip
-        if all(value > 0 for value in values):
+        if min(values) > 0 and max(values) > 10 * min(values):
             axis.set_xscale("log")
+            axis.xaxis.set_minor_formatter("")
         axis.set_title(
             f"Kendall's τ {kendalltau(values, gaps).statistic:+.2f}", fontsize="medium"
         )
