@@ -189,7 +189,11 @@ def _verdict(cell: dict) -> str:
     if cell["reason"]:
         return "—"
     sign = {True: "✓", False: "✗", None: "≈"}[cell["invariant"]]
-    return f"{sign} {'∞' if cell['change'] is None else format(cell['change'], '.0e')}"
+    if cell["change"] == 0:
+        return f"{sign}\u00a00"
+    size = "∞" if cell["change"] is None else f"{cell['change']:.0e}"
+    size = size.replace("e+0", "e").replace("e-0", "e-").replace("e0", "")
+    return f"{sign}\u00a0{size}".replace("-", "\u2011")  # in one piece
 
 
 def _sentence(reason: str) -> str:
