@@ -194,17 +194,31 @@ class NormalisedCrossEntropy(nn.Module):
                 "NormalisedCrossEntropy: needs logits of two classes or more, got shape "
                 f"{tuple(outputs.shape)}"
             )
-        centred = outputs - outputs.mean(axis, keepdim=True)
-        deviation = centred.square().mean(axis, keepdim=True).sqrt()
-        _refuse_constant(outputs.detach(), deviation.detach(), axis)
-        weight = None if self.weight is None else self.weight.to(outputs)
-        return F.cross_entropy(
-            centred / deviation,
+        half = outputs.dtype in (torch.float16, torch.bfloat16)
+        logits = outputs.float() if half else outputs
+        tiny = torch.finfo(logits.dtype).tiny
+        # Scaled by a power of two, exactly, so that squares neither overflow nor vanish.
+        size = logits.detach().abs().amax(axis, keepdim=True)
+        logits = logits * torch.exp2(-torch.log2(size.clamp(min=tiny)).round())
+        centred = logits - logits.mean(axis, keepdim=True)
+        variance = centred.square().mean(axis, keepdim=True)
+        constant = variance.detach() <= (4 * torch.finfo(logits.dtype).eps) ** 2
+        if not targets.is_floating_point():
+            ignored = (targets == self.ignore_index).unsqueeze(axis)
+            variance = torch.where(
+                constant & ignored, torch.ones_like(variance), variance
+            )
+            constant = constant & ~ignored
+        _refuse_constant(constant)
+        weight = None if self.weight is None else self.weight.to(logits)
+        value = F.cross_entropy(
+            centred / variance.sqrt(),
             targets,
             weight,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
         )
+        return value.to(outputs.dtype)
 
     def normaliser(self, outputs: Tensor, targets: Tensor) -> Tensor | float | None:
         """What the sum over samples has been divided by, None for a sum."""
@@ -213,11 +227,9 @@ class NormalisedCrossEntropy(nn.Module):
         return _class_weight(self, outputs, targets)
 
 
-def _refuse_constant(outputs: Tensor, deviation: Tensor, axis: int) -> None:
+def _refuse_constant(constant: Tensor) -> None:
     """Refuse logits without a standard deviation, but where values cannot be looked at: under
     ``vmap`` and in recorded programs, in which the loss is then NaN."""
-    size = outputs.abs().amax(axis, keepdim=True)
-    constant = deviation <= 4 * torch.finfo(outputs.dtype).eps * size
     try:
         count = int(constant.sum())
     except RuntimeError:

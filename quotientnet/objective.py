@@ -79,6 +79,10 @@ class Objective:
         products: str = "auto",
         memory: int | None = None,
     ):
+        if isinstance(loss, type):
+            raise TypeError(
+                f"Objective: loss is the class {loss.__name__}; pass {loss.__name__}()"
+            )
         if not isinstance(model, nn.Module) or not callable(loss):
             raise TypeError(
                 "Objective: model must be a torch.nn.Module and loss a callable, got "

@@ -6,6 +6,7 @@ import geoopt
 import torch
 from torch import Tensor
 
+from quotientnet.errors import NotOnManifoldError
 from quotientnet.optimization.optimum import Optimum
 from quotientnet.optimization.problem import metric
 from quotientnet.optimization.solve import minimize
@@ -55,6 +56,11 @@ def frechet_mean(
         >>> [round(x, 10) for x in mean.point.tolist()]
         [0.7071067812, 0.7071067812]
     """
+    for name, value in (("points", points), ("weights", weights)):
+        if not isinstance(value, Tensor) and (name == "points" or value is not None):
+            raise TypeError(
+                f"frechet_mean: {name} must be a torch.Tensor, got {type(value).__name__}"
+            )
     if points.ndim != manifold.ndim + 1 or not len(points):
         raise ValueError(
             f"frechet_mean: points has shape {tuple(points.shape)}, it must be (count, *point), "
@@ -67,6 +73,11 @@ def frechet_mean(
             "positive sum"
         )
     shares = (shares / shares.sum()).to(points)
+    ok, why = manifold.check_point_on_manifold(points, explain=True)
+    if not ok:
+        raise NotOnManifoldError(
+            f"frechet_mean: points are not all on the manifold: {why}; use manifold.projx"
+        )
 
     def half_spread(x: Tensor) -> Tensor:
         here = x.detach()[None]
@@ -79,12 +90,37 @@ def frechet_mean(
         falling = metric(manifold, here, pull, x[None] - here)[0]
         return shares @ squares / 2 - falling
 
-    return minimize(
+    first = points[0] if start is None else start
+    if not first.requires_grad and first.shape == points.shape[1:]:
+        _require_geodesics(manifold, first, points)
+    found = minimize(
         half_spread,
         manifold,
-        points[0] if start is None else start,
+        first,
         along="geodesic",
         tolerance=tolerance,
         max_iterations=max_iterations,
         batched=False,
     )
+    _require_geodesics(manifold, found.point, points)
+    return found
+
+
+def _require_geodesics(manifold: geoopt.Manifold, x: Tensor, points: Tensor) -> None:
+    """Refuse points to which there is no shortest geodesic: their logarithm is then not as long as
+    they are far.
+
+    Raises:
+        ValueError: There are some.
+    """
+    copies = x.detach()[None].expand_as(points)
+    logs = manifold.logmap(copies, points)
+    lengths = metric(manifold, copies, logs, logs).clamp(min=0).sqrt()
+    distances = manifold.dist(copies, points).reshape(lengths.shape)
+    wrong = (lengths - distances).abs() > 1e-2 * (1 + distances)
+    if wrong.any():
+        place = int(torch.nonzero(wrong)[0, 0])
+        raise ValueError(
+            f"frechet_mean: there is no shortest geodesic to point {place}, at distance "
+            f"{float(distances[place]):.3g}; begin elsewhere with start=, or leave it out"
+        )

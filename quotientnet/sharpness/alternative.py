@@ -10,7 +10,6 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from quotientnet.estimate import Estimate
-from quotientnet.losses import output_invariances
 from quotientnet.point import require_finite, require_point
 from quotientnet.progress import progress
 from quotientnet.sharpness.normalised import normalised_sharpness
@@ -95,7 +94,7 @@ def alternative_normalised_sharpness(
     error = float(losses.std() / samples**0.5)
     return Estimate(
         search.value, error, converged, start.cost + search.gradients,
-        (*start.invariant_to[:3], *output_invariances(point.objective.loss)),
+        start.invariant_to,
     )  # fmt: skip
 
 

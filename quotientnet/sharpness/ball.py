@@ -8,7 +8,9 @@ from math import inf
 import torch
 from torch import Tensor
 
-from quotientnet.sharpness.euclidean import (
+from quotientnet.losses import output_invariances
+from quotientnet.point import require_point
+from quotientnet.sharpness.arguments import (
     checked_loss,
     checked_radius,
     parameter_names,
@@ -24,7 +26,7 @@ def ball_sharpness(
     epsilon: float,
     *,
     layers: bool = False,
-    restarts: int = 2,
+    restarts: int = 4,
     generator: torch.Generator | None = None,
     **options,
 ) -> Ascent:
@@ -64,8 +66,14 @@ def ball_sharpness(
         (0.407407407, 0.407407407)
     """
     caller = "ball_sharpness"
-    checked_radius(epsilon, caller)
-    ball = _Ball(caller, point, torch.ones_like(point.w), epsilon, generator)
+    require_point(point, caller)
+    ball = _Ball(
+        caller,
+        point,
+        torch.ones_like(point.w),
+        checked_radius(epsilon, caller),
+        generator,
+    )
     found = ball.worst(layers, restarts=restarts, **options)
     return found.over(1 + checked_loss(point, caller), translations(point))
 
@@ -76,7 +84,7 @@ def adaptive_sharpness(
     eta: float = 0.0,
     *,
     layers: bool = False,
-    restarts: int = 2,
+    restarts: int = 4,
     generator: torch.Generator | None = None,
     **options,
 ) -> Ascent:
@@ -105,14 +113,16 @@ def adaptive_sharpness(
             or infinite at a neighbour.
     """
     caller = "adaptive_sharpness"
-    checked_radius(rho, caller, "rho")
+    require_point(point, caller)
+    rho = checked_radius(rho, caller, "rho")
     if not 0 <= eta < inf:
         raise ValueError(f"{caller}: eta must be finite and at least 0, got {eta}")
     ball = _Ball(caller, point, point.w.abs() + eta, rho, generator)
     found = ball.worst(layers, restarts=restarts, **options)
-    return found.over(
-        1.0, () if eta else ("layer scales", "unit scales", "filter scales")
-    )
+    ignored = output_invariances(point.objective.loss)
+    claims = "layer scales", "unit scales", "filter scales"
+    claims += ("output scale",) if "output scale" in ignored else ()
+    return found.over(1.0, () if eta else claims)
 
 
 @dataclass(frozen=True)

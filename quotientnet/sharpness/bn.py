@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
 
 import torch
 from torch import Tensor
@@ -12,8 +11,15 @@ from torch import Tensor
 from quotientnet.estimate import Estimate
 from quotientnet.manifolds.oblique import ProductOblique
 from quotientnet.optimization import maximize
-from quotientnet.sharpness.euclidean import checked_radius, translations
+from quotientnet.point import require_point
+from quotientnet.sharpness.arguments import (
+    checked_power,
+    checked_radius,
+    checked_restarts,
+    translations,
+)
 from quotientnet.sharpness.quadrature import power_rule
+from quotientnet.symmetry.normalised import normalised_blocks
 
 __all__ = ["bn_sharpness", "bn_sharpness_limit", "integral_diameter", "BNSharpness"]
 
@@ -55,7 +61,8 @@ def integral_diameter(
     Raises:
         ValueError: ``p`` below 1 or infinite, ``δ`` not positive and finite, no nodes.
     """
-    _check(p, delta, nodes)
+    require_point(point, "integral_diameter")
+    _check(p, delta, nodes, "integral_diameter")
     point.require_modes()
     s, weights = (
         torch.as_tensor(each, dtype=point.w.dtype, device=point.w.device)
@@ -98,7 +105,8 @@ def bn_sharpness(
     over directions ``v`` with :math:`\|v_i\| = \|w_i\|` for each filter that is normalised and norm
     1 for all the rest together: a :class:`~quotientnet.ProductOblique` manifold. Found by ascents
     from the gradient's direction, which is the answer for small ``δ``, and from random ones, so
-    that ``value`` is attained and a higher one may exist.
+    that ``value`` is attained and a higher one may exist. They run on spheres of radius 1, and are
+    the same at all scales of the filters.
 
     Invariant to the scales of normalised filters, and to nothing else: the rest has a norm of its
     own.
@@ -126,42 +134,38 @@ def bn_sharpness(
     Note:
         ``2 nodes`` gradients a step.
     """
+    require_point(point, "bn_sharpness")
+    _check(p, delta, nodes, "bn_sharpness")
     value = integral_diameter(point, p, delta, nodes=nodes)
-    manifold = ProductOblique.at(point.w, group)
-    starts = [*_along_gradient(point, manifold)]
-    generator = generator or torch.Generator(point.w.device).manual_seed(0)
+    radii, spheres = _directions(point, group)
     w = point.w
-    starts += [
-        manifold.random(dtype=w.dtype, device=w.device, generator=generator)
-        for _ in range(restarts)
+    generator = generator or torch.Generator(w.device).manual_seed(0)
+    starts = [*_along_gradient(point.gradient * radii, w * radii, spheres)] + [
+        spheres.random(dtype=w.dtype, device=w.device, generator=generator)
+        for _ in range(checked_restarts(restarts, "bn_sharpness"))
     ]
     with torch.no_grad():
-        scale = max(float(value(v)) for v in starts)
+        scale = max((float(value(radii * u)) for u in starts), default=0.0)
     if scale == 0:
         return BNSharpness(
-            0.0,
-            0.0,
-            True,
-            0,
-            _invariant_to(point),
-            direction=starts[0],
-            reason="flat",
-            values=(),
-        )
+            0.0, 0.0, bool(starts), len(starts), _invariant_to(point),
+            direction=radii * spheres.projx(w), reason="flat", values=(),
+        )  # fmt: skip
     found = maximize(
-        lambda v: value(v) / scale, manifold, torch.stack(starts), batched=False,
+        lambda u: value(radii * u) / scale, spheres, torch.stack(starts), batched=False,
         method=method, **{"tolerance": 1e-5, "max_iterations": 100} | options,
     )  # fmt: skip
+    direction = radii * found.point
     with torch.no_grad():
-        best = float(value(found.point))
-        finer = integral_diameter(point, p, delta, nodes=2 * nodes)(found.point)
+        best = float(value(direction))
+        finer = integral_diameter(point, p, delta, nodes=2 * nodes)(direction)
     return BNSharpness(
         best,
         abs(best - float(finer)) + scale * float(found.gradient_norm),
         found.converged,
         2 * nodes * (found.evaluations.values + found.evaluations.gradients),
         _invariant_to(point),
-        direction=found.point,
+        direction=direction,
         reason=found.reason,
         values=tuple(scale * float(each) for each in found.values),
     )
@@ -187,11 +191,13 @@ def bn_sharpness_limit(point, group, p: float = 2.0) -> Estimate:
     Raises:
         ValueError: ``p`` below 1 or infinite.
     """
-    _check(p, 1.0, 1)
-    manifold = ProductOblique.at(point.w, group)
-    factor = (2 / (p + 1)) ** (1 / p)
-    steepest = next(_along_gradient(point, manifold), point.gradient)
-    value = factor * float(steepest @ point.gradient)
+    caller = "bn_sharpness_limit"
+    require_point(point, caller)
+    _check(p, 1.0, 1, caller)
+    radii, spheres = _directions(point, group)
+    slopes = radii * point.gradient
+    steepest = next(_along_gradient(slopes, point.w * radii, spheres), slopes)
+    value = (2 / (p + 1)) ** (1 / p) * float(steepest @ slopes)
     return Estimate(value, 0.0, True, 1, _invariant_to(point))
 
 
@@ -199,18 +205,29 @@ def _invariant_to(point) -> tuple[str, ...]:
     return ("filter scales", *translations(point))
 
 
-def _along_gradient(point, manifold):
-    """The direction of steepest ascent, if there is a slope: where a block has none, along the
-    block itself."""
-    gradient = point.gradient
-    if gradient.any():
-        squares = manifold.blocks.expand(manifold.blocks.dot(gradient, gradient))
-        yield manifold.projx(torch.where(squares > 0, gradient, point.w))
+def _directions(point, group) -> tuple[Tensor, ProductOblique]:
+    """Directions as ``radii * u`` with ``u`` on spheres of radius 1, the same at all scales of the
+    filters."""
+    manifold, blocks = (
+        ProductOblique.at(point.w, group),
+        normalised_blocks(group).index,
+    )
+    count = len(manifold.radii)
+    spheres = ProductOblique(manifold.layout, torch.ones(count), blocks)
+    ends = manifold.origin(dtype=torch.float64), spheres.origin(dtype=torch.float64)
+    ratio = torch.where(ends[1] != 0, ends[0] / ends[1], 0.0)
+    return ratio.to(point.w), spheres
 
 
-def _check(p: float, delta: float, nodes: int) -> None:
-    if not 1 <= p < inf:
-        raise ValueError(f"bn_sharpness: p must be at least 1 and finite, got {p}")
-    checked_radius(delta, "bn_sharpness", "delta")
+def _along_gradient(slopes: Tensor, other: Tensor, spheres: ProductOblique):
+    """The direction of steepest ascent, if there is a slope: where a block has none, another."""
+    if slopes.any():
+        squares = spheres.blocks.expand(spheres.blocks.dot(slopes, slopes))
+        yield spheres.projx(torch.where(squares > 0, slopes, other))
+
+
+def _check(p: float, delta: float, nodes: int, caller: str) -> None:
+    checked_power(p, caller)
+    checked_radius(delta, caller, "delta")
     if nodes < 1:
-        raise ValueError(f"bn_sharpness: nodes must be at least 1, got {nodes}")
+        raise ValueError(f"{caller}: nodes must be at least 1, got {nodes}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf, log, sqrt
 
-from quotientnet.sharpness.euclidean import checked_radius
+from quotientnet.sharpness.arguments import checked_power, checked_radius
 
 __all__ = [
     "Inequality",
@@ -52,11 +52,11 @@ def ball_bound(
     Args:
         bn_sharpness: :math:`\|f\|_p^{\delta, w}`.
         largest_change: The maximum over the ball of radius
-            :math:`\delta \|\phi(w)\|`, see :func:`direction_norm`.
+            :math:`\delta \|\phi(w)\|`, where :math:`\|\phi(w)\|^2 = 1 + \sum_i \|w_i\|^2`.
         p: At least 1.
         delta: ``δ``.
     """
-    _check(p)
+    checked_power(p, "ball_bound")
     checked_radius(delta, "ball_bound", "delta")
     left = 2 ** (-1 / p) * delta * bn_sharpness
     return Inequality("yi2019 Theorem A.2", left, largest_change)
@@ -75,7 +75,7 @@ def power_bound(lower: float, upper: float, p: float, q: float) -> Inequality:
         p: At least 1.
         q: Above ``p``.
     """
-    _check(p)
+    checked_power(p, "power_bound")
     if not p < q < inf:
         raise ValueError(f"power_bound: q must be above p={p} and finite, got {q}")
     factor = 2 ** (1 / p - 1 / q)
@@ -99,7 +99,7 @@ def trace_bound(
         p: At least 1.
         delta: ``δ``.
     """
-    _check(p)
+    checked_power(p, "trace_bound")
     checked_radius(delta, "trace_bound", "delta")
     right = delta / 2 * (2 / (2 * p + 1)) ** (1 / p) * direction_norm**2 * trace
     return Inequality("yi2019 Theorem B.2, corrected", bn_sharpness, right)
@@ -134,7 +134,7 @@ def generalisation_bound(
     Raises:
         ValueError: A number out of its range.
     """
-    _check(p)
+    checked_power(p, "generalisation_bound")
     checked_radius(delta, "generalisation_bound", "delta")
     if not (divergence >= 0 and samples >= 1 and 0 < confidence < 1):
         raise ValueError(
@@ -143,8 +143,3 @@ def generalisation_bound(
         )
     spread = 4 * sqrt((divergence + log(2 * samples / confidence)) / samples)
     return 2 ** (-1 / p) * delta * bn_sharpness + spread
-
-
-def _check(p: float) -> None:
-    if not 1 <= p < inf:
-        raise ValueError(f"p must be at least 1 and finite, got {p}")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import exp, log
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from quotientnet.estimate import Estimate
+from quotientnet.point import require_point
 from quotientnet.reparametrisation import DisjointBoxes, disjoint_boxes
-from quotientnet.sharpness.euclidean import checked_loss, checked_radius
+from quotientnet.sharpness.arguments import checked_loss, checked_radius
 from quotientnet.sharpness.neighbourhood import Ascent, Neighbourhood
 
 __all__ = ["box_sharpness", "volume_flatness", "VolumeFlatness"]
@@ -21,7 +23,7 @@ def box_sharpness(
     epsilon: float,
     subspace: int | Tensor | None = None,
     *,
-    restarts: int = 2,
+    restarts: int = 4,
     generator: torch.Generator | None = None,
     **options,
 ) -> Ascent:
@@ -50,7 +52,8 @@ def box_sharpness(
             loss of −1 or below; a loss that is NaN or infinite at a neighbour.
     """
     caller = "box_sharpness"
-    checked_radius(epsilon, caller)
+    require_point(point, caller)
+    epsilon = checked_radius(epsilon, caller)
     base = 1 + checked_loss(point, caller)
     generator = generator or torch.Generator(point.w.device).manual_seed(0)
     count = point.layout.parameter_size
@@ -75,6 +78,11 @@ def box_sharpness(
 
 def _columns(caller: str, point, subspace, generator: torch.Generator) -> Tensor:
     count, w = point.layout.parameter_size, point.w
+    if not isinstance(subspace, (Tensor, Integral)):
+        raise TypeError(
+            f"{caller}: subspace must be a number of columns or a tensor, got "
+            f"{type(subspace).__name__}"
+        )
     if isinstance(subspace, Tensor):
         if subspace.ndim != 2 or len(subspace) != count or not subspace.shape[1]:
             raise ValueError(
@@ -137,12 +145,18 @@ def volume_flatness(
         of the half width makes of it. Not invariant.
 
     Raises:
-        ValueError: A rise or tolerance that is not positive; fewer than 1 box; what
+        ValueError: A rise or tolerance that is not positive; fewer than 1 box; a loss that never
+            rises so much; what
             :func:`~quotientnet.reparametrisation.disjoint_boxes` refuses.
     """
     caller = "volume_flatness"
-    checked_radius(epsilon, caller)
-    checked_radius(tolerance, caller, "tolerance")
+    require_point(point, caller)
+    epsilon = checked_radius(epsilon, caller)
+    tolerance = checked_radius(tolerance, caller, "tolerance")
+    if boxes < 1:
+        raise ValueError(f"{caller}: boxes must be at least 1, got {boxes}")
+    size = float(point.w.abs().max())
+    disjoint_boxes(point.w, group, size or 1.0)  # refuses what has no boxes at all
     count = point.layout.parameter_size
     near = Neighbourhood(
         caller,
@@ -161,7 +175,12 @@ def volume_flatness(
         cost += found.cost
         return found.value < epsilon
 
-    radius = _largest(allowed, _guess(point, epsilon), tolerance)
+    radius = _largest(allowed, _guess(point, epsilon, size), tolerance, 1e6 * size)
+    if radius is None:
+        raise ValueError(
+            f"{caller}: no rise of epsilon={epsilon:g} was found in cubes up to a million times "
+            "the size of the weights, so that no volume bounds it; use a smaller epsilon"
+        )
     found = disjoint_boxes(point.w, group, radius)
     return VolumeFlatness(
         found.log_volume(boxes),
@@ -174,19 +193,21 @@ def volume_flatness(
     )
 
 
-def _guess(point, epsilon: float) -> float:
+def _guess(point, epsilon: float, size: float) -> float:
     """The half width that the slope alone would allow."""
     slope = float(point.gradient.abs().sum())
-    size = float(point.w.abs().max())
     return min(epsilon / slope, size) if slope > 0 else size
 
 
-def _largest(allowed, start: float, tolerance: float) -> float:
-    """The largest allowed radius, doubled or halved and then bisected in the logarithm."""
+def _largest(allowed, start: float, tolerance: float, most: float) -> float | None:
+    """The largest allowed radius, doubled or halved and then bisected in the logarithm; None if it
+    is more than ``most``."""
     low, high = start, start
     if allowed(start):
         while allowed(high := 2 * high):
             low = high
+            if high > most:
+                return None
     else:
         while not allowed(low := low / 2):
             high = low

@@ -9,7 +9,13 @@ import torch
 from quotientnet.curvature.draws import Mean, multiply, signs
 from quotientnet.curvature.lanczos import lanczos
 from quotientnet.estimate import Estimate
-from quotientnet.losses import output_invariances
+from quotientnet.point import require_point
+from quotientnet.sharpness.arguments import (
+    checked_loss,
+    checked_radius,
+    parameter_names,
+    translations,
+)
 
 __all__ = ["spectral_norm", "trace", "second_order_sharpness"]
 
@@ -31,6 +37,7 @@ def spectral_norm(
         The estimate in units of loss per squared parameter; ``error`` bounds the distance to some
         eigenvalue.
     """
+    require_point(point, "spectral_norm")
     found = as_estimate(
         lanczos(point.hessian, which=which, **options), translations(point)
     )
@@ -64,6 +71,7 @@ def trace(point, *, samples: int = 100, block: int = 1, generator=None) -> Estim
     Raises:
         ValueError: Fewer than 2 samples, or a block below 1.
     """
+    require_point(point, "trace")
     if samples < 2 or block < 1:
         raise ValueError(
             f"trace: needs 2 samples and blocks of 1 at least, got {samples} and {block}"
@@ -105,8 +113,10 @@ def second_order_sharpness(point, epsilon: float, **options) -> Estimate:
     Raises:
         ValueError: A radius that is not positive and finite, or a loss of −1 or below.
     """
-    base = 1 + checked_loss(point, "second_order_sharpness")
-    checked_radius(epsilon, "second_order_sharpness")
+    caller = "second_order_sharpness"
+    require_point(point, caller)
+    epsilon = checked_radius(epsilon, caller)
+    base = 1 + checked_loss(point, caller)
     found = spectral_norm(point, which="algebraic", **options)
     unit = epsilon**2 / (2 * base)
     value = max(found.value, 0.0) * unit
@@ -118,35 +128,6 @@ def second_order_sharpness(point, epsilon: float, **options) -> Estimate:
         found.cost + 1,
         translations(point),
     )
-
-
-def translations(point) -> tuple[str, ...]:
-    """The invariances of a measure that knows differences of parameters only: shifts of the outputs
-    by their bias, where the loss ignores these."""
-    ignored = output_invariances(point.objective.loss)
-    return ("output shift",) if "output shift" in ignored else ()
-
-
-def parameter_names(point) -> list[str]:
-    """The names of the parameter tensors of a point."""
-    return [entry.name for entry in point.layout.entries if not entry.passive]
-
-
-def checked_radius(epsilon: float, caller: str, name: str = "epsilon") -> None:
-    """Refuse a radius that is not positive and finite."""
-    if not 0 < epsilon < float("inf"):
-        raise ValueError(f"{caller}: {name} must be positive and finite, got {epsilon}")
-
-
-def checked_loss(point, caller: str) -> float:
-    """``f``, for a quotient by ``1 + f``."""
-    value = float(point.value)
-    if value <= -1:
-        raise ValueError(
-            f"{caller}: is divided by 1 + f, and the loss is {value:g}; it is meant for losses "
-            "that are not negative"
-        )
-    return value
 
 
 def as_estimate(pairs, invariant_to: tuple[str, ...] = ()) -> Estimate:

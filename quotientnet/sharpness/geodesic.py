@@ -7,7 +7,8 @@ from torch import Tensor
 
 from quotientnet.curvature.draws import Mean
 from quotientnet.estimate import Estimate
-from quotientnet.sharpness.euclidean import checked_loss, checked_radius
+from quotientnet.point import require_point
+from quotientnet.sharpness.arguments import checked_loss, checked_radius
 from quotientnet.sharpness.neighbourhood import Ascent, Neighbourhood
 from quotientnet.sharpness.riemannian import group_of, require_quotient
 
@@ -19,7 +20,7 @@ def riemannian_sharpness(
     manifold,
     epsilon: float,
     *,
-    restarts: int = 2,
+    restarts: int = 4,
     generator: torch.Generator | None = None,
     **options,
 ) -> Ascent:
@@ -52,7 +53,8 @@ def riemannian_sharpness(
             NaN or infinite at a neighbour.
     """
     caller = "riemannian_sharpness"
-    near, horizontal, base = _along_geodesics(caller, point, manifold, epsilon)
+    epsilon = checked_radius(epsilon, caller)
+    near, horizontal, base = _along_geodesics(caller, point, manifold)
     ascent = near.worst_in_ball(
         epsilon, restarts=restarts, generator=generator, project=horizontal, **options
     )
@@ -91,7 +93,8 @@ def average_riemannian_sharpness(
     caller = "average_riemannian_sharpness"
     if samples < 2:
         raise ValueError(f"{caller}: samples must be at least 2, got {samples}")
-    near, horizontal, base = _along_geodesics(caller, point, manifold, epsilon)
+    epsilon = checked_radius(epsilon, caller)
+    near, horizontal, base = _along_geodesics(caller, point, manifold)
     generator = generator or torch.Generator(point.w.device).manual_seed(0)
     draws = []
     for _ in range(samples):
@@ -102,10 +105,10 @@ def average_riemannian_sharpness(
     return Estimate(mean.value, mean.error, True, 2 * samples, group_of(manifold))
 
 
-def _along_geodesics(caller: str, point, manifold, epsilon: float):
+def _along_geodesics(caller: str, point, manifold):
     """The neighbourhood in frame coordinates, their horizontal projection, and ``1 + f``."""
+    require_point(point, caller)
     require_quotient(manifold, caller)
-    checked_radius(epsilon, caller)
     operator = manifold.riemannian_hessian(
         point
     )  # refuses what does not belong together

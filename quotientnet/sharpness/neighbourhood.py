@@ -14,6 +14,7 @@ from quotientnet.estimate import Estimate
 from quotientnet.layout import ParameterLayout
 from quotientnet.manifolds.oblique import ProductOblique
 from quotientnet.optimization import maximize
+from quotientnet.sharpness.arguments import checked_restarts
 
 __all__ = ["Ascent", "Neighbourhood"]
 
@@ -32,22 +33,27 @@ class Ascent(Estimate):
     """A supremum that was looked for by ascent: ``value`` is attained, a higher one may exist.
 
     ``error`` is the slope left at the end, per radian of the sphere that covers the neighbourhood,
-    plus the rounding of differences of the loss.
+    plus the rounding of differences of the loss; ``converged`` says that it is small. Both are
+    about the maximum that was found, which may be a local one: ``values`` shows how far the ends
+    differ.
 
     Attributes:
         neighbour: The worst point found, shape ``(size,)``.
         reason: Why the ascent stopped.
+        values: The value at the end of the ascent from each start, the gradient's first.
     """
 
     neighbour: Tensor
     reason: str
+    values: tuple[float, ...] = ()
 
     def over(self, divisor: float, invariant_to: tuple[str, ...]) -> Ascent:
         """The same in another unit, its parts, too."""
         parts = {n: part.over(divisor, invariant_to) for n, part in self.layers.items()}
         return replace(
             self, value=self.value / divisor, error=self.error / divisor,
-            invariant_to=invariant_to, layers=parts,
+            values=tuple(value / divisor for value in self.values), layers=parts,
+            invariant_to=invariant_to,
         )  # fmt: skip
 
 
@@ -187,8 +193,8 @@ class Neighbourhood:
         with torch.no_grad():
             neighbour = self.chart(inside(found.point)) if value > 0 else w.clone()
         return Ascent(
-            max(value, 0.0), slope + rounding, found.converged, cost,
-            neighbour=neighbour, reason=found.reason,
+            max(value, 0.0), slope + rounding, found.converged, cost, neighbour=neighbour,
+            reason=found.reason, values=tuple(scale * float(v) for v in found.values),
         )  # fmt: skip
 
     def _zeros(self) -> Tensor:
@@ -199,7 +205,7 @@ class Neighbourhood:
         return self._random(1, generator)[0]
 
     def _random(self, count: int, generator: torch.Generator | None) -> Tensor:
-        w = self.point.w
+        w, count = self.point.w, checked_restarts(count, self.caller)
         generator = generator or torch.Generator(w.device).manual_seed(0)
         return torch.randn(
             count, self.count, generator=generator, dtype=w.dtype, device=w.device

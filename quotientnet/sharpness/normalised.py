@@ -48,9 +48,11 @@ def normalised_sharpness(
     one axis do not count (footnote 5). A tied matrix counts once. Rows and columns without
     curvature, or without weight, contribute their infimum.
 
-    Invariant to any scale of a row or a column, so to layer scales, node-wise scales and
-    scales of normalised filters; and to a shift or scale of the outputs where the loss is, which
-    :class:`~quotientnet.losses.NormalisedCrossEntropy` is and the paper asks for.
+    Invariant to any scale of a row or a column, so to layer scales, node-wise scales and scales of
+    normalised filters, unless these run along a further axis of a parameter that enters no
+    convolution: then only layer scales are claimed. Invariant to a shift or scale of the outputs
+    where the loss is, which :class:`~quotientnet.losses.NormalisedCrossEntropy` is and the paper
+    asks for.
 
     Args:
         point: A :class:`~quotientnet.Point`.
@@ -93,8 +95,10 @@ def normalised_sharpness(
         for entry in parameters_of(point)
         if len(entry.shape) > 1
     }
+    deep = [n for n in found if len(point.layout[n].shape) > 2 and n not in groups]
+    symmetries = ("layer scales",) if deep else _SYMMETRIES
     layers = {
-        name: Estimate(each.value, each.error, each.converged, cost, _SYMMETRIES)
+        name: Estimate(each.value, each.error, each.converged, cost, symmetries)
         for name, each in found.items()
     }
     return NormalisedSharpness(
@@ -102,7 +106,7 @@ def normalised_sharpness(
         sum(part.error for part in layers.values()),
         all(part.converged for part in layers.values()),
         cost,
-        (*_SYMMETRIES, *output_invariances(point.objective.loss)),
+        (*symmetries, *output_invariances(point.objective.loss)),
         layers,
         variances=found,
     )

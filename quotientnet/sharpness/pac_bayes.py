@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import inf, log, sqrt
 
 from quotientnet.estimate import Estimate
+from quotientnet.losses import output_invariances
 from quotientnet.point import require_point
 from quotientnet.sharpness.curvatures import parameters_of, traces_of
 
@@ -64,7 +65,8 @@ def pac_bayes_terms(
         biases: As in :func:`matrix_normalised_sharpness`.
 
     Returns:
-        The bound as ``value``, and its terms; of the loss's unit, invariant to layer scales.
+        The bound as ``value``, and its terms; of the loss's unit, invariant to layer scales; their
+        error is that of the traces.
 
     Raises:
         TypeError: ``point`` is none.
@@ -91,6 +93,7 @@ def pac_bayes_terms(
     if not 0 < lambda_ < inf:
         raise ValueError(f"{caller}: lambda_ must be positive, got {lambda_}")
     traces, variances, products = traces_of(point, curvature, caller), {}, []
+    errors, counted = [], []
     for entry in parameters_of(point):
         if biases or len(entry.shape) > 1:
             squares = float(point.w[entry.slice].double().square().sum())
@@ -98,6 +101,9 @@ def pac_bayes_terms(
             ratio = squares / (lambda_ * trace) if trace else inf
             variances[entry.name] = sqrt(ratio) if squares else 0.0
             products.append(sqrt(squares * trace))
+            root, own = sqrt(trace), traces[entry.name].error
+            errors.append(sqrt(squares) * (own / (2 * root) if root else sqrt(own)))
+            counted.append(traces[entry.name].converged)
     noise, empirical = sum(products) / (2 * sqrt(lambda_)), float(point.value)
     divergence, confidence, deviation = (
         noise * lambda_,
@@ -106,8 +112,14 @@ def pac_bayes_terms(
     )
     value = empirical + noise + (divergence + confidence + deviation) / lambda_
     cost = max(trace.cost for trace in traces.values())
+    error = sum(e**2 for e in errors) ** 0.5 / sqrt(
+        lambda_
+    )  # of the noise and the divergence
+    invariant_to = ("layer scales", *output_invariances(point.objective.loss))
+    if biases:
+        invariant_to = tuple(name for name in invariant_to if name != "output shift")
     return PacBayesTerms(
-        value, 0.0, True, cost, ("layer scales",), empirical=empirical, noise=noise,
+        value, error, all(counted), cost, invariant_to, empirical=empirical, noise=noise,
         divergence=divergence, confidence=confidence, deviation=deviation, lambda_=lambda_,
         variances=variances,
     )  # fmt: skip

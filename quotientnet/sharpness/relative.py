@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from quotientnet.estimate import Estimate
 from quotientnet.losses import output_invariances
@@ -26,13 +27,14 @@ def relative_flatness(
               H_{s s'} = \frac{\partial^2 f}{\partial w_s\, \partial w_{s'}}
 
     Definition 3 of [Petzka2021]_, with :math:`w_s` the row of ``W`` that makes output ``s``; in a
-    convolution the flattened filter. The larger, the sharper, despite the name. Invariant to a
-    scale of the layer and to scales of its rows, so to layer scales; not to node-wise scales of
-    the layer's inputs, which are its columns.
+    convolution the flattened filter, by output channel in a transposed one, too. The larger, the
+    sharper, despite the name. Invariant to a scale of the layer and to scales of its rows, so to
+    layer scales; not to node-wise scales of the layer's inputs, which are its columns.
 
     Args:
         point: A :class:`~quotientnet.Point`.
-        layer: The name of the weight; by default the last parameter of two axes.
+        layer: The name of the weight; by default the last parameter of two axes that is no table of
+            embeddings.
         limit: Products with the Hessian at most.
 
     Returns:
@@ -55,7 +57,8 @@ def relative_flatness(
     """
     require_point(point, "relative_flatness")
     entry = _matrix(point, layer)
-    weight = point.w[entry.slice].reshape(entry.shape[0], -1)
+    place = _by_output(point, entry)
+    weight = point.w[place]
     rows, columns = weight.shape
     u, s, _ = torch.linalg.svd(weight, full_matrices=False)
     kept = s > s.max() * rows * torch.finfo(s.dtype).eps if s.numel() else s > 0
@@ -68,13 +71,12 @@ def relative_flatness(
         )
     total = 0.0
     for start in progress(range(0, count, _BLOCK), "relative flatness"):
-        place = torch.arange(start, min(start + _BLOCK, count), device=root.device)
-        directions = point.w.new_zeros(len(place), rows, columns)
-        directions[torch.arange(len(place)), :, place % columns] = root.T[
-            place // columns
-        ]
-        whole = point.w.new_zeros(point.w.shape[0], len(place))
-        whole[entry.slice] = directions.flatten(1).T
+        part = torch.arange(start, min(start + _BLOCK, count), device=root.device)
+        directions = point.w.new_zeros(len(part), rows, columns)
+        chosen = root.T[part // columns]
+        directions[torch.arange(len(part)), :, part % columns] = chosen
+        whole = point.w.new_zeros(point.w.shape[0], len(part))
+        whole[place.flatten()] = directions.flatten(1).T
         total += float((whole * (point.hessian @ whole)).double().sum())
     invariant_to = ("layer scales", *output_invariances(point.objective.loss))
     return Estimate(total, 0.0, True, count, invariant_to)
@@ -84,7 +86,10 @@ def _matrix(point, layer: str | None):
     """The weight's entry."""
     matrices = {e.name: e for e in parameters_of(point) if len(e.shape) > 1}
     if layer is None:
-        dense = [e for e in matrices.values() if len(e.shape) == 2]
+        inputs = _inputs_first(point)
+        dense = [
+            e for n, e in matrices.items() if len(e.shape) == 2 and n not in inputs
+        ]
         if dense:
             return dense[-1]
     found = point.layout[layer].name if layer and layer in point.layout else None
@@ -94,3 +99,39 @@ def _matrix(point, layer: str | None):
             f"{', '.join(map(repr, matrices)) or 'none: the model has only vectors'}"
         )
     return matrices[found]
+
+
+def _inputs_first(point) -> dict[str, int]:
+    """The groups of weights whose first axis is that of inputs: transposed convolutions', and
+    tables of embeddings that nothing else uses."""
+    found, others = {}, set()
+    for name, module in point.objective.model.named_modules():
+        weight = f"{name}.weight" if name else "weight"
+        if weight not in point.layout:
+            continue
+        own = point.layout[weight].name
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            found[own] = 1
+        elif isinstance(module, nn.modules.conv._ConvTransposeNd):
+            found[own] = module.groups
+        else:
+            others.add(own)
+    return {name: groups for name, groups in found.items() if name not in others}
+
+
+def _by_output(point, entry) -> Tensor:
+    """The places of a weight's entries, shape ``(outputs, length)``.
+
+    Raises:
+        ValueError: A transposed convolution of several groups.
+    """
+    places = torch.arange(entry.start, entry.start + entry.numel, device=point.w.device)
+    groups = _inputs_first(point).get(entry.name)
+    if groups is None:
+        return places.reshape(entry.shape[0], -1)
+    if groups > 1:
+        raise ValueError(
+            f"relative_flatness: {entry.name!r} is a transposed convolution of {groups} groups, "
+            "whose outputs have no rows; choose another layer"
+        )
+    return places.reshape(entry.shape).transpose(0, 1).reshape(entry.shape[1], -1)

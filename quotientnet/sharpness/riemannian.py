@@ -13,8 +13,10 @@ from quotientnet.estimate import Estimate
 from quotientnet.manifolds.balanced import BalancedQuotient
 from quotientnet.manifolds.base import QuotientManifold
 from quotientnet.manifolds.log_polar import LogPolarQuotient
+from quotientnet.point import require_point
+from quotientnet.sharpness.arguments import parameter_names
 from quotientnet.sharpness.curvatures import diagonal_of
-from quotientnet.sharpness.euclidean import as_estimate, parameter_names
+from quotientnet.sharpness.euclidean import as_estimate
 
 __all__ = ["riemannian_spectral_norm", "riemannian_trace"]
 
@@ -48,6 +50,7 @@ def riemannian_spectral_norm(
     Raises:
         TypeError: ``manifold`` is no quotient.
     """
+    require_point(point, "riemannian_spectral_norm")
     require_quotient(manifold, "riemannian_spectral_norm")
     operator = manifold.riemannian_hessian(point, connection)
     pairs = lanczos(operator, which=which, **options)
@@ -84,15 +87,17 @@ def riemannian_trace(
         generator: Their source; a fresh one with seed 0 if omitted.
 
     Returns:
-        The estimate in units of loss. The exact one has the parts of the tensors in ``layers``, on
-        the whole tangent space: without the connection they exceed the trace by the part along
-        orbits.
+        The estimate in units of loss. The ``error`` of the exact one is of the size of what the
+        ``eps`` of a normalisation leaves of slopes along orbits. It has the parts of the tensors
+        in ``layers``, on the whole tangent space: without the connection they exceed the trace by
+        the part along orbits.
 
     Raises:
         TypeError: ``manifold`` is no quotient.
         ValueError: Another method, or what the diagonal refuses.
         NotImplementedError: The exact trace in another metric.
     """
+    require_point(point, "riemannian_trace")
     require_quotient(manifold, "riemannian_trace")
     operator = manifold.riemannian_hessian(point, connection)
     if method == "hutchinson":
@@ -109,12 +114,21 @@ def riemannian_trace(
         total -= _vertical_trace(point, manifold)
     pieces = manifold.layout.unflatten(entries)
 
-    def estimate(value: float) -> Estimate:
-        return Estimate(value, 0.0, True, 1, group_of(manifold))
+    def estimate(value: float, error: float = 0.0) -> Estimate:
+        return Estimate(value, error, True, 1, group_of(manifold))
 
     names = parameter_names(point)
     layers = {name: estimate(float(pieces[name].sum())) for name in names}
-    return replace(estimate(total), layers=layers)
+    return replace(estimate(total, _left_by_eps(point, manifold)), layers=layers)
+
+
+def _left_by_eps(point, manifold) -> float:
+    """The slopes along orbits, which the ``eps`` of a normalisation leaves: what is known of the
+    part along orbits is as uncertain. 0 if they are rounding."""
+    products = manifold._keep(point.w.double() * point.gradient.double())
+    slopes = float(manifold.group.adjoint(products).abs().sum())
+    rounding = 1e3 * torch.finfo(point.w.dtype).eps * float(products.abs().sum())
+    return slopes if slopes > rounding else 0.0
 
 
 def _diagonal(point, manifold, flat: bool) -> Tensor:
