@@ -363,3 +363,15 @@ def test_the_whole_gradient_follows_the_filters(integral_and_gradients):
     )
     radial = point.layout.unflatten(point.w * whole)["0.weight"].sum(1)
     assert radial.abs().max() < 1e-5 * whole.norm()
+
+
+def test_a_filter_without_slope_has_a_direction_all_the_same():
+    objective, symmetry, w = normalised(seed=8)
+    w[objective.layout["1.weight"].start] = 0.0  # nothing passes the first channel
+    point = objective.at(w)
+    assert not point.gradient[objective.layout["0.weight"].slice][:4].any()
+    limit = bn_sharpness_limit(point, symmetry).value
+    found = bn_sharpness(point, symmetry, delta=1e-5, restarts=0)
+    assert found.value == pytest.approx(limit, rel=1e-4)
+    manifold = qn.ProductOblique.at(w, symmetry)
+    assert manifold.check_point_on_manifold(found.direction)
