@@ -56,28 +56,7 @@ def frechet_mean(
         >>> [round(x, 10) for x in mean.point.tolist()]
         [0.7071067812, 0.7071067812]
     """
-    for name, value in (("points", points), ("weights", weights)):
-        if not isinstance(value, Tensor) and (name == "points" or value is not None):
-            raise TypeError(
-                f"frechet_mean: {name} must be a torch.Tensor, got {type(value).__name__}"
-            )
-    if points.ndim != manifold.ndim + 1 or not len(points):
-        raise ValueError(
-            f"frechet_mean: points has shape {tuple(points.shape)}, it must be (count, *point), "
-            f"where a point has {manifold.ndim} dimensions"
-        )
-    shares = torch.ones(len(points)).to(points) if weights is None else weights
-    if shares.shape != points.shape[:1] or (shares < 0).any() or not shares.sum() > 0:
-        raise ValueError(
-            f"frechet_mean: weights must have shape ({len(points)},), not be negative, and have a "
-            "positive sum"
-        )
-    shares = (shares / shares.sum()).to(points)
-    ok, why = manifold.check_point_on_manifold(points, explain=True)
-    if not ok:
-        raise NotOnManifoldError(
-            f"frechet_mean: points are not all on the manifold: {why}; use manifold.projx"
-        )
+    shares = _shares(manifold, points, weights)
 
     def half_spread(x: Tensor) -> Tensor:
         here = x.detach()[None]
@@ -104,6 +83,41 @@ def frechet_mean(
     )
     _require_geodesics(manifold, found.point, points)
     return found
+
+
+def _shares(
+    manifold: geoopt.Manifold, points: Tensor, weights: Tensor | None
+) -> Tensor:
+    """The weights, adding up to 1, of points that are points.
+
+    Raises:
+        TypeError: No tensors.
+        ValueError: Points or weights of another shape, or weights of no mean.
+        NotOnManifoldError: A point is none.
+    """
+    for name, value in (("points", points), ("weights", weights)):
+        if not isinstance(value, Tensor) and (name == "points" or value is not None):
+            raise TypeError(
+                f"frechet_mean: {name} must be a torch.Tensor, got {type(value).__name__}"
+            )
+    if points.ndim != manifold.ndim + 1 or not len(points):
+        raise ValueError(
+            f"frechet_mean: points has shape {tuple(points.shape)}, it must be (count, *point), "
+            f"where a point has {manifold.ndim} dimensions"
+        )
+    shares = torch.ones(len(points)).to(points) if weights is None else weights
+    if shares.shape != points.shape[:1] or (shares < 0).any() or not shares.sum() > 0:
+        raise ValueError(
+            f"frechet_mean: weights must have shape ({len(points)},), not be negative, and have a "
+            "positive sum"
+        )
+    shares = (shares / shares.sum()).to(points)
+    ok, why = manifold.check_point_on_manifold(points, explain=True)
+    if not ok:
+        raise NotOnManifoldError(
+            f"frechet_mean: points are not all on the manifold: {why}; use manifold.projx"
+        )
+    return shares
 
 
 def _require_geodesics(manifold: geoopt.Manifold, x: Tensor, points: Tensor) -> None:

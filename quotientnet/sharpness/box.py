@@ -155,42 +155,41 @@ def volume_flatness(
     tolerance = checked_radius(tolerance, caller, "tolerance")
     if boxes < 1:
         raise ValueError(f"{caller}: boxes must be at least 1, got {boxes}")
-    size = float(point.w.abs().max())
-    disjoint_boxes(point.w, group, size or 1.0)  # refuses what has no boxes at all
-    count = point.layout.parameter_size
-    near = Neighbourhood(
-        caller,
-        point,
-        lambda z: torch.cat([point.w[:count] + z, point.w[count:]]),
-        count,
+    disjoint_boxes(point.w, group, 1.0)  # refuses what has no boxes at all
+    options |= {"restarts": restarts, "generator": generator}
+    radius, cost = _cube(caller, point, epsilon, tolerance, options)
+    found = disjoint_boxes(point.w, group, radius)
+    error = point.layout.parameter_size * tolerance
+    return VolumeFlatness(
+        found.log_volume(boxes), error, True, cost, (), boxes=found, radius=radius
     )
-    cost = 0
+
+
+def _cube(caller: str, point, epsilon: float, tolerance: float, options):
+    """The half width of the largest cube in which no rise above epsilon was found, and the cost.
+
+    Raises:
+        ValueError: There is none, as the loss never rises so much.
+    """
+    count = point.layout.parameter_size
+    own, passive = point.w[:count], point.w[count:]
+    near = Neighbourhood(caller, point, lambda z: torch.cat([own + z, passive]), count)
+    cost, size = 0, float(point.w.abs().max())
 
     def allowed(radius: float) -> bool:
         nonlocal cost
-        ones = point.w.new_full((count,), radius)
-        found = near.worst_in_box(
-            ones, restarts=restarts, generator=generator, **options
-        )
+        found = near.worst_in_box(own.new_full((count,), radius), **options)
         cost += found.cost
         return found.value < epsilon
 
-    radius = _largest(allowed, _guess(point, epsilon, size), tolerance, 1e6 * size)
+    start = _guess(point, epsilon, size)
+    radius = _largest(allowed, start, tolerance, 1e6 * size)
     if radius is None:
         raise ValueError(
             f"{caller}: no rise of epsilon={epsilon:g} was found in cubes up to a million times "
             "the size of the weights, so that no volume bounds it; use a smaller epsilon"
         )
-    found = disjoint_boxes(point.w, group, radius)
-    return VolumeFlatness(
-        found.log_volume(boxes),
-        count * tolerance,
-        True,
-        cost,
-        (),
-        boxes=found,
-        radius=radius,
-    )
+    return radius, cost
 
 
 def _guess(point, epsilon: float, size: float) -> float:
