@@ -269,3 +269,23 @@ def test_arguments_of_another_type_are_refused_by_name():
         TypeError, match=r"loss is the class CrossEntropyLoss; pass Cross.*\(\)"
     ):
         qn.Objective(point.objective.model, nn.CrossEntropyLoss, point.objective.data)
+
+
+def test_what_one_measure_finds_is_what_the_next_would_find():
+    torch.manual_seed(6)
+    model = nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3)).double()
+    data = torch.randn(20, 4).double(), torch.randint(0, 3, (20,))
+    objective = qn.Objective(model, nn.CrossEntropyLoss(), data)
+    w = objective.layout.flatten(model)
+    point, kinds = objective.at(w), ["hessian", "gauss-newton", "hessian"]
+    together = [
+        (normalised_sharpness(point, curvature=k).value,
+         matrix_normalised_sharpness(point, curvature=k).value)
+        for k in kinds
+    ]  # fmt: skip
+    apart = [
+        (normalised_sharpness(objective.at(w), curvature=k).value,
+         matrix_normalised_sharpness(objective.at(w), curvature=k).value)
+        for k in kinds
+    ]  # fmt: skip
+    assert together == apart and together[0] != together[1]
