@@ -162,9 +162,10 @@ def test_a_refusal_is_a_row_with_its_reason():
     found = report(point, symmetry, measures={"refusing": refusing, "norm": norm})
     row = found["refusing"]
     assert row.invariant is None and row.values == () and "no <reason>" in row.reason
-    assert (
-        "— no <reason> at all" in str(found) and "&lt;reason&gt;" in found._repr_html_()
+    assert "\n  refusing [1] " in str(found) and "\n[1] no <reason> at all" in str(
+        found
     )
+    assert "[1] no &lt;reason&gt;" in found._repr_html_()
     assert json.loads(found.to_json())["rows"][0]["reason"] == row.reason
 
 
@@ -201,7 +202,10 @@ def test_notebook_and_json(found):
     unbounded = {"far": lambda p, g: qn.Estimate(float("inf"), 0.0, True, 0)}
     endless = report(point, symmetry, measures=unbounded)
     assert json.loads(endless.to_json())["rows"][0]["values"] == [None] * 3
-    assert endless["far"].invariant
+    row = endless["far"]
+    assert row.invariant is None and row.change is None and not row.finite
+    assert "— !" in str(endless) and "! not finite" in str(endless)
+    assert "0e+00" not in str(endless).split("\n\n")[1]
 
 
 def test_data_frame(found, monkeypatch):
@@ -264,11 +268,11 @@ def test_bad_input_is_refused():
             {"measures": ["nothing"]},
             "no measure is called 'nothing'; there are 'Hessian",
         ),
-        ({"measures": [MEASURES[0], MEASURES[0]]}, "given twice"),
+        ({"measures": [MEASURES[0], MEASURES[0]]}, "given twice; .*rename it"),
     ):
         with pytest.raises(ValueError, match=message):
             report(point, symmetry, **options)
-    for measures in ("Hessian, trace", {"a": 3}):
+    for measures in ("Hessian, trace", {"a": 3}, 5, MEASURES[0]):
         with pytest.raises(TypeError, match="measures"):
             report(point, symmetry, measures=measures)
     with pytest.raises(ValueError, match="of kind 'other'"):

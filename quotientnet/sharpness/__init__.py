@@ -42,8 +42,9 @@ from quotientnet.sharpness.pac_bayes import (
     pac_bayes_terms,
 )
 from quotientnet.sharpness.relative import relative_flatness
-from quotientnet.sharpness.report import Report, Row, report
+from quotientnet.sharpness.report import Report, report
 from quotientnet.sharpness.riemannian import riemannian_spectral_norm, riemannian_trace
+from quotientnet.sharpness.row import Row
 from quotientnet.sharpness.trials import Trial, digits_trials
 from quotientnet.sharpness.variances import Variances
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -114,6 +114,23 @@ def _bound(point, group, generator):
     return pac_bayes_terms(point, samples=samples, curvature=_curvature(point))
 
 
+def _held(quotient):
+    """What to say of the zeros that a quotient holds: each entry, or tensors of zeros alone."""
+
+    def note(point):
+        pieces = zip(point.layout.split(point.w), point.layout.entries)
+        parts = [part for part, entry in pieces if not entry.passive]
+        if quotient is LayerScaleQuotient:
+            parts = [part for part in parts if not part.any()]
+        count = sum(int((part == 0).sum()) for part in parts)
+        if not count:
+            return None
+        what = "zero entry is" if count == 1 else "zero entries are"
+        return f"{count:,} {what} held at zero"
+
+    return note
+
+
 def _exact(measure):
     """A measure that takes no generator."""
     return lambda point, group, generator: measure(point, group)
@@ -126,23 +143,26 @@ def _quotients():
         ("node-wise", NodeWiseQuotient),
         ("balanced", BalancedQuotient),
     ):
+        note = None if quotient is BalancedQuotient else _held(quotient)
         yield Measure(
             f"{name} spectral norm", "rangamani2019", _on(quotient, riemannian_spectral_norm),
-            "search",
+            "search", note=note,
         )  # fmt: skip
         yield Measure(
-            f"{name} trace", "rangamani2019", _on(quotient, _trace), "sampled"
-        )
+            f"{name} trace", "rangamani2019", _on(quotient, _trace), "sampled",
+            note=note,
+        )  # fmt: skip
     for name, quotient in (
         ("layer-scale", LayerScaleQuotient),
         ("node-wise", NodeWiseQuotient),
     ):
         found = _on(quotient, riemannian_sharpness, epsilon=RELATIVE, **ASCENT)
-        yield _ascent(f"{name} ε-sharpness", "rangamani2019", found)
+        ascent = _ascent(f"{name} ε-sharpness", "rangamani2019", found)
+        yield replace(ascent, note=_held(quotient))
     yield Measure(
         "node-wise average sharpness", "rangamani2019",
         _on(NodeWiseQuotient, average_riemannian_sharpness, epsilon=RELATIVE, samples=30),
-        "sampled",
+        "sampled", note=_held(NodeWiseQuotient),
     )  # fmt: skip
 
 
@@ -174,7 +194,7 @@ MEASURES: tuple[Measure, ...] = (
             lambda p, g, r: matrix_normalised_sharpness(p, curvature=_curvature(p))),
     Measure("normalised sharpness", "tsuzuku2019",
             lambda p, g, r: normalised_sharpness(p, curvature=_curvature(p))),
-    Measure("normalised sharpness, (62)", "tsuzuku2019", _alternative, "rough", fresh=False),
+    Measure("normalised sharpness, sampled", "tsuzuku2019", _alternative, "rough", fresh=False),
     Measure("Fisher–Rao norm, diagonal", "tsuzuku2019",
             lambda p, g, r: diagonal_fisher_rao_norm(p)),
     Measure("PAC-Bayes bound", "tsuzuku2019", _bound),
@@ -203,15 +223,24 @@ def as_measures(measures) -> tuple[Measure, ...]:
         return MEASURES
     if isinstance(measures, Mapping):
         found = tuple(_own(label, m) for label, m in measures.items())
-    elif isinstance(measures, str):
-        raise TypeError("report: measures is a string; pass a list of labels")
+    elif isinstance(measures, (str, bytes, Measure)) or not isinstance(
+        measures, Iterable
+    ):
+        raise TypeError(
+            "report: measures must be a list of labels or of Measure, or a mapping from labels to "
+            f"callables, got {type(measures).__name__}"
+        )
     else:
         found = tuple(_known(m) for m in measures)
     labels = [m.label for m in found]
     twice = next((label for label in labels if labels.count(label) > 1), None)
-    if not found or twice:
-        what = f"{twice!r} is given twice" if twice else "measures is empty"
-        raise ValueError(f"report: {what}; leave measures out for all of them")
+    if twice:
+        raise ValueError(
+            f"report: {twice!r} is given twice; leave one out, or rename it: "
+            "dataclasses.replace(measure, label=...)"
+        )
+    if not found:
+        raise ValueError("report: measures is empty; leave it out for all of them")
     return found
 
 

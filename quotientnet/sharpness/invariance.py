@@ -13,8 +13,8 @@ import torch
 from quotientnet.estimate import Estimate
 from quotientnet.progress import progress
 from quotientnet.sharpness.catalogue import as_measures
-from quotientnet.sharpness.measure import KINDS, Measure
-from quotientnet.sharpness.report import relative
+from quotientnet.sharpness.measure import KINDS, Measure, covers
+from quotientnet.sharpness.row import relative
 from quotientnet.sharpness.trials import Trial, digits_trials
 from quotientnet.sharpness.typeset import matrix_as_text
 
@@ -156,19 +156,3 @@ def _cell(measure: Measure, trial: Trial, points) -> Cell:
     claimed = covers(found[0].invariant_to, trial.claim)
     invariant = None if trial.approximate else change <= KINDS[measure.kind]
     return Cell(change if change < inf else None, invariant, claimed)
-
-
-def covers(claims: Sequence[str], moves: str) -> bool:
-    """Whether claims of ``Estimate.invariant_to`` say that a value is unchanged under moves.
-
-    Layer scales are unit scales. The group of the layer-scale quotient is that of layer scales;
-    those of the other quotients have all scales that leave the network unchanged.
-    """
-    of_quotients = [
-        c for c in claims if c.endswith("'s group") or c == "the group given"
-    ]
-    if any("LayerScale" in c for c in of_quotients) and moves == "layer scales":
-        return True
-    if any("LayerScale" not in c for c in of_quotients):
-        return moves.startswith(("layer", "unit", "filter")) or moves in claims
-    return moves in claims or (moves == "layer scales" and "unit scales" in claims)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from statistics import median
@@ -12,51 +12,18 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from quotientnet.estimate import Estimate
 from quotientnet.group import ScalingGroup, as_group
 from quotientnet.orbit import require_invariant
 from quotientnet.point import Point
 from quotientnet.progress import progress
 from quotientnet.sharpness.catalogue import as_measures
-from quotientnet.sharpness.measure import Measure
+from quotientnet.sharpness.row import Plan, Row, measured, records, relative
 from quotientnet.sharpness.typeset import as_html, as_text
 
-__all__ = ["Report", "Row", "report"]
+__all__ = ["Report", "report"]
 
-
-@dataclass(frozen=True)
-class Row:
-    """One measure at all points.
-
-    Attributes:
-        label: The measure.
-        paper: Where it comes from.
-        kind: How its value is found: ``"exact"``, ``"search"``, ``"sampled"`` or ``"rough"``.
-        values: Its value at each point; empty if it was refused.
-        errors: The uncertainty of each.
-        converged: Whether every value reached the accuracy asked for.
-        change: The largest relative change from the first point.
-        invariant: Whether every value agrees with the first, to 1e-8 for formulas, 1e-6 for
-            searches, 1e-2 for rough ones, and within 4 standard errors for estimates; None if the
-            measure was refused.
-        claims: What the measure says it is invariant to.
-        seconds: For one point, on average.
-        gradients: The same in units of one gradient on the same data.
-        reason: Why it was refused.
-    """
-
-    label: str
-    paper: str
-    kind: str
-    values: tuple[float, ...] = ()
-    errors: tuple[float, ...] = ()
-    converged: bool = True
-    change: float | None = None
-    invariant: bool | None = None
-    claims: tuple[str, ...] = ()
-    seconds: float = 0.0
-    gradients: float = 0.0
-    reason: str | None = None
+NEGLIGIBLE = 1e-9
+"""Up to this relative change when its input is halved, a normalisation counts as exact."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +34,10 @@ class Report:
         rows: One for each measure.
         points: What was done to ``w`` for each column.
         losses: The loss at each point.
-        drift: The largest relative change of the loss; where it is more than rounding, a
-            normalisation's ``eps`` makes the symmetry approximate.
+        drift: The largest relative change of the loss.
+        approximate: Whether a normalisation's ``eps`` makes the symmetry approximate: the loss
+            drifts by more than rounding, 1e-10 in float64 and 1e-5 in float32, or the symmetry
+            says so.
         dimension: Of the group.
         parameters: The number of parameters.
         dtype: Of the parameters.
@@ -82,6 +51,7 @@ class Report:
     points: tuple[str, ...]
     losses: tuple[float, ...]
     drift: float
+    approximate: bool
     dimension: int
     parameters: int
     dtype: str
@@ -98,6 +68,16 @@ class Report:
         raise KeyError(
             f"the report has no {label!r}; it has {', '.join(repr(r.label) for r in self.rows)}"
         )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __contains__(self, label: object) -> bool:
+        """Whether a measure of this label was made."""
+        return any(row.label == label for row in self.rows)
 
     def __str__(self) -> str:
         return as_text(self)
@@ -122,7 +102,7 @@ class Report:
                 "Report.to_frame needs pandas: pip install pandas"
             ) from error
         return DataFrame.from_records(
-            [record for row in self.rows for record in _records(row, self.points)]
+            [record for row in self.rows for record in records(row, self.points)]
         )
 
 
@@ -154,10 +134,12 @@ def report(
         seed: Of elements and measures.
 
     Returns:
-        A row for each measure. One that refuses has its reason in place of numbers.
+        A row for each measure. Where one refuses, with a ``ValueError`` or a
+        ``NotImplementedError``, the reason is in the place of the number.
 
     Raises:
-        TypeError: Arguments of another kind.
+        TypeError: Arguments of another kind, or a measure that returns no ``Estimate``.
+        RuntimeError: A measure failed in another way; the message has its label.
         ValueError: No equivalent point to compare with, an unknown measure, or a network that
             does not have this group: the message has the violation.
 
@@ -179,13 +161,21 @@ def report(
         [('Hessian, largest eigenvalue', False), ('node-wise spectral norm', True)]
     """
     started = perf_counter()
+    approximations = getattr(group, "approximate", ())
+    moves = _moves(group)
     group, measures = _checked(point, group, points, spread), as_measures(measures)
     places = _places(point.w, group, points, spread, elements, seed)
     require_invariant(point, group, "report")
     losses, drift = _losses(point, places)
     unit = gradient_seconds(point)
+    approximate = drift > max(1e-10, 100 * torch.finfo(point.w.dtype).eps) or any(
+        a.size is None or a.size > NEGLIGIBLE for a in approximations
+    )
+    plan = Plan(
+        point.objective, group, places, seed, unit, moves if approximate else ()
+    )
     rows = tuple(
-        _row(measure, number, point.objective, group, places, seed, unit)
+        measured(measure, number, plan)
         for number, measure in enumerate(progress(measures, "measuring"))
     )
     return Report(
@@ -193,6 +183,7 @@ def report(
         points=tuple(places),
         losses=losses,
         drift=drift,
+        approximate=approximate,
         dimension=group.dimension,
         parameters=group.layout.parameter_size,
         dtype=str(point.w.dtype).removeprefix("torch."),
@@ -201,6 +192,13 @@ def report(
         gradient_seconds=unit,
         seconds=perf_counter() - started,
     )
+
+
+def _moves(group) -> tuple[str, ...]:
+    """The words of ``Estimate.invariant_to`` that random elements of the group need."""
+    normalised = {naming.normalised for naming in getattr(group, "namings", ())}
+    words = (("unit scales", False), ("filter scales", True))
+    return tuple(word for word, flag in words if flag in (normalised or {False}))
 
 
 def _checked(point, group, points: int, spread: float) -> ScalingGroup:
@@ -252,43 +250,6 @@ def gradient_seconds(point: Point, repetitions: int = 5) -> float:
     return median(times[1:])
 
 
-def _row(measure: Measure, number: int, objective, group, places, seed, unit) -> Row:
-    """One measure at all points, each made anew: nothing is shared, each pays its whole cost."""
-    found: list[Estimate] = []
-    started = perf_counter()
-    try:
-        for place, w in enumerate(places.values()):
-            generator = torch.Generator(w.device)
-            generator.manual_seed(
-                seed + 1 + 1009 * number + (place * 10**6 if measure.fresh else 0)
-            )
-            found.append(measure.function(objective.at(w), group, generator))
-    except (ValueError, NotImplementedError) as error:
-        return Row(measure.label, measure.paper, measure.kind, reason=str(error))
-    seconds = (perf_counter() - started) / len(places)
-    first, eps = found[0], torch.finfo(places["w"].dtype).eps
-    return Row(
-        label=measure.label,
-        paper=measure.paper,
-        kind=measure.kind,
-        values=tuple(e.value for e in found),
-        errors=tuple(e.error for e in found),
-        converged=all(e.converged for e in found),
-        change=max(relative(e.value, first.value) for e in found),
-        invariant=all(measure.same(first, e, eps) for e in found[1:]),
-        claims=tuple(first.invariant_to),
-        seconds=seconds,
-        gradients=seconds / unit,
-    )
-
-
-def relative(value: float, reference: float) -> float:
-    """``|value − reference| / |reference|``; 0 for equal values, infinities included."""
-    if value == reference:
-        return 0.0
-    return abs(value - reference) / abs(reference) if reference else inf
-
-
 def _plain(value):
     """Mappings, lists and numbers for JSON."""
     if isinstance(value, dict):
@@ -296,17 +257,3 @@ def _plain(value):
     if isinstance(value, (tuple, list)):
         return [_plain(v) for v in value]
     return None if isinstance(value, float) and not isfinite(value) else value
-
-
-def _records(row: Row, points: tuple[str, ...]):
-    """The rows of the data frame: one for each point, or one with a reason."""
-    common = {"measure": row.label, "paper": row.paper, "kind": row.kind}
-    tail = {
-        "change": row.change, "invariant": row.invariant, "claims": ", ".join(row.claims),
-        "converged": row.converged, "seconds": row.seconds, "gradients": row.gradients,
-        "reason": row.reason,
-    }  # fmt: skip
-    if row.reason is not None:
-        yield common | {"point": None, "value": None, "error": None} | tail
-    for name, value, error in zip(points, row.values, row.errors):
-        yield common | {"point": name, "value": value, "error": error} | tail

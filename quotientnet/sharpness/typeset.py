@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from html import escape
 from itertools import groupby
+from math import isfinite
 from textwrap import wrap
+
+from quotientnet.sharpness.row import APPROXIMATE
 
 __all__ = ["WIDTH", "SYMBOLS", "as_text", "as_html", "matrix_as_text", "mark", "number"]
 
@@ -18,23 +20,45 @@ SYMBOLS = {
 }  # fmt: skip
 """A letter for each symmetry; Q for the group of a quotient."""
 
-_LABEL, _VALUE, _SHOWN = 31, 11, 3
+_VALUE, _SHOWN, _TAIL = 11, 3, 24
+"""Columns of a number and of all that follows the numbers; points that are shown one by one."""
+
+_MEANINGS = {
+    "=": "= none", "±": "± none beyond 4 standard errors",
+    "≈": f"≈ below {APPROXIMATE:.0e}, where the symmetry itself is approximate",
+    "≠": "≠ moved", "!": "! not finite",
+}  # fmt: skip
 
 
 def as_text(report) -> str:
     """The report in a terminal, at most ``WIDTH`` columns wide."""
+    notes = _footnotes(report)
+    heads = [wrap(head, _VALUE + 2) for head in _heads(report)]
+    widths = [max(_VALUE, *map(len, head)) for head in heads]
+    label = min(
+        max(len(_label(row, report, notes)) for row in report.rows) + 2,
+        WIDTH - sum(width + 2 for width in widths) - _TAIL,
+    )
     lines = [*wrap(_heading(report), WIDTH), ""]
-    heads = _heads(report)
-    lines.append(_line("", heads, "change", "claims", "cost"))
+    for above in range(max(map(len, heads)), 0, -1):
+        shown = [head[-above] if above <= len(head) else "" for head in heads]
+        last = ("change", "claims", "cost") if above == 1 else ("", "", "")
+        lines.append(_line("", shown, *last, label=label, widths=widths))
     for paper, rows in groupby(report.rows, lambda row: row.paper):
         lines.append(f"{paper} ".ljust(WIDTH, "·"))
         for row in rows:
-            lines += _row_lines(row, report)
-    return "\n".join([*lines, "", *_legend(report)])
+            lines += _row_lines(row, report, notes, label, widths)
+    return "\n".join([*lines, "", *_legend(report), *_notes_below(notes)])
 
 
 def mark(row) -> str:
-    """``=`` for what stays, ``±`` for an estimate that stays within its error, ``≠`` moved."""
+    """``=`` for what stays, ``±`` for an estimate that stays within its error, ``≈`` for what an
+    approximate symmetry moves, ``≠`` for what moves and ``!`` for what is nowhere finite.
+    """
+    if row.values and not row.finite:
+        return "!"
+    if row.approximate:
+        return "≈"
     if row.invariant is None:
         return " "
     if not row.invariant:
@@ -66,32 +90,91 @@ def _heads(report) -> list[str]:
     return ["at w", "lowest", "highest"]
 
 
-def _shown(row, report) -> list[str]:
+def _shown(row, report) -> list[tuple[float | None, float | None]]:
+    """The values that the columns show, each with its error."""
+    found = list(zip(row.values, row.errors))
     if len(report.points) <= _SHOWN:
-        return [number(value) for value in row.values]
-    return [number(v) for v in (row.values[0], min(row.values), max(row.values))]
+        return found
+    there = sorted((pair for pair in found if pair[0] is not None), key=_by_value)
+    return [found[0], there[0], there[-1]]
 
 
-def _line(
-    label: str, values: Iterable[str], change: str, claims: str, cost: str
-) -> str:
-    numbers = "  ".join(value.rjust(_VALUE) for value in values)
-    return f"  {label:<{_LABEL}}{numbers}  {change:>9}  {claims:<6}{cost:>7}".rstrip()
+def _by_value(pair) -> tuple[bool, float]:
+    """NaN after all numbers."""
+    return (True, 0.0) if pair[0] != pair[0] else (False, pair[0])
 
 
-def _row_lines(row, report) -> list[str]:
+def _footnotes(report) -> dict[str, int]:
+    """What is to be said below the table, numbered in the order of the rows."""
+    notes: dict[str, int] = {}
+    for row in report.rows:
+        for text in _remarks(row, report):
+            notes.setdefault(text, len(notes) + 1)
+    return notes
+
+
+def _remarks(row, report) -> list[str]:
+    """The footnotes of a row."""
+    found = [row.note] if row.note else []
     if row.reason is not None:
-        start = f"  {row.label:<{_LABEL}}"
-        return wrap(
-            f"— {row.reason}", WIDTH, initial_indent=start,
-            subsequent_indent=" " * (len(start) + 2),
-        )  # fmt: skip
-    label = row.label + ("" if row.converged else " *")
-    line = _line(
-        label, _shown(row, report), f"{row.change:.0e} {mark(row)}", _claims(row),
-        number(round(row.gradients, 1)),
-    )  # fmt: skip
-    return [line]
+        found.append(row.reason)
+    remedy = ""
+    if report.approximate:
+        remedy = (
+            " (The symmetry is approximate: take a smaller spread, or a smaller eps.)"
+        )
+    for text in dict.fromkeys(row.refusals.values()):
+        names = [name for name, why in row.refusals.items() if why == text]
+        found.append(f"at {' and '.join(names)}: {text}{remedy}")
+    return found
+
+
+def _label(row, report, notes: dict[str, int]) -> str:
+    """The label with its star and the numbers of its footnotes."""
+    numbers = [str(notes[text]) for text in _remarks(row, report)]
+    star = "" if row.converged else " *"
+    return row.label + star + (f" [{','.join(numbers)}]" if numbers else "")
+
+
+def _line(label_text, values, change, claims, cost, *, label: int, widths) -> str:
+    numbers = "".join(v.rjust(width + 2) for v, width in zip(values, widths))
+    start = f"  {label_text}".ljust(label)
+    return f"{start}{numbers}  {change:>7}  {claims:<6}{cost:>7}".rstrip()
+
+
+def _row_lines(row, report, notes, label: int, widths) -> list[str]:
+    text, above = _label(row, report, notes), []
+    if len(text) + 2 > label:
+        above, text = (
+            wrap(text, WIDTH - 2, initial_indent="  ", subsequent_indent="  "),
+            "",
+        )
+    if row.reason is not None:
+        return [*above, f"  {text}".ljust(label) + "—".rjust(widths[0] + 2)]
+    shown = _shown(row, report)
+    lines = [_line(
+        text, [number(v) for v, _ in shown], f"{_change(row)} {mark(row)}", _claims(row),
+        _cost(row), label=label, widths=widths,
+    )]  # fmt: skip
+    errors = _errors(row, shown)
+    if any(errors):
+        lines.append(_line("", errors, "", "", "", label=label, widths=widths))
+    return [*above, *lines]
+
+
+def _change(row) -> str:
+    return "—" if row.change is None else f"{row.change:.0e}"
+
+
+def _errors(row, shown) -> list[str]:
+    """Standard errors of an estimate; blank where there is none."""
+    if row.kind != "sampled":
+        return [""] * len(shown)
+    return [f"± {e:.1g}" if e and isfinite(e) else "" for _, e in shown]
+
+
+def _cost(row) -> str:
+    return f"{row.gradients:,.0f}" if row.gradients >= 100 else f"{row.gradients:.1f}"
 
 
 def _claims(row) -> str:
@@ -102,71 +185,82 @@ def _claims(row) -> str:
 def _legend(report) -> list[str]:
     kinds = {mark(row) for row in report.rows}
     text = ["change: the largest, relative to w, over all points;"]
-    meanings = {"=": "= none", "±": "± none beyond 4 standard errors", "≠": "≠ moved"}
     text.append(
-        ", ".join(meaning for sign, meaning in meanings.items() if sign in kinds) + "."
+        ", ".join(meaning for sign, meaning in _MEANINGS.items() if sign in kinds) + "."
     )
     used = {SYMBOLS.get(c, "Q"): c for row in report.rows for c in row.claims}
-    used = {
-        k: "the group of its own quotient" if k == "Q" else c for k, c in used.items()
-    }
+    if "Q" in used:
+        used["Q"] = "the group of its own quotient"
+        if any(row.label.startswith("layer-scale") for row in report.rows):
+            used["Q"] += " (layer scales only for the layer-scale rows)"
     if used:
         text.append("claims to be invariant to:")
         text.append(", ".join(f"{k} {c}" for k, c in sorted(used.items())) + ".")
     text.append("cost: gradients a point.")
+    if any(any(_errors(row, _shown(row, report))) for row in report.rows if row.values):
+        text.append("±: standard errors.")
     if not all(row.converged for row in report.rows):
         text.append("* short of the accuracy asked for.")
-    if report.drift > 1e-9:
+    if report.approximate:
         text.append(
-            f"The symmetry is approximate, by a normalisation's eps: the loss itself moves by "
+            "The symmetry is approximate, by a normalisation's eps: the loss itself moves by "
             f"{report.drift:.0e}."
         )
     return wrap(" ".join(text), WIDTH)
 
 
+def _notes_below(notes: dict[str, int]) -> list[str]:
+    """The footnotes, numbered."""
+    return [
+        line
+        for text, n in notes.items()
+        for line in wrap(f"[{n}] {text}", WIDTH, subsequent_indent="    ")
+    ]
+
+
 def as_html(report) -> str:
-    """The report as a table."""
-    heads = ["measure", *report.points, "change", "", "claims", "gradients"]
+    """The report as a table with the columns of the text."""
+    notes = _footnotes(report)
+    heads = ["measure", *_heads(report), "change", "claims", "cost"]
     lines = [
         f"<p>{escape(_heading(report))}</p>",
         "<table><thead>",
-        _cells(heads, "th"),
+        f"<tr>{_cells(heads, 'th')}</tr>",
         "</thead>",
     ]
     for paper, rows in groupby(report.rows, lambda row: row.paper):
-        span = f'<tr><th colspan="{len(heads)}" style="text-align:left">{escape(paper)}</th></tr>'
         lines += [
             "<tbody>",
-            span,
-            *(_html_row(row, len(heads)) for row in rows),
+            f'<tr><th colspan="{len(heads)}" style="text-align:left">{escape(paper)}</th></tr>',
+            *(_html_row(row, report, notes) for row in rows),
             "</tbody>",
         ]
-    legend = escape(" ".join(_legend(report)))
-    return "\n".join([*lines, "</table>", f"<p>{legend}</p>"])
+    lines += ["</table>", f"<p>{escape(' '.join(_legend(report)))}</p>"]
+    return "\n".join(
+        lines + [f"<p>[{n}] {escape(text)}</p>" for text, n in notes.items()]
+    )
 
 
-def _html_row(row, columns: int) -> str:
-    label = f'<td style="text-align:left">{escape(row.label)}</td>'
+def _html_row(row, report, notes) -> str:
+    label = _label(row, report, notes)
     if row.reason is not None:
-        reason = escape(row.reason)
-        cell = f'<td colspan="{columns - 1}" style="text-align:left">— {reason}</td>'
-        return f"<tr>{label}{cell}</tr>"
+        blank = [""] * (len(_heads(report)) + 2)
+        return f"<tr>{_cells([label, '—', *blank], 'td')}</tr>"
+    shown = _shown(row, report)
     values = [
-        number(v) + (f" ± {e:.1g}" if e and row.kind == "sampled" else "")
-        for v, e in zip(row.values, row.errors)
+        f"{number(v)} {e}".rstrip() for (v, _), e in zip(shown, _errors(row, shown))
     ]
-    tail = [
-        f"{row.change:.0e}",
-        mark(row),
-        ", ".join(row.claims),
-        number(round(row.gradients, 1)),
-    ]
-    return f"<tr>{label}{_cells([*values, *tail], 'td', bare=True)}</tr>"
+    tail = [f"{_change(row)} {mark(row)}", _claims(row), _cost(row)]
+    return f"<tr>{_cells([label, *values, *tail], 'td')}</tr>"
 
 
-def _cells(texts, tag: str, bare: bool = False) -> str:
-    inside = "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts)
-    return inside if bare else f"<tr>{inside}</tr>"
+def _cells(texts, tag: str) -> str:
+    """Words on the left, numbers on the right."""
+    sides = ["left", *["right"] * (len(texts) - 3), "left", "right"]
+    return "".join(
+        f'<{tag} style="text-align:{side}">{escape(text)}</{tag}>'
+        for side, text in zip(sides, texts)
+    )
 
 
 def matrix_as_text(matrix) -> str:
