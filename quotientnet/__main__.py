@@ -11,6 +11,7 @@ import torch
 
 from quotientnet.commands.refusal import Refusal
 from quotientnet.commands.report import run
+from quotientnet.sharpness.catalogue import as_measures
 
 _DESCRIPTION = """\
 Measure a network at equivalent points, which compute the same function: which numbers move, and
@@ -20,7 +21,8 @@ which do not. Without --model, train three small networks on handwritten digits 
 _EXAMPLE = """\
 example: a file mine.py in the current directory has the functions model(), which returns a
 torch.nn.Module, and batch(), which returns (inputs, targets), a list of such batches or a
-DataLoader:
+DataLoader; a batch may be a dict of keyword arguments with the targets under 'labels', or under
+--target-key:
   python -m quotientnet report --model mine:model --data mine:batch --checkpoint weights.pt
 """
 
@@ -57,6 +59,13 @@ def _require_usable(options) -> None:
             f"--points {options.points} --spread {options.spread:g}: needs at least one point and "
             "a spread above 0 and up to 10"
         )
+    if options.measures is not None:
+        try:
+            as_measures(options.measures)
+        except ValueError as error:
+            raise Refusal(
+                f"--measures: {str(error).removeprefix('report: ')}"
+            ) from error
     for name in ("data", "checkpoint"):
         if options.model is None and getattr(options, name) is not None:
             raise Refusal(f"--{name} needs --model package.module:function")
@@ -73,7 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     add("command", nargs="?", choices=["report"], default="report", help="the default")
     own = parser.add_argument_group("your own network")
     own.add_argument("--model", metavar="PLACE", help="package.module:function")
-    own.add_argument("--data", metavar="PLACE", help="package.module:function")
+    own.add_argument(
+        "--data", metavar="PLACE",
+        help="package.module:function; in dict batches the targets are under --target-key",
+    )  # fmt: skip
+    own.add_argument(
+        "--target-key", default="labels", metavar="KEY", help="(%(default)s)"
+    )
     own.add_argument(
         "--loss",
         default="CrossEntropyLoss",
@@ -86,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--points", type=int, default=2, help="equivalent points (%(default)s)"
     )
+    add(
+        "--measures", nargs="+", metavar="LABEL",
+        help="some rows of the report by their labels (all)",
+    )  # fmt: skip
     add(
         "--mode",
         choices=["train", "eval"],

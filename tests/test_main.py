@@ -1,6 +1,7 @@
 """The main job, its parts and its refusals; a user's own model, data and checkpoint."""
 
 import json
+import logging
 import os
 import pickle
 import sys
@@ -45,6 +46,34 @@ def smooth():
     return nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
 
 def loss(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets)
+
+def wrong_dtype():
+    return batch()[0], batch()[1].int()
+
+def wrong_shape():
+    return torch.ones(20, 5), batch()[1]
+
+def keyed():
+    inputs, targets = batch()
+    return {"input": inputs, "classes": targets}
+
+def numbers():
+    return [1, 2]
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = self.one(x).relu()
+        return self.two(2 * h if h.sum() > 0 else h)
+
+def late(outputs, targets):
+    late.calls = getattr(late, "calls", 0) + 1
+    if late.calls > 6:
+        raise RuntimeError("much later")
     return nn.functional.cross_entropy(outputs, targets)
 
 number = 3
@@ -94,7 +123,7 @@ def test_the_digits_are_reported_on_without_a_model(tmp_path, monkeypatch, few, 
     monkeypatch.setattr(embedded, "NETWORKS", recipes)
     assert program.main(["--output", str(tmp_path), "--seed", "3"]) == 0
     printed = capsys.readouterr().out
-    assert "Table 2's λ" in printed and "normalised" in printed
+    assert "rangamani2019" in printed and "normalised" in printed
     assert (tmp_path / "report.png").stat().st_size > 10_000
     networks = json.loads((tmp_path / "report.json").read_text())["networks"]
     assert networks["short"]["test_accuracy"] > 0.85
@@ -170,6 +199,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_executed(mine, capsys):
         assert (
             f"--checkpoint {name}: refused, and nothing in it was executed" in message
         )
+        assert "file an issue" not in message and "mkdir" in message
         assert not Path("executed").exists()
     pickle.loads(Path("worse.pt").read_bytes())
     assert Path("executed").exists()  # the attack works on whoever falls for it
@@ -218,6 +248,83 @@ def test_refusals_say_what_is_wrong(mine, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            ["--data", "mine:wrong_dtype"],
+            "RuntimeError: expected target dtype to be Long",
+        ),
+        (["--data", "mine:wrong_shape"], "RuntimeError: mat1 and mat2 shapes cannot"),
+        (["--loss", "MSELoss"], "RuntimeError: The size of tensor a (2) must match"),
+        (
+            ["--data", "mine:keyed"],
+            "no 'labels' among input, classes; pass --target-key",
+        ),
+        (
+            ["--data", "mine:numbers"],
+            "a batch must be a pair (inputs, targets) or a dict",
+        ),
+    ],
+)
+def test_data_that_the_loss_cannot_take_is_refused_in_one_line(
+    mine, capfd, options, message
+):
+    assert run(*options) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("--data mine:") and " --loss " in line and message in line
+
+
+def test_later_failures_are_not_hidden(mine):
+    with pytest.raises(RuntimeError, match="much later"):
+        run("--measures", "node-wise trace", "--loss", "mine:late")
+
+
+def test_a_failing_export_is_one_line_and_loggers_are_as_before(mine, capfd):
+    logger = logging.getLogger("torch.fx")
+    level = logger.level
+    assert run("--model", "mine:Branching") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("--model mine:Branching: discover: the model cannot be")
+    assert logger.level == level
+
+
+def test_dict_batches_and_chosen_measures(mine, capsys):
+    label = "node-wise trace"
+    assert (
+        run("--data", "mine:keyed", "--target-key", "classes", "--measures", label) == 0
+    )
+    assert list(written()[1]) == [label]
+    assert run("--measures", "nothing") == 2
+    assert "--measures: no measure is called 'nothing'" in capsys.readouterr().err
+
+
+def test_files_that_torch_did_not_write(mine, capsys):
+    for name, content in (("empty.pt", b""), ("garbage.pt", bytes(range(1, 99)))):
+        Path(name).write_bytes(content)
+        assert run("--checkpoint", name) == 2
+        message = capsys.readouterr().err.strip()
+        assert message == f"--checkpoint {name}: not a checkpoint that torch.save wrote"
+    Path("cut.pt").write_bytes(Path("weights.pt").read_bytes()[:500])
+    assert run("--checkpoint", "cut.pt") == 2
+    message = capsys.readouterr().err
+    assert "cannot be read" in message and "miniz" not in message
+    torch.save(mine.state_dict(), "old.pt", _use_new_zipfile_serialization=False)
+    assert loading.load_state(Path("old.pt")).keys() == mine.state_dict().keys()
+
+
+def test_a_data_parallel_checkpoint_is_taken_without_its_prefix(mine, capsys):
+    state = {f"module.{name}": t for name, t in mine.state_dict().items()}
+    torch.save(state, "parallel.pt")
+    model = loading.load_model("mine:model", Path("parallel.pt"))
+    assert all(bool((p == 0.25).all()) for p in model.parameters())
+    assert "every name begins with 'module.'" in capsys.readouterr().err
+    state["0.weight"] = state.pop("module.0.weight")
+    torch.save(state, "mixed.pt")
+    with pytest.raises(Refusal, match="unexpected module.0.bias"):
+        loading.load_model("mine:model", Path("mixed.pt"))
+
+
 def test_options_that_belong_to_a_model(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert program.main(["--checkpoint", "x"]) == 2
@@ -241,6 +348,8 @@ def test_help_names_every_option(capsys):
     )
     for name in (
         "data",
+        "target-key",
+        "measures",
         "loss",
         "checkpoint",
         "points",

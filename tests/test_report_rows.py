@@ -1,4 +1,4 @@
-"""What a row says: approximate symmetries, refusals at some points, failures, zeros, and its type."""
+"""What a row says: approximate symmetries, refusals, failures, zeros; how it is set."""
 
 import json
 

@@ -88,7 +88,7 @@ def _subject(name: str, recipe: Recipe, digits: Digits, options, dtype) -> Subje
     symmetry = discover(network, data[0][:8], layout=objective.layout)
     elements = {}
     if recipe.make is make_network:
-        elements["Table 2's λ"] = layer_scales(symmetry.group, PAPER_SCALES)
+        elements["rangamani2019 Table 2"] = layer_scales(symmetry.group, PAPER_SCALES)
     return Subject(name, objective, symmetry, facts, elements, 2 - len(elements))
 
 

@@ -20,6 +20,16 @@ __all__ = ["load_function", "load_model", "load_loss", "load_state"]
 _INSIDE = ("state_dict", "model_state_dict", "model")
 """Where a checkpoint of more than weights has its weights."""
 
+_PREFIX = "module."
+"""What ``nn.DataParallel`` puts before every name."""
+
+_TRAILING = (
+    "Please file an issue",
+    "This is an internal miniz error",
+    "Please use `torch.serialization",
+)
+"""Where torch's messages turn from what it met to what else to do, which is not for here."""
+
 
 def load_function(option: str, place: str):
     """The object that ``package.module:name`` names; the current directory is searched first.
@@ -102,6 +112,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise Refusal(f"--checkpoint {path}: no such file")
+    if not _plausible(path):
+        raise Refusal(f"--checkpoint {path}: not a checkpoint that torch.save wrote")
     found = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     if not _is_state(found) and isinstance(found, Mapping):
         found = next((found[k] for k in _INSIDE if _is_state(found.get(k))), found)
@@ -111,6 +123,15 @@ def load_state(path: Path) -> dict[str, Tensor]:
             f"{', '.join(map(repr, _INSIDE))}; save model.state_dict()"
         )
     return dict(found)
+
+
+def _plausible(path: Path) -> bool:
+    """Whether the file begins as one of ``torch.save`` does, with a zip's or a pickle's first
+    bytes, or is named as another format."""
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _is_state(value) -> bool:
@@ -163,11 +184,24 @@ def _reason(error: BaseException) -> str:
         line for line in lines if "WeightsUnpickler error" in line or "GLOBAL" in line
     ]
     text = (named or lines or [type(error).__name__])[0]
-    return text.removeprefix("WeightsUnpickler error:").strip()[:160]
+    text = text.rpartition("WeightsUnpickler error:")[2].strip()
+    for trailing in _TRAILING:
+        text = text.partition(trailing)[0].strip()
+    return text[:160].rstrip(" :.") or type(error).__name__
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     own = model.state_dict()
+    if (
+        all(name.startswith(_PREFIX) for name in state)
+        and not state.keys() & own.keys()
+    ):
+        print(
+            f"--checkpoint {path}: every name begins with {_PREFIX!r}, as nn.DataParallel writes "
+            "them; taken without it",
+            file=sys.stderr,
+        )
+        state = {name.removeprefix(_PREFIX): t for name, t in state.items()}
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     other = [

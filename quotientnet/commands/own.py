@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 
 import torch
 
@@ -28,16 +33,75 @@ def own(options) -> Iterator[Subject]:
     model = load_model(options.model, options.checkpoint)
     model = model.to(torch.device(options.device), getattr(torch, options.dtype))
     model.train(options.mode == "train")
-    data = call("--data", options.data)
-    if isinstance(data, list) and len(data) == 2 and isinstance(data[0], torch.Tensor):
-        data = tuple(data)
-    objective = Objective(model, load_loss(options.loss), data)
-    symmetry = discover(model, _example(objective, model), layout=objective.layout)
+    objective = _objective(model, options)
+    with _quiet_export():
+        try:
+            symmetry = discover(
+                model, _example(objective, model), layout=objective.layout
+            )
+        except (ValueError, TypeError) as error:
+            raise Refusal(f"--model {options.model}: {error}") from error
     if not symmetry.group.dimension:
         raise Refusal(
             f"--model {options.model}: no scaling leaves this network unchanged:\n{symmetry}"
         )
     yield Subject(options.model, objective, symmetry, points=options.points)
+
+
+def _objective(model, options) -> Objective:
+    """The loss on the data, once it has been evaluated."""
+    data, loss = call("--data", options.data), load_loss(options.loss)
+    if isinstance(data, list) and len(data) == 2 and isinstance(data[0], torch.Tensor):
+        data = tuple(data)
+    try:
+        objective = Objective(model, loss, data, target_key=options.target_key)
+        next(iter(objective.data))
+    except (ValueError, TypeError) as error:
+        raise Refusal(f"--data {options.data}: {error}") from error
+    _evaluate_once(objective, model, options)
+    return objective
+
+
+def _evaluate_once(objective: Objective, model, options) -> None:
+    """The first value and gradient: what fails here is the data, the loss or their fit."""
+    place = f"--data {options.data} --loss {options.loss}"
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            objective.at(objective.layout.flatten(model)).gradient
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        first = (str(error).splitlines() or [""])[0].replace(
+            "pass target_key=...", "pass --target-key"
+        )
+        if isinstance(error, ValueError):
+            raise Refusal(f"{place}: {first}") from error
+        raise Refusal(
+            f"{place}: the loss of the model on the first batches cannot be evaluated: "
+            f"{type(error).__name__}: {first}"
+        ) from error
+    for each in said:  # where the evaluation fails, its error says it all
+        warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+
+@contextmanager
+def _quiet_export():
+    """Without torch's own log of a failing export, of which the refusal has what matters."""
+    names = [
+        "torch",
+        *(n for n in logging.root.manager.loggerDict if n.startswith("torch.")),
+    ]
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    printed = StringIO()
+    try:
+        with redirect_stderr(printed):  # torch prints the graph of a failing export
+            yield
+        sys.stderr.write(printed.getvalue())
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 def _example(objective: Objective, model):

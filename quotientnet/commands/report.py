@@ -69,6 +69,7 @@ def _all(subjects: Iterable[Subject], options) -> tuple[dict[str, Report], dict]
             points=subject.points,
             spread=options.spread,
             elements=subject.elements,
+            measures=options.measures,
             seed=options.seed,
         )
         print(found, "", sep="\n", flush=True)
