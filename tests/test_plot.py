@@ -203,4 +203,74 @@ def test_without_matplotlib(monkeypatch):
     with pytest.raises(
         ModuleNotFoundError, match="plot_lines needs matplotlib: pip install"
     ):
-        plot.plot_lines({})
+        plot.plot_lines({"none": []})
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [plot.plot_lines, plot.plot_density, plot.plot_layers, plot.plot_changes],
+)
+def test_what_has_no_names_or_nothing_in_it_is_refused(draw):
+    with pytest.raises(TypeError, match=r"must be a mapping from names, got Estimate"):
+        draw(qn.Estimate(1.0, 0.0, True, 0))
+    with pytest.raises(ValueError, match=f"{draw.__name__}: .* is empty"):
+        draw({})
+
+
+def test_numbers_that_cannot_be_drawn_are_refused():
+    gaps = [0.1, 0.2]
+    for message, arguments in (
+        ("1 labels for 2 gaps", ({"a": [1, 2]}, gaps, ["x"])),
+        ("'a' has NaN or infinite", ({"a": [1.0, float("nan")]}, gaps, None)),
+        ("'gaps' has NaN or infinite", ({"a": [1, 2]}, [0.1, float("inf")], None)),
+        ("sharpness is empty", ({}, gaps, None)),
+    ):
+        values, gaps_, labels = arguments
+        with pytest.raises(ValueError, match=message):
+            plot.plot_against_gap(values, gaps_, labels=labels)
+    density = spectral_density(problem()[0].hessian, samples=2, steps=5)
+    for width in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="width=.* must be positive"):
+            plot.plot_density({"a": density}, width=width)
+
+
+def parts(*values):
+    layers = {f"{i}.weight": qn.Estimate(v, 0.0, True, 0) for i, v in enumerate(values)}
+    return {"here": qn.Estimate(sum(values), 0.0, True, 0, layers=layers)}
+
+
+def test_parts_of_one_size_have_a_linear_axis(tmp_path):
+    close = plot.plot_layers(parts(1.0, 2.0, 9.9))
+    assert close.axes[0].get_xscale() == "linear" and close.axes[0].get_xlim()[0] == 0
+    far = plot.plot_layers(parts(1.0, 2.0, 30.0))
+    assert far.axes[0].get_xscale() == "log"
+    drawn(far, tmp_path)
+    assert not any(t.get_text() for t in far.axes[0].get_xticklabels(minor=True))
+
+
+def test_a_point_that_was_refused_is_not_drawn(tmp_path):
+    calls = iter(range(3))
+
+    def sometimes(point, group):
+        if next(calls) == 1:
+            raise ValueError("no")
+        return qn.Estimate(1.0, 0.0, True, 0)
+
+    endless = {"far": lambda p, g: qn.Estimate(float("nan"), 0.0, True, 0)}
+    found = report(*problem(), measures={"sometimes": sometimes} | endless)
+    figure = plot.plot_changes({"one": found})
+    assert sum(len(line.get_xdata()) for line in figure.axes[0].lines) == 1
+    assert "not finite" in drawn(figure, tmp_path)
+
+
+def test_ticks_of_a_plane_do_not_overlap(tmp_path):
+    point, manifold, _ = quotient()
+    xi = layer_normalised_direction(point.w, manifold)
+    figure = plot.plot_plane(
+        loss_over(point, manifold, xi, -xi, torch.linspace(-1, 1, 5))
+    )
+    drawn(figure, tmp_path)
+    boxes = [t.get_window_extent() for t in figure.axes[0].get_xticklabels()]
+    boxes = [box for box in boxes if box.width]
+    assert len(boxes) >= 3
+    assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:]))

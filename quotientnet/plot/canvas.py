@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["COLOURS", "MARKERS", "STYLES", "new_figure"]
+from collections.abc import Mapping
+
+__all__ = ["COLOURS", "MARKERS", "STYLES", "new_figure", "require_named"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The palette of Okabe and Ito, without its yellow."""
@@ -24,3 +26,19 @@ def new_figure(caller: str, width: float, height: float):
             f"{caller} needs matplotlib: pip install quotientnet[plot]"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def require_named(caller: str, parameter: str, named) -> None:
+    """Refuse what is no mapping from names, or is empty.
+
+    Raises:
+        TypeError: It is no mapping.
+        ValueError: It has nothing to draw.
+    """
+    if not isinstance(named, Mapping):
+        raise TypeError(
+            f"{caller}: {parameter} must be a mapping from names, got {type(named).__name__}; "
+            f"pass {{'name': ...}}"
+        )
+    if not named:
+        raise ValueError(f"{caller}: {parameter} is empty; there is nothing to draw")

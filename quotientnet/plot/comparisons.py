@@ -7,7 +7,7 @@ from math import log10
 
 import numpy as np
 
-from quotientnet.plot.canvas import COLOURS, MARKERS, new_figure
+from quotientnet.plot.canvas import COLOURS, MARKERS, new_figure, require_named
 
 __all__ = ["plot_changes", "plot_matrix", "plot_against_gap"]
 
@@ -28,7 +28,10 @@ def plot_changes(reports: Mapping[str, object]):
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
+        TypeError: ``reports`` is no mapping.
+        ValueError: It is empty.
     """
+    require_named("plot_changes", "reports", reports)
     labels = list(
         dict.fromkeys(r.label for each in reports.values() for r in each.rows)
     )
@@ -65,7 +68,11 @@ def plot_changes(reports: Mapping[str, object]):
 
 def _draw_point(axis, report, number: int, labels, marker: str, colour: str) -> None:
     """One equivalent point's changes; hollow where they are within standard errors."""
-    found = [row for row in report.rows if row.reason is None]
+    found = [
+        row
+        for row in report.rows
+        if row.reason is None and row.values[number] is not None and row.finite
+    ]
     for noisy in (False, True):
         rows = [
             r
@@ -83,9 +90,11 @@ def _draw_point(axis, report, number: int, labels, marker: str, colour: str) -> 
 def _mark_refused(axis, labels, report) -> None:
     """A word in the row of a measure that does not apply."""
     for row in report.rows:
-        if row.reason is not None:
+        nothing = row.reason is None and not row.finite
+        if row.reason is not None or nothing:
+            word = "not finite" if nothing else "does not apply"
             axis.text(
-                1e-6, labels.index(row.label), "does not apply", color="0.45", fontsize="small",
+                1e-6, labels.index(row.label), word, color="0.45", fontsize="small",
                 ha="center", va="center",
             )  # fmt: skip
 
@@ -112,7 +121,7 @@ def plot_matrix(matrix):
         ModuleNotFoundError: matplotlib is not installed.
     """
     rows, columns = len(matrix.measures), len(matrix.trials)
-    figure = new_figure("plot_matrix", 0.55 * columns + 4.6, 0.29 * rows + 3.6)
+    figure = new_figure("plot_matrix", 0.55 * columns + 4.6, 0.29 * max(rows, 6) + 3.6)
     axis = figure.subplots()
     sizes = np.array([[_logarithm(cell) for cell in row] for row in matrix.cells])
     low, high = log10(_FLOOR), log10(_CEILING)
@@ -130,7 +139,7 @@ def plot_matrix(matrix):
     axis.set_yticks(range(rows), matrix.measures)
     axis.set_xticks(range(columns), matrix.trials, rotation=90)
     axis.xaxis.tick_top()
-    figure.colorbar(image, ax=axis, label="log10 of the largest relative change")
+    figure.colorbar(image, ax=axis, label="log10 of the largest change")
     axis.set_xlabel("✓ unchanged   ✗ moved   ≈ approximate symmetry   — does not apply")
     return figure
 
@@ -163,11 +172,20 @@ def plot_against_gap(
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        ValueError: Another number of values than of gaps.
+        TypeError: ``sharpness`` is no mapping.
+        ValueError: Nothing to draw, another number of values or labels than of gaps, or NaN or
+            infinite numbers.
     """
     from scipy.stats import kendalltau
 
-    for name, values in sharpness.items():
+    require_named("plot_against_gap", "sharpness", sharpness)
+    if labels is not None and len(labels) != len(gaps):
+        raise ValueError(f"plot_against_gap: {len(labels)} labels for {len(gaps)} gaps")
+    for name, values in {"gaps": gaps, **sharpness}.items():
+        if not np.isfinite(np.asarray(values, dtype=float)).all():
+            raise ValueError(
+                f"plot_against_gap: {name!r} has NaN or infinite values; leave those networks out"
+            )
         if len(values) != len(gaps):
             raise ValueError(
                 f"plot_against_gap: {name!r} has {len(values)} values for {len(gaps)} gaps"

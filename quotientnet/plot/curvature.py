@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 import torch
 
-from quotientnet.plot.canvas import COLOURS, STYLES, new_figure
+from quotientnet.plot.canvas import COLOURS, STYLES, new_figure, require_named
 
 __all__ = ["plot_density", "plot_layers"]
 
@@ -27,7 +28,15 @@ def plot_density(
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
+        TypeError: ``densities`` is no mapping.
+        ValueError: It is empty, or ``width`` is not positive and finite.
     """
+    require_named("plot_density", "densities", densities)
+    if width is not None and not 0 < width < inf:
+        raise ValueError(
+            f"plot_density: width={width} must be positive and finite; leave it out for a "
+            "hundredth of the range"
+        )
     used = [d.nodes[d.weights > 0] for d in densities.values()]
     low, high = min(float(x.min()) for x in used), max(float(x.max()) for x in used)
     width = width or max(high - low, 1e-12 * max(abs(high), 1.0)) / 100
@@ -58,15 +67,18 @@ def plot_layers(estimates: Mapping[str, object], *, unit: str = "", log: bool = 
         estimates: By name, an :class:`~quotientnet.Estimate` with parts in ``layers``, or what
             :func:`~quotientnet.curvature.ggn_traces` returned.
         unit: Of the parts, for the axis.
-        log: Whether they have a logarithmic axis; parts that are not positive are then missing.
+        log: Whether they have a logarithmic axis, if they span more than a factor of ten; parts
+            that are not positive are then missing.
 
     Returns:
         The matplotlib figure; errors are one standard error or residual.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        ValueError: An estimate without parts.
+        TypeError: ``estimates`` is no mapping.
+        ValueError: It is empty, or an estimate without parts.
     """
+    require_named("plot_layers", "estimates", estimates)
     parts = {name: _parts(name, each) for name, each in estimates.items()}
     layers = list(dict.fromkeys(layer for found in parts.values() for layer in found))
     figure = new_figure(
@@ -81,8 +93,9 @@ def plot_layers(estimates: Mapping[str, object], *, unit: str = "", log: bool = 
             xerr=[found[n].error for n in here], color=COLOURS[number % 7],
             hatch=("", "//", "..", "xx")[number % 4], edgecolor="white",
         )  # fmt: skip
-    if log:
+    if log and _spread(parts) > 10:
         axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter("")
     axis.set_yticks(range(len(layers)), layers)
     axis.invert_yaxis()
     axis.set_xlabel(unit or "part of the tensor")
@@ -92,6 +105,12 @@ def plot_layers(estimates: Mapping[str, object], *, unit: str = "", log: bool = 
     else:
         axis.set_title(next(iter(parts)))
     return figure
+
+
+def _spread(parts) -> float:
+    """The ratio of the largest to the smallest positive part."""
+    sizes = [e.value for found in parts.values() for e in found.values() if e.value > 0]
+    return max(sizes) / min(sizes) if sizes else 1.0
 
 
 def _parts(name: str, estimate) -> dict:

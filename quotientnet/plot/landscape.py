@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from quotientnet.plot.canvas import COLOURS, STYLES, new_figure
+from quotientnet.plot.canvas import COLOURS, STYLES, new_figure, require_named
 
 __all__ = ["plot_lines", "plot_plane"]
 
@@ -24,7 +24,10 @@ def plot_lines(lines: Mapping[str, Sequence], *, log: bool = True):
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
+        TypeError: ``lines`` is no mapping.
+        ValueError: It is empty.
     """
+    require_named("plot_lines", "lines", lines)
     figure = new_figure("plot_lines", 6.4, 4.2)
     axis = figure.subplots()
     for number, (name, found) in enumerate(lines.items()):
@@ -82,6 +85,7 @@ def plot_plane(plane, *, title: str = ""):
     axis.plot(0, 0, "+", color="white", markersize=12, markeredgewidth=2)
     figure.colorbar(filled, ax=axis, label="log10 of the loss")
     axis.set_aspect("equal")
+    axis.locator_params(nbins=5)
     axis.set_xlabel("step along the first direction")
     axis.set_ylabel("step along the second direction")
     axis.set_title(title)
