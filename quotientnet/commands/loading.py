@@ -183,6 +183,8 @@ def _reason(error: BaseException) -> str:
     named = [
         line for line in lines if "WeightsUnpickler error" in line or "GLOBAL" in line
     ]
+    if named and named[0].endswith("WeightsUnpickler error:"):  # which goes on below
+        named = lines[lines.index(named[0]) + 1 :][:1]
     text = (named or lines or [type(error).__name__])[0]
     text = text.rpartition("WeightsUnpickler error:")[2].strip()
     for trailing in _TRAILING:
