@@ -19,8 +19,14 @@ __all__ = ["Descent", "State"]
 _SWEEPS = 60
 """Closed-form sweeps at most, before Newton's method."""
 
+_CLOSE = 1e-3
+"""A residual from which Newton's method needs no sweeps before it."""
+
 _NEAR = 0.5
 """A sweep that moves no exponent further is followed by Newton's method."""
+
+_HALVINGS = 40
+"""Of the bracket of a generator's own minimiser, to 2e-9: Newton's method follows."""
 
 _FAR, _STRIDE = 1000.0, 30.0
 """The largest move of one sweep, and the largest change of a coordinate in one multiplication."""
@@ -140,8 +146,10 @@ class Descent:
         )
 
     def descend(self, iterations: int) -> tuple[float, Gram]:
-        """Sweeps, then Newton's method: the last step's reach, and the last matrix."""
-        self._sweep()
+        """Sweeps unless they are done, then Newton's method: the last step's reach, and the last
+        matrix."""
+        if self.gradient()[1] > _CLOSE:
+            self._sweep()
         return self._newton(iterations)
 
     def _newton(self, iterations: int) -> tuple[float, Gram]:
@@ -207,7 +215,7 @@ def _own_minimisers(sums: dict[int, np.ndarray], linear: np.ndarray) -> np.ndarr
         return np.logaddexp.reduce([log + e * x for e, log in parts])
 
     low, high = np.full(len(linear), -_FAR), np.full(len(linear), _FAR)
-    for _ in range(70):
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
         rises = total(up, middle) > total(down, middle)
         low, high = np.where(rises, low, middle), np.where(rises, middle, high)

@@ -52,13 +52,12 @@ def sums_by_exponent(group: ScalingGroup, values: Tensor) -> dict[int, np.ndarra
 
     Where two terms move an entry by the same generator, it counts for both.
     """
-    links, sums = group.classes.tocoo(), {}
+    sums = {}
     for coefficient, each in group.class_sums(values).items():
-        each = each.cpu().numpy()[links.row]
-        for exponent in np.unique(links.data):
-            own = links.data == exponent
-            total = np.bincount(links.col[own], each[own], group.dimension)
-            key = int(coefficient * exponent)
+        each = each.cpu().numpy()
+        for exponent, (rows, columns) in group.links.items():
+            total = np.bincount(columns, each[rows], group.dimension)
+            key = coefficient * exponent
             sums[key] = sums.get(key, 0.0) + total
     return sums
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ __all__ = ["ScalingGroup", "as_group"]
 _PIECE = 1 << 18
 """Coordinates summed at once, a part of the cache."""
 
-_CACHES = "_indices", "_triplets", "_dense"
+_CACHES = "_indices", "_triplets", "_dense", "links"
 
 _LISTED = 1 << 17
 """Up to this many coordinates the incidence is also listed entry by entry: fewer, longer calls."""
@@ -302,6 +303,13 @@ class ScalingGroup:
         rows, columns, values = self._coordinates(t)
         result = t.new_zeros(*t.shape[:-1], self.classes.shape[0])
         return result.index_add(-1, rows, t.index_select(-1, columns) * values)
+
+    @cached_property
+    def links(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """The nonzero entries of ``C`` by their value: rows (classes) and columns (generators)."""
+        coo = self.classes.tocoo()
+        own = {int(value): coo.data == value for value in np.unique(coo.data)}
+        return {value: (coo.row[at], coo.col[at]) for value, at in own.items()}
 
     def to_generators(self, sums: Tensor) -> Tensor:
         """``Cᵀ s``: sums over classes gathered into generators."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, log1p
 
 import torch
 from torch import Tensor
@@ -17,6 +17,12 @@ __all__ = ["Variances", "minimise_variances"]
 
 _SWEEPS = 60
 """Sweeps before Newton's method takes over: dense matrices need 5 to 20, banded ones any number."""
+
+_STEPS, _DENSE = 40, 2048
+"""Newton steps at most, on so many rows and columns at most."""
+
+_RIDGE = 1e-13
+"""Added to the scaled second derivative, which does not see ``x + s, y - s``."""
 
 _TOLERANCE = 1e-13
 """The imbalance of a row at which sweeps end; the value's error is of the order of its square."""
@@ -54,8 +60,10 @@ def minimise_variances(
 
     .. math:: e^{2 x_i} = \frac{\sum_j v_{ij} e^{-y_j}}{\sum_j h_{ij} e^{y_j}},
 
-    and what has not converged, such as banded and sparse matrices, goes to
-    :func:`~quotientnet.exponential.minimise_exponentials`.
+    and what has not converged, such as banded matrices, is left to Newton's method. Where that
+    does not converge either, because the infimum is not attained,
+    :func:`~quotientnet.exponential.minimise_exponentials` finds out which rows and columns run
+    away.
 
     Args:
         curvature: ``h ≥ 0``, shape ``(rows, columns)``.
@@ -77,6 +85,9 @@ def minimise_variances(
     kept = rows & columns
     left = [torch.where(kept, t, 0.0) for t in (h, v)]
     a, b, iterations, done = _sweep(*left, rows, columns)
+    if not done and sum(h.shape[1:]) <= _DENSE:
+        a, b, steps, done = _newton(*left, a, b, rows, columns)
+        iterations += steps
     if done:
         value = float((a * left[0] * b).sum() + (left[1] / (a * b)).sum())
         error = 0.0
@@ -154,3 +165,32 @@ def _lost(h: Tensor, v: Tensor) -> Tensor:
     one, nan = torch.ones_like(h), torch.full_like(h, torch.nan)
     alone = torch.where(v > 0, torch.full_like(h, inf), one)
     return torch.where(h > 0, torch.where(v > 0, nan, torch.zeros_like(h)), alone)
+
+
+def _newton(h: Tensor, v: Tensor, a: Tensor, b: Tensor, rows: Tensor, columns: Tensor):
+    """As :func:`_sweep`, from there, by damped Newton steps on rows and columns together."""
+    x, y, count = a.log(), b.log(), h.shape[1]
+    alive = torch.cat([rows[:, :, 0], columns[:, 0]], 1)
+    for iteration in range(_STEPS):
+        e = (x + y).exp()
+        terms, slopes = h * e + v / e, h * e - v / e
+        total = torch.cat([terms.sum(2), terms.sum(1)], 1)
+        slope = torch.cat([slopes.sum(2), slopes.sum(1)], 1)
+        total = torch.where(alive, total, 1.0)
+        if not torch.isfinite(total).all():
+            break
+        if float((slope / total).abs().max()) <= _TOLERANCE:
+            return x.exp(), y.exp(), iteration, True
+        scale = total.rsqrt()
+        matrix = torch.diag_embed(torch.full_like(total, 1 + _RIDGE))
+        matrix[:, :count, count:] = (
+            terms * scale[:, :count, None] * scale[:, None, count:]
+        )
+        matrix[:, count:, :count] = matrix[:, :count, count:].mT
+        step = -scale * torch.linalg.solve(matrix, scale * slope)
+        step = torch.where(alive, step, 0.0)
+        change = step[:, :count, None] + step[:, None, count:]
+        size = float(torch.where(h + v > 0, change, 0.0).abs().max())
+        step = step * (log1p(size) / size if size > 1 else 1.0)
+        x, y = x + step[:, :count, None], y + step[:, None, count:]
+    return a, b, _STEPS, False
