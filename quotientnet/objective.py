@@ -133,9 +133,13 @@ class Objective:
         self.layout.check(w, "Objective.value_and_gradient")
 
         def term(batch):
-            value, weight, _ = self._within(whole, lambda: self._evaluate(batch))
-            (slope,) = torch.autograd.grad(value, leaf)
-            return torch.cat([value.detach()[None], slope]), weight
+            # Backward within, too: checkpointed modules are run again.
+            def derivative():
+                value, weight, _ = self._evaluate(batch)
+                (slope,) = torch.autograd.grad(value, leaf)
+                return torch.cat([value.detach()[None], slope]), weight
+
+            return self._within(whole, derivative)
 
         with torch.enable_grad(), self._preserved(w):
             leaf, whole = leaf_of(w, self.layout)
