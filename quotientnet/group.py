@@ -10,14 +10,12 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from quotientnet.axis_sums import broadcast_sum, sums_to
 from quotientnet.gram import Gram
 from quotientnet.layout import ParameterLayout
 from quotientnet.units import Term, Unit, unit_index
 
 __all__ = ["ScalingGroup", "as_group"]
-
-_PIECE = 1 << 18
-"""Coordinates summed at once, a part of the cache."""
 
 _CACHES = "_indices", "_triplets", "_dense", "links"
 
@@ -187,7 +185,7 @@ class ScalingGroup:
         compact = self.compact_exponents(t)
         if t.requires_grad:
             pieces = [
-                _broadcast_sum(compact.get(e.name), t, batch, e.shape)
+                broadcast_sum(compact.get(e.name), t, batch, e.shape)
                 for e in self.layout.entries
             ]
             return torch.cat([piece.reshape(*batch, -1) for piece in pieces], dim=-1)
@@ -201,7 +199,7 @@ class ScalingGroup:
             ):
                 torch.add(*terms, out=view)
             else:
-                view.copy_(_broadcast_sum(terms, t, batch, entry.shape))
+                view.copy_(broadcast_sum(terms, t, batch, entry.shape))
         return out
 
     def to_dense(self) -> np.ndarray:
@@ -222,7 +220,7 @@ class ScalingGroup:
             return self.to_generators(sums)
         views, batch = self.layout.unflatten(rho), rho.shape[:-1]
         for name, terms in self.incidence.items():
-            reduced = _sums_to(
+            reduced = sums_to(
                 views[name], [term.index.shape for term in terms], len(batch)
             )
             for term, total in zip(terms, reduced):
@@ -240,7 +238,7 @@ class ScalingGroup:
         views = self.layout.unflatten(rho)
         for name, terms in self.incidence.items():
             shapes = [term.index.shape for term in terms]
-            for term, total in zip(terms, _sums_to(views[name], shapes, 0)):
+            for term, total in zip(terms, sums_to(views[name], shapes, 0)):
                 if term.coefficient not in sums:
                     sums[term.coefficient] = rho.new_zeros(self.classes.shape[0])
                 index = self._index(term, rho.device)
@@ -444,40 +442,3 @@ def _validated(layout: ParameterLayout, incidence) -> dict[str, tuple[Term, ...]
             result[entry.name] = tuple(terms)
     order = {entry.name: i for i, entry in enumerate(layout.entries)}
     return dict(sorted(result.items(), key=lambda item: order[item[0]]))
-
-
-def _broadcast_sum(terms, like: Tensor, batch, shape: tuple[int, ...]) -> Tensor:
-    """The sum of ``terms``, each of shape ``(*batch, *compact)``, on ``(*batch, *shape)``."""
-    if not terms:
-        return like.new_zeros(()).expand(*batch, *shape)
-    total = terms[0]
-    for other in terms[1:]:
-        total = total + other
-    return total.expand(*batch, *shape)
-
-
-def _sums_to(x: Tensor, shapes, lead: int) -> list[Tensor]:
-    """``x``, shape ``(*batch, *full)``, summed to each ``(*batch, *shape)``."""
-    if (
-        len(shapes) == 1
-        or lead
-        or not x.is_cpu
-        or x.numel() <= _PIECE
-        or x.requires_grad
-    ):
-        return [_sum_to(x, shape, lead) for shape in shapes]
-    # Pieces of the first axis stay in the cache for all sums; those that keep it are joined.
-    totals = [[] for _ in shapes]
-    for piece in x.split(max(_PIECE // (x.numel() // len(x)), 1)):
-        for total, shape in zip(totals, shapes):
-            total.append(_sum_to(piece, (min(shape[0], len(piece)), *shape[1:]), 0))
-    return [
-        torch.cat(total) if shape[0] > 1 else torch.stack(total).sum(0)
-        for total, shape in zip(totals, shapes)
-    ]
-
-
-def _sum_to(x: Tensor, shape: tuple[int, ...], lead: int) -> Tensor:
-    """``x``, shape ``(*batch, *full)``, summed to ``(*batch, *shape)``; ``lead`` batch axes."""
-    axes = [lead + a for a, n in enumerate(shape) if n == 1 and x.shape[lead + a] != 1]
-    return x.sum(axes, keepdim=True) if axes else x

@@ -375,3 +375,14 @@ def test_a_filter_without_slope_has_a_direction_all_the_same():
     assert found.value == pytest.approx(limit, rel=1e-4)
     manifold = qn.ProductOblique.at(w, symmetry)
     assert manifold.check_point_on_manifold(found.direction)
+
+
+def test_zeros_in_the_rest_are_no_obstacle():
+    objective, symmetry, w = normalised(seed=9)
+    rest = ~objective.layout.mask("0.weight")
+    rest[objective.layout.parameter_size :] = False
+    point = objective.at(w.masked_fill(rest, 0.0))
+    found, limit = (
+        f(point, symmetry).value for f in (bn_sharpness, bn_sharpness_limit)
+    )
+    assert limit > 0 and found == pytest.approx(limit, rel=1e-3)

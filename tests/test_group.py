@@ -59,7 +59,7 @@ def test_batch_normalisation_scales_running_statistics():
 def test_gram_and_adjoint_against_dense_matrices(name, make, listed, monkeypatch):
     if not listed:
         monkeypatch.setattr("quotientnet.group._LISTED", 0)
-        monkeypatch.setattr("quotientnet.group._PIECE", 8)
+        monkeypatch.setattr("quotientnet.axis_sums._PIECE", 8)
     group = make(NETWORKS[name].layout())
     a = dense(group)
     rho = torch.randn(

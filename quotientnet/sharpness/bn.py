@@ -108,8 +108,8 @@ def bn_sharpness(
     that ``value`` is attained and a higher one may exist. They run on spheres of radius 1, and are
     the same at all scales of the filters.
 
-    Invariant to the scales of normalised filters, and to nothing else: the rest has a norm of its
-    own.
+    Invariant to the scales of normalised filters, and to shifts of the outputs where the loss is;
+    not to other scales, as the rest has a norm of its own.
 
     Args:
         point: A :class:`~quotientnet.Point`.
@@ -140,7 +140,7 @@ def bn_sharpness(
     radii, spheres = _directions(point, group)
     w = point.w
     generator = generator or torch.Generator(w.device).manual_seed(0)
-    starts = [*_along_gradient(point.gradient * radii, w * radii, spheres)] + [
+    starts = [*_along_gradient(point.gradient * radii, spheres)] + [
         spheres.random(dtype=w.dtype, device=w.device, generator=generator)
         for _ in range(checked_restarts(restarts, "bn_sharpness"))
     ]
@@ -149,7 +149,7 @@ def bn_sharpness(
     if scale == 0:
         return BNSharpness(
             0.0, 0.0, bool(starts), len(starts), _invariant_to(point),
-            direction=radii * spheres.projx(w), reason="flat", values=(),
+            direction=radii * spheres.origin(dtype=w.dtype).to(w), reason="flat", values=(),
         )  # fmt: skip
     found = maximize(
         lambda u: value(radii * u) / scale, spheres, torch.stack(starts), batched=False,
@@ -196,7 +196,7 @@ def bn_sharpness_limit(point, group, p: float = 2.0) -> Estimate:
     _check(p, 1.0, 1, caller)
     radii, spheres = _directions(point, group)
     slopes = radii * point.gradient
-    steepest = next(_along_gradient(slopes, point.w * radii, spheres), slopes)
+    steepest = next(_along_gradient(slopes, spheres), slopes)
     value = (2 / (p + 1)) ** (1 / p) * float(steepest @ slopes)
     return Estimate(value, 0.0, True, 1, _invariant_to(point))
 
@@ -208,21 +208,19 @@ def _invariant_to(point) -> tuple[str, ...]:
 def _directions(point, group) -> tuple[Tensor, ProductOblique]:
     """Directions as ``radii * u`` with ``u`` on spheres of radius 1, the same at all scales of the
     filters."""
-    manifold, blocks = (
-        ProductOblique.at(point.w, group),
-        normalised_blocks(group).index,
-    )
-    count = len(manifold.radii)
-    spheres = ProductOblique(manifold.layout, torch.ones(count), blocks)
+    manifold = ProductOblique.at(point.w, group)
+    blocks, ones = normalised_blocks(group).index, torch.ones_like(manifold.radii)
+    spheres = ProductOblique(manifold.layout, ones, blocks)
     ends = manifold.origin(dtype=torch.float64), spheres.origin(dtype=torch.float64)
     ratio = torch.where(ends[1] != 0, ends[0] / ends[1], 0.0)
     return ratio.to(point.w), spheres
 
 
-def _along_gradient(slopes: Tensor, other: Tensor, spheres: ProductOblique):
-    """The direction of steepest ascent, if there is a slope: where a block has none, another."""
+def _along_gradient(slopes: Tensor, spheres: ProductOblique):
+    """The direction of steepest ascent, if there is a slope: where a block has none, any."""
     if slopes.any():
         squares = spheres.blocks.expand(spheres.blocks.dot(slopes, slopes))
+        other = spheres.origin(dtype=slopes.dtype).to(slopes)
         yield spheres.projx(torch.where(squares > 0, slopes, other))
 
 
