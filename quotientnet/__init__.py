@@ -1,6 +1,13 @@
 """The Riemannian geometry of network parameters modulo the symmetries of the network."""
 
-from quotientnet import curvature, optimization, reparametrisation, sharpness, symmetry
+from quotientnet import (
+    curvature,
+    optimization,
+    reparametrisation,
+    sharpness,
+    symmetry,
+    training,
+)
 from quotientnet.errors import NotOnManifoldError
 from quotientnet.estimate import Estimate
 from quotientnet.group import ScalingGroup
@@ -35,5 +42,5 @@ __all__ = [
     "QuotientManifold", "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient",
     "BalancedQuotient", "ProductOblique", "NotOnManifoldError", "Objective", "Point", "Operator",
     "DenseOperator", "Estimate", "curvature", "optimization", "sharpness", "symmetry",
-    "reparametrisation", "__version__",
+    "reparametrisation", "training", "__version__",
 ]  # fmt: skip

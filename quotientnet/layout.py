@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Entry", "ParameterLayout"]
+__all__ = ["Entry", "ParameterLayout", "tensors_of"]
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -178,7 +178,7 @@ class ParameterLayout:
                 or devices are mixed.
         """
         if isinstance(tensors, nn.Module):
-            tensors = _named_tensors(tensors)
+            tensors = tensors_of(tensors)
         pieces = {}
         for entry in self.entries:
             if entry.name not in tensors:
@@ -234,7 +234,7 @@ class ParameterLayout:
             raise ValueError(
                 f"ParameterLayout.assign: needs one point, got shape {tuple(w.shape)}"
             )
-        own, new = _named_tensors(module), self.unflatten(w)
+        own, new = tensors_of(module), self.unflatten(w)
         for name, value in new.items():
             if name not in own or own[name].shape != value.shape:
                 raise ValueError(
@@ -313,7 +313,8 @@ def _running_statistics(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and buffers, by every name that they have."""
     named = dict(module.named_parameters(remove_duplicate=False))
     return {**named, **dict(module.named_buffers(remove_duplicate=False))}
 
