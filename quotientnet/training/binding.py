@@ -83,6 +83,10 @@ class BoundParameter(geoopt.ManifoldParameter):
             )
         return memo[id(self)]
 
+    def __reduce_ex__(self, proto):
+        # Saved alone, it is a point; modules and optimizers are saved by their state_dict.
+        return self.__deepcopy__({}).__reduce_ex__(proto)
+
 
 def bind(module: nn.Module, manifold: LayoutManifold) -> BoundParameter:
     """Make a module's parameters and running statistics views of one vector, and return that.

@@ -15,8 +15,8 @@ __all__ = ["Neighbours", "require_loss"]
 class Neighbours:
     """A closure, as torch's optimizers take it, as a function of one flat vector.
 
-    The closure zeroes the gradients, computes a loss of the module, calls ``backward()`` and
-    returns the loss. Used in a ``with`` statement, after which the parameters are what they were,
+    The closure computes a loss of the module, calls ``backward()`` and returns the loss; gradients
+    are zeroed before. Used in a ``with`` statement, after which the parameters are what they were,
     whatever happens. At neighbours a closure draws the random numbers that it drew at the
     parameters themselves (one mask of dropout, not two), and what it writes to the module's
     buffers, such as running statistics, is taken back.
@@ -61,6 +61,7 @@ class Neighbours:
 
         Raises:
             TypeError: The closure returns no scalar.
+            ValueError: It computes no gradient.
             FloatingPointError: The loss or a gradient is NaN or infinite; names the parameter.
         """
         found = self._evaluate(closure, "the parameters")
@@ -95,8 +96,14 @@ class Neighbours:
             buffer.copy_(value)
 
     def _evaluate(self, closure: Callable, where: str) -> tuple[Tensor, Tensor]:
+        for parameter in self._parameters.values():
+            parameter.grad = None  # whether or not the closure does so
         with torch.enable_grad():
             loss = require_loss(closure(), self.caller)
+        if all(p.grad is None for p in self._parameters.values()):
+            raise ValueError(
+                f"{self.caller}: the closure computed no gradient; call loss.backward() in it"
+            )
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"{self.caller}: the loss at {where} is {float(loss)}; is there NaN in the batch, "

@@ -44,8 +44,8 @@ class Wrapper(torch.optim.Optimizer):
                 f"lr=0.1), got {base!r}"
             )
         layout = layout or ParameterLayout.from_module(module)
-        _require_covered(module, base, layout, name)
         self._neighbours = Neighbours(module, layout, name)
+        _require_covered(module, base, layout, name)
         self.base, self.layout, self.steps = base, layout, 0
         super().__init__(base.param_groups, {})
         self.param_groups = base.param_groups
