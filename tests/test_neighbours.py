@@ -161,6 +161,8 @@ def test_a_wrapper_makes_the_step_of_the_optimizer_inside():
     for p, q in zip(model.parameters(), twin.parameters()):
         assert torch.allclose(p, q, rtol=1e-12, atol=1e-14)
     assert optimizer.steps == 3 and base.param_groups[0]["lr"] == 0.0125
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert optimizer.param_groups is base.param_groups and optimizer.state is base.state
 
 
 def test_bad_input_is_refused():

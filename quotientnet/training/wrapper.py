@@ -48,7 +48,7 @@ class Wrapper(torch.optim.Optimizer):
         _require_covered(module, base, layout, name)
         self.base, self.layout, self.steps = base, layout, 0
         super().__init__(base.param_groups, {})
-        self.param_groups = base.param_groups
+        self._share()
 
     @abstractmethod
     def gradient(self, near: Neighbours, closure: Callable) -> tuple[Tensor, Tensor]:
@@ -88,8 +88,12 @@ class Wrapper(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict) -> None:
         """Go on from a saved state, bit for bit."""
         self.base.load_state_dict(state_dict["base"])
-        self.param_groups = self.base.param_groups
+        self._share()
         self.steps = state_dict["steps"]
+
+    def _share(self) -> None:
+        """Parameter groups and state are those of the optimizer inside."""
+        self.param_groups, self.state = self.base.param_groups, self.base.state
 
 
 def _require_covered(module: nn.Module, base, layout: ParameterLayout, name: str):
