@@ -91,13 +91,11 @@ def test_after_an_error_at_a_neighbour_all_is_as_it_was(error):
         return closure_of(model)()
 
     optimizer = Average(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
-    parameters = [p.detach().clone() for p in model.parameters()]
+    state = state_of(model)
     with pytest.raises(error, match="stop"):
         optimizer.step(closure)
-    for p, old in zip(model.parameters(), parameters):
-        assert torch.equal(p, old)
+    assert_same(model, state)
     assert optimizer.steps == 0 and not optimizer.base.state
-    assert int(model[1].num_batches_tracked) == 1
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -206,3 +204,23 @@ def test_a_closure_that_does_not_zero_gradients_is_none_the_worse():
             near.here(closure)
             found.append(near.at(near.w + 0.1, closure)[1])
     assert torch.equal(*found) and found[0].any()
+
+
+def test_excursions_may_go_on_drawing():
+    model = make()
+    torch.manual_seed(2)
+    own = [float(closure_of(model)().detach()) for _ in range(4)]
+    end = torch.get_rng_state()
+    model, layout = make(), qn.ParameterLayout.from_module(make())
+    torch.manual_seed(2)
+    with Neighbours(model, layout, "test") as near:
+        found = [near.here(closure_of(model))[0]]
+        for replay in (False, True, False, False):
+            loss, _ = near.at(near.w, closure_of(model), replay=replay)
+            if not replay:
+                found.append(loss)
+            else:
+                assert loss == found[0]
+    assert [float(loss) for loss in found] == own and len(set(own)) == 4
+    assert torch.equal(torch.get_rng_state(), end)
+    assert int(model[1].num_batches_tracked) == 1

@@ -17,8 +17,9 @@ class Neighbours:
 
     The closure computes a loss of the module, calls ``backward()`` and returns the loss; gradients
     are zeroed before. Used in a ``with`` statement, after which the parameters are what they were,
-    whatever happens. At neighbours a closure draws the random numbers that it drew at the
-    parameters themselves (one mask of dropout, not two), and what it writes to the module's
+    whatever happens; after an exception so are the buffers, and torch's random numbers. At
+    neighbours a closure draws the random numbers that it drew at the parameters themselves (one
+    mask of dropout, not two) unless told to go on, and what it writes to the module's
     buffers, such as running statistics, is taken back.
 
     Args:
@@ -48,13 +49,15 @@ class Neighbours:
         self.w = self.layout.flatten(self._module)
         self._random = _random_state(self.w.device)
         self._kept = self._random, [b.clone() for b in self._module.buffers()]
+        self._before = self._kept
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, failed, *_) -> None:
+        self._kept = self._before if failed else self._kept
         self._move(self.w)
         _set_random_state(self.w.device, self._kept[0])
         self._give_back()
-        del self.w, self._random, self._kept
+        del self.w, self._random, self._kept, self._before
 
     def here(self, closure: Callable) -> tuple[Tensor, Tensor]:
         """Loss and gradient, shape ``(n,)``, at the parameters themselves; call it first.
@@ -69,11 +72,21 @@ class Neighbours:
         self._kept = _random_state(self.w.device), buffers
         return found
 
-    def at(self, x: Tensor, closure: Callable) -> tuple[Tensor, Tensor]:
-        """Loss and gradient at ``x``, shape ``(n,)``; raises as :meth:`here`."""
+    def at(
+        self, x: Tensor, closure: Callable, *, replay: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and gradient at ``x``, shape ``(n,)``; raises as :meth:`here`.
+
+        Args:
+            x: The neighbour.
+            closure: As in :meth:`here`.
+            replay: Whether it draws the random numbers that it drew there, or goes on drawing.
+        """
         self._move(x)
-        _set_random_state(self.w.device, self._random)
+        _set_random_state(self.w.device, self._random if replay else self._kept[0])
         found = self._evaluate(closure, "a neighbour")
+        if not replay:
+            self._kept = _random_state(self.w.device), self._kept[1]
         self._give_back()
         return found
 
