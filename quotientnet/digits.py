@@ -8,7 +8,7 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-from quotientnet.progress import progress as bar
+from quotientnet.training import loop
 
 __all__ = ["Digits", "load_digits", "make_network", "make_normalised_network", "train"]
 
@@ -106,29 +106,24 @@ def train(
 
     Raises:
         ValueError: ``batch_size`` or ``epochs`` below 1.
-        RuntimeError: The loss is no longer finite; names the step.
+        NotFiniteError: The loss or a gradient is no longer finite; names step and parameter, and
+            the network is what it was before.
     """
     if batch_size < 1 or epochs < 1:
         raise ValueError(
             f"train: batch_size={batch_size} and epochs={epochs} must be at least 1"
         )
     generator = torch.Generator().manual_seed(seed)
-    count = len(digits.train_targets)
+    inputs, targets = digits.train_inputs, digits.train_targets
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
-    steps = epochs * ceil(count / batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    rounds = range(epochs)
-    for _ in bar(rounds, f"training, batch {batch_size}") if progress else rounds:
-        for rows in torch.randperm(count, generator=generator).split(batch_size):
-            rows = rows.to(digits.train_inputs.device)
-            loss = nn.functional.cross_entropy(
-                network(digits.train_inputs[rows]), digits.train_targets[rows]
-            )
-            if not torch.isfinite(loss):
-                raise RuntimeError(
-                    f"train: the loss is {loss.item()}; lower the learning rate"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    steps = epochs * ceil(len(targets) / batch_size)
+
+    def shuffled(epoch: int):
+        order = torch.randperm(len(targets), generator=generator).to(targets.device)
+        return ((inputs[rows], targets[rows]) for rows in order.split(batch_size))
+
+    loop.train(
+        network, optimizer, nn.functional.cross_entropy, shuffled, epochs=epochs,
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
+        progress=f"training, batch {batch_size}" if progress else False,
+    )  # fmt: skip

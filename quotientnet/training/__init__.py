@@ -1,5 +1,11 @@
 """Training: optimisers on quotients, and the search for flat minima."""
 
+from quotientnet.training.asam import ASAM
 from quotientnet.training.binding import BoundParameter, bind
+from quotientnet.training.entropy_sgd import EntropySGD
+from quotientnet.training.loop import History, NotFiniteError, train
+from quotientnet.training.sam import SAM
 
-__all__ = ["bind", "BoundParameter"]
+__all__ = [
+    "bind", "BoundParameter", "SAM", "ASAM", "EntropySGD", "train", "History", "NotFiniteError",
+]  # fmt: skip

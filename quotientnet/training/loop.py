@@ -1,0 +1,259 @@
+"""A training loop for any optimizer, which stops at the first NaN with the last good state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor, nn
+
+from quotientnet.progress import progress as bar
+from quotientnet.training.last_good import LastGood
+from quotientnet.training.options import require_count
+
+__all__ = ["train", "History", "NotFiniteError"]
+
+
+class NotFiniteError(FloatingPointError, RuntimeError):
+    """A loss, a gradient or a parameter became NaN or infinite in training.
+
+    Attributes:
+        step: The step that found it, counted from 0.
+        parameter: The name of the first parameter whose value is not finite, or, if all are, of
+            the first whose gradient is not; None if it is the batch, or a computation that has no
+            parameter.
+    """
+
+    def __init__(self, message: str, step: int, parameter: str | None = None):
+        super().__init__(message, step, parameter)
+        self.step, self.parameter = step, parameter
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened in training.
+
+    Attributes:
+        losses: Every step's loss at the parameters before it, of its batch.
+        ends: How many steps had been made at the end of each epoch.
+    """
+
+    losses: tuple[float, ...]
+    ends: tuple[int, ...]
+
+
+def train(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable,
+    batches: Iterable | Callable[[int], Iterable],
+    *,
+    epochs: int,
+    scheduler=None,
+    progress: bool | str = False,
+    on_epoch: Callable[[int, list[float]], object] | None = None,
+) -> History:
+    """Train in place, and stop with the last good state where a number is no longer finite.
+
+    Every step hands the optimizer a closure, so that any of torch's, of geoopt's and of this
+    package's will do. Mode and device are left as they are: call ``module.train()`` before.
+
+    When a loss or a gradient is NaN or infinite, the module, the optimizer and the schedule are put
+    back to the start of the last step in which they were finite: before the update that led here.
+    If the batch has NaN, no update is to blame: they are what they were before the
+    batch. After any other exception, also an interrupt in the middle of an update, they are what
+    they were at the start of the step.
+
+    Args:
+        module: What is trained.
+        optimizer: Moves the module's parameters, all or some of them, or a point that is bound to
+            it.
+        loss: ``loss(outputs, targets)``, a scalar.
+        batches: Pairs ``(inputs, targets)`` on the module's device, gone through anew each epoch,
+            as a list or a ``DataLoader`` can be; or a function that returns them from the number
+            of the epoch, counted from 0.
+        epochs: How often.
+        scheduler: One of ``torch.optim.lr_scheduler``, stepped after each **step**. To step one
+            each epoch, do so in ``on_epoch``.
+        progress: Whether to draw a bar over the epochs, on a terminal only; or its label.
+        on_epoch: Called after each epoch with its number, from 0, and the losses of its steps.
+
+    Returns:
+        The losses.
+
+    Raises:
+        NotFiniteError: A loss, a gradient or, at the end of an epoch, a parameter is NaN or
+            infinite.
+        TypeError: A batch that is no pair; a loss that is no scalar; no number of epochs.
+        ValueError: ``epochs`` below 1; an epoch without batches, such as the second one through a
+            generator.
+
+    Note:
+        Memory for one more copy of the parameters and of the optimizer's state and two of the
+        buffers. Each evaluation of the closure adds a pass over the gradients and, on a GPU, one
+        synchronisation; each step a copy of that state.
+
+    Example:
+        >>> import torch
+        >>> import quotientnet as qn
+        >>> from quotientnet.digits import load_digits, make_network
+        >>> digits, model = load_digits(), make_network()
+        >>> batches = [(digits.train_inputs, digits.train_targets)]
+        >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        >>> history = qn.training.train(
+        ...     model, optimizer, torch.nn.functional.cross_entropy, batches, epochs=20)
+        >>> len(history.losses), history.losses[-1] < history.losses[0]
+        (20, True)
+    """
+    epochs = require_count(epochs, "train", "epochs")
+    _require_repeatable(batches, epochs)
+    run, ends = _Run(module, optimizer, loss, scheduler), []
+    label = progress if isinstance(progress, str) else "training"
+    rounds = range(epochs)
+    for epoch in bar(rounds, label) if progress else rounds:
+        start = len(run.losses)
+        for batch in batches(epoch) if callable(batches) else batches:
+            run.step(batch)
+        if len(run.losses) == start:
+            raise ValueError(
+                f"train: epoch {epoch} has no batches; pass a list or a DataLoader, which can be "
+                "gone through again, or a function that returns them"
+            )
+        run.require_finite_parameters()
+        ends.append(len(run.losses))
+        if on_epoch is not None:
+            on_epoch(epoch, run.losses[start:])
+    return History(tuple(run.losses), tuple(ends))
+
+
+class _Run:
+    """Steps, each made whole or not at all."""
+
+    def __init__(self, module: nn.Module, optimizer, loss: Callable, scheduler):
+        self.module, self.optimizer, self.loss = module, optimizer, loss
+        self.scheduler, self.losses = scheduler, []
+        self._good = LastGood(module, optimizer, scheduler)
+        self._judged = False  # whether this step's loss and gradient were finite
+
+    def step(self, batch) -> None:
+        """One step on one batch."""
+        pair = _pair(batch)
+        self._judged = False
+        self._good.begin()
+        try:
+            self.optimizer.step(lambda: self._evaluate(*pair))
+            if self.scheduler is not None:
+                self.scheduler.step()
+        except FloatingPointError as error:
+            raise self._not_finite(pair, error) from error
+        except BaseException:
+            self._start_again()
+            raise
+        self.losses.append(self._loss)
+
+    def require_finite_parameters(self) -> None:
+        """Refuse an update after which no loss was computed that could have shown it.
+
+        Raises:
+            NotFiniteError: A parameter is NaN or infinite.
+        """
+        parameters = self.module.parameters()
+        if not torch.isfinite(_size([p.detach() for p in parameters])):
+            last = len(self.losses) - 1
+            name = _first(self.module, lambda p: p)
+            self._good.restore()
+            raise NotFiniteError(
+                f"train: step {last} made {name!r} NaN or infinite; lower the learning rate. The "
+                "module and the optimizer are what they were before it",
+                last,
+                name,
+            )
+
+    def _evaluate(self, inputs, targets) -> Tensor:
+        """The closure."""
+        self.optimizer.zero_grad()
+        self.module.zero_grad()  # also what the optimizer does not move
+        loss = self.loss(self.module(inputs), targets)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise TypeError(f"train: loss must return a scalar tensor, got {got}")
+        loss.backward()
+        value = loss.detach().reshape(())
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        value, size = torch.stack([value, _size(gradients).to(value)]).tolist()
+        if not abs(value) + size < inf:
+            raise FloatingPointError(
+                f"the loss is {value}"
+                if not abs(value) < inf
+                else "a gradient is NaN or infinite"
+            )
+        if not self._judged:
+            self._good.keep()
+            self._judged, self._loss = True, value
+        return loss
+
+    def _start_again(self) -> None:
+        """The state at the start of this step."""
+        if self._judged:
+            self._good.restore()
+        else:
+            self._good.undo_step()
+
+    def _not_finite(self, pair, error) -> NotFiniteError:
+        """Put the last good state back, and say who is to blame."""
+        step, values = len(self.losses), _first(self.module, lambda p: p)
+        if values is None and not all(map(_finite, pair)):
+            self._start_again()
+            return NotFiniteError(
+                f"train: step {step}: the batch has NaN or infinite entries. The module and the "
+                "optimizer are what they were before it",
+                step,
+            )
+        name = values or _first(self.module, lambda p: p.grad)
+        self._good.restore()
+        what = f"train: step {step}: {error}; lower the learning rate"
+        which = "parameter" if values else "gradient"
+        where = f" (first {which} that is not finite: {name!r})" if name else ""
+        return NotFiniteError(
+            f"{what}{where}. The module and the optimizer are what they were at the start of the "
+            "last step with a finite loss and gradient",
+            step,
+            name,
+        )
+
+
+def _require_repeatable(batches, epochs: int) -> None:
+    if isinstance(batches, Iterator) and epochs > 1:
+        raise ValueError(
+            "train: batches can be gone through only once, but there are "
+            f"{epochs} epochs; pass a list or a DataLoader, or a function that returns them"
+        )
+
+
+def _pair(batch) -> tuple:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise TypeError(
+            "train: a batch must be a pair (inputs, targets), got "
+            f"{type(batch).__name__}"
+        )
+    return tuple(batch)
+
+
+def _size(tensors: list[Tensor]) -> Tensor:
+    """The largest absolute entry; NaN if there is any."""
+    return nn.utils.get_total_norm([t for t in tensors if t.numel()], norm_type=inf)
+
+
+def _finite(tensor) -> bool:
+    return not isinstance(tensor, Tensor) or bool(torch.isfinite(tensor).all())
+
+
+def _first(module: nn.Module, part: Callable) -> str | None:
+    """The name of the first parameter of which a part is not finite."""
+    named = module.named_parameters()
+    return next((name for name, p in named if not _finite(part(p))), None)
