@@ -174,6 +174,7 @@ class _Run:
                 name,
             )
 
+    @torch.enable_grad()
     def _evaluate(self, inputs, targets) -> Tensor:
         """The closure."""
         self.optimizer.zero_grad()
