@@ -7,6 +7,7 @@ where the norm is ``r``, and its geodesics, logarithms and transports are the cy
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from math import inf, pi
 
 import torch
@@ -76,15 +77,14 @@ class ProductOblique(LayoutManifold):
         frozen: Tensor | None = None,
     ):
         super().__init__()
-        radii = _positive(self.name, radii, rest_radius)
+        count = len(_positive(self.name, radii, rest_radius)) - 1
         self._layout = layout
         self._frozen = Frozen(held_at_zero(self.name, layout, frozen))
         held = self._frozen.mask
-        self.blocks = Partition(layout, blocks, len(radii) - 1, held, self.name)
-        still = Frozen(self.blocks.lengths == 0)
-        radii = torch.cat([radii, radii.new_ones(1)])  # of the passive coordinates
-        self._radii = {radii.device: still.fill(radii, 1.0)}
-        self._spheres = make_cylinders(self.blocks, still)
+        self.blocks = Partition(layout, blocks, count, held, self.name)
+        self._still = Frozen(self.blocks.lengths == 0)
+        self._spheres = make_cylinders(self.blocks, self._still)
+        self._set_radii(radii, rest_radius)
 
     @classmethod
     def at(
@@ -136,26 +136,37 @@ class ProductOblique(LayoutManifold):
             bad = listed(layout.count(~torch.isfinite(w)))
             raise NotOnManifoldError(f"{caller}: entries of {bad} are NaN or infinite")
         found = normalised_blocks(group)
-        count = len(found.generators)
-        one = cls(
-            layout,
-            torch.ones(count),
-            found.index,
-            rest_radius=rest_radius,
-            frozen=frozen,
-        )
-        w = w.detach().to(torch.float64)
-        radii = one._spheres.radii(w).cpu()
-        zero = (radii == 0) & (torch.arange(len(radii)) < count)
-        if zero.any():
+        ones = torch.ones(len(found.generators))
+        one = cls(layout, ones, found.index, rest_radius=rest_radius, frozen=frozen)
+        radii = one._spheres.radii(w.detach().to(torch.float64)).cpu()
+        numbered = radii[: one.blocks.rest]
+        if not numbered.all():
+            zero = radii.index_fill(0, torch.arange(len(ones), len(radii)), 1.0) == 0
             raise NotOnManifoldError(
                 f"{caller}: normalised filters are zero in {listed(one.blocks.named(zero))}, where "
                 "the network is not defined; freeze them, or take their generators out with "
                 "group.without(...)"
             )
-        return cls(
-            layout, radii[:count], found.index, rest_radius=rest_radius, frozen=frozen
-        )
+        return one.with_radii(numbered, rest_radius=rest_radius)
+
+    @__scaling__(ScalingInfo.NotCompatible)
+    def with_radii(self, radii: Tensor, *, rest_radius: float = 1.0) -> ProductOblique:
+        """The same blocks with other norms, without numbering them anew.
+
+        Args:
+            radii: The norm of each block, shape ``(count,)``, positive.
+            rest_radius: The norm of the joint block.
+
+        Raises:
+            ValueError: A radius that is not positive, or another number of them.
+        """
+        if len(radii) != self.blocks.rest:
+            raise ValueError(
+                f"{self.name}.with_radii: got {len(radii)} radii for {self.blocks.rest} blocks"
+            )
+        other = copy(self)
+        other._set_radii(radii, rest_radius)
+        return other
 
     @property
     def layout(self) -> ParameterLayout:
@@ -322,6 +333,24 @@ class ProductOblique(LayoutManifold):
         self.layout.check(x, f"{self.name}.projx", "x")
         return self._settled(x, "projx")
 
+    @__scaling__(ScalingInfo.NotCompatible)
+    def steepest(self, g: Tensor) -> Tensor:
+        r"""The point with the largest :math:`\langle g, v\rangle`: :math:`r_b\, g_b / \|g_b\|`.
+
+        Every point of a block's sphere is one where ``g`` is zero; it has equal entries there.
+
+        Args:
+            g: Vectors, shape ``(..., n)``, a gradient say.
+        """
+        self.layout.check(g, f"{self.name}.steepest", "g")
+        g = self._keep(g)
+        squares = self.blocks.dot(g, g)
+        if not squares[..., : self.blocks.passive].all():
+            squares = self.blocks.expand(squares)
+            other = self.origin(dtype=g.dtype, device=g.device)
+            g = torch.where(squares > 0, g, other)
+        return self._settled(g, "steepest")
+
     def random(
         self, *size, dtype=None, device=None, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -388,6 +417,11 @@ class ProductOblique(LayoutManifold):
         return True, None
 
     # -- inside ---
+
+    def _set_radii(self, radii: Tensor, rest_radius: float) -> None:
+        radii = _positive(self.name, radii, rest_radius)
+        radii = torch.cat([radii, radii.new_ones(1)])  # of the passive coordinates
+        self._radii = {radii.device: self._still.fill(radii, 1.0)}
 
     def _per_block(self, device) -> Tensor:
         """The radius of each block, 1 where frozen, shape ``(blocks.count,)``."""

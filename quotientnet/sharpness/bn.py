@@ -140,7 +140,8 @@ def bn_sharpness(
     radii, spheres = _directions(point, group)
     w = point.w
     generator = generator or torch.Generator(w.device).manual_seed(0)
-    starts = [*_along_gradient(point.gradient * radii, spheres)] + [
+    slopes = point.gradient * radii
+    starts = [spheres.steepest(slopes)] * bool(slopes.any()) + [
         spheres.random(dtype=w.dtype, device=w.device, generator=generator)
         for _ in range(checked_restarts(restarts, "bn_sharpness"))
     ]
@@ -196,8 +197,7 @@ def bn_sharpness_limit(point, group, p: float = 2.0) -> Estimate:
     _check(p, 1.0, 1, caller)
     radii, spheres = _directions(point, group)
     slopes = radii * point.gradient
-    steepest = next(_along_gradient(slopes, spheres), slopes)
-    value = (2 / (p + 1)) ** (1 / p) * float(steepest @ slopes)
+    value = (2 / (p + 1)) ** (1 / p) * float(spheres.steepest(slopes) @ slopes)
     return Estimate(value, 0.0, True, 1, _invariant_to(point))
 
 
@@ -214,14 +214,6 @@ def _directions(point, group) -> tuple[Tensor, ProductOblique]:
     ends = manifold.origin(dtype=torch.float64), spheres.origin(dtype=torch.float64)
     ratio = torch.where(ends[1] != 0, ends[0] / ends[1], 0.0)
     return ratio.to(point.w), spheres
-
-
-def _along_gradient(slopes: Tensor, spheres: ProductOblique):
-    """The direction of steepest ascent, if there is a slope: where a block has none, any."""
-    if slopes.any():
-        squares = spheres.blocks.expand(spheres.blocks.dot(slopes, slopes))
-        other = spheres.origin(dtype=slopes.dtype).to(slopes)
-        yield spheres.projx(torch.where(squares > 0, slopes, other))
 
 
 def _check(p: float, delta: float, nodes: int, caller: str) -> None:

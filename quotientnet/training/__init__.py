@@ -5,7 +5,9 @@ from quotientnet.training.binding import BoundParameter, bind
 from quotientnet.training.entropy_sgd import EntropySGD
 from quotientnet.training.loop import History, NotFiniteError, train
 from quotientnet.training.sam import SAM
+from quotientnet.training.sgds import SGDS
 
 __all__ = [
-    "bind", "BoundParameter", "SAM", "ASAM", "EntropySGD", "train", "History", "NotFiniteError",
+    "bind", "BoundParameter", "SGDS", "SAM", "ASAM", "EntropySGD", "train", "History",
+    "NotFiniteError",
 ]  # fmt: skip

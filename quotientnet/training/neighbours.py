@@ -68,6 +68,7 @@ class Neighbours:
             FloatingPointError: The loss or a gradient is NaN or infinite; names the parameter.
         """
         found = self._evaluate(closure, "the parameters")
+        self._used = {n for n, p in self._parameters.items() if p.grad is not None}
         buffers = [b.clone() for b in self._module.buffers()]
         self._kept = _random_state(self.w.device), buffers
         return found
@@ -83,8 +84,9 @@ class Neighbours:
             replay: Whether it draws the random numbers that it drew there, or goes on drawing.
         """
         self._move(x)
+        del x  # a caller's temporary vector needs no memory during the evaluation
         _set_random_state(self.w.device, self._random if replay else self._kept[0])
-        found = self._evaluate(closure, "a neighbour")
+        found = self._evaluate(closure, "a neighbour", release=True)
         if not replay:
             self._kept = _random_state(self.w.device), self._kept[1]
         self._give_back()
@@ -92,10 +94,12 @@ class Neighbours:
 
     @torch.no_grad()
     def set_gradient(self, g: Tensor) -> None:
-        """Give the module's parameters the gradient ``g``, shape ``(n,)``."""
+        """Give the module's parameters views of the gradient ``g``, shape ``(n,)``; those that had
+        none at the parameters themselves have none, so that no optimizer decays them.
+        """
         views = self.layout.unflatten(g)
         for name, parameter in self._parameters.items():
-            parameter.grad = views[name].clone()
+            parameter.grad = views[name] if name in self._used else None
 
     @torch.no_grad()
     def _move(self, x: Tensor) -> None:
@@ -108,7 +112,9 @@ class Neighbours:
         for buffer, value in zip(self._module.buffers(), self._kept[1]):
             buffer.copy_(value)
 
-    def _evaluate(self, closure: Callable, where: str) -> tuple[Tensor, Tensor]:
+    def _evaluate(
+        self, closure: Callable, where: str, release: bool = False
+    ) -> tuple[Tensor, Tensor]:
         for parameter in self._parameters.values():
             parameter.grad = None  # whether or not the closure does so
         with torch.enable_grad():
@@ -122,7 +128,7 @@ class Neighbours:
                 f"{self.caller}: the loss at {where} is {float(loss)}; is there NaN in the batch, "
                 "or is the learning rate too large? Nothing was changed"
             )
-        gradient = self._gradient()
+        gradient = self._gradient(release)
         if not torch.isfinite(gradient.sum()):
             names = self.layout.count(~torch.isfinite(gradient))
             if names:
@@ -132,14 +138,20 @@ class Neighbours:
                 )
         return loss, gradient
 
-    def _gradient(self) -> Tensor:
-        """The module's gradients as a new vector; zero where it has none."""
-        pieces = []
-        for entry in self.layout.entries:
-            slope = None if entry.passive else self._parameters[entry.name].grad
-            slope = self.w.new_zeros(entry.numel) if slope is None else slope.detach()
-            pieces.append(slope.reshape(-1))
-        return torch.cat(pieces)
+    @torch.no_grad()
+    def _gradient(self, release: bool) -> Tensor:
+        """The module's gradients as a new vector, zero where it has none; ``release`` frees each
+        as it is copied."""
+        gradient = torch.empty_like(self.w)
+        for entry, piece in zip(self.layout.entries, self.layout.split(gradient)):
+            parameter = None if entry.passive else self._parameters[entry.name]
+            if parameter is None or parameter.grad is None:
+                piece.zero_()
+                continue
+            piece.view(entry.shape).copy_(parameter.grad)
+            if release:
+                parameter.grad = None
+        return gradient
 
 
 def require_loss(loss, caller: str) -> Tensor:

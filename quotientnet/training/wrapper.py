@@ -45,22 +45,26 @@ class Wrapper(torch.optim.Optimizer):
             )
         layout = layout or ParameterLayout.from_module(module)
         self._neighbours = Neighbours(module, layout, name)
-        _require_covered(module, base, layout, name)
+        self._known = {id(p) for n, p in module.named_parameters() if n in layout}
+        _require_covered(self._known, base, name)
         self.base, self.layout, self.steps = base, layout, 0
         super().__init__(base.param_groups, {})
         self._share()
 
     @abstractmethod
-    def gradient(self, near: Neighbours, closure: Callable) -> tuple[Tensor, Tensor]:
+    def gradient(
+        self, near: Neighbours, closure: Callable, *others: Callable
+    ) -> tuple[Tensor, Tensor]:
         """The loss, and the gradient, shape ``(n,)``, that the optimizer inside is given."""
 
     @torch.no_grad()
-    def step(self, closure: Callable) -> Tensor:
+    def step(self, closure: Callable, *others: Callable) -> Tensor:
         """One step.
 
         Args:
             closure: Zeroes the gradients, computes the loss, calls ``backward()`` and returns it.
                 It is called several times, and must use one batch.
+            others: Closures of other batches, where a member takes any.
 
         Returns:
             The loss at the parameters before the step.
@@ -69,13 +73,15 @@ class Wrapper(torch.optim.Optimizer):
             TypeError: The closure returns no loss.
             FloatingPointError: A loss or gradient is NaN or infinite. Nothing is changed.
         """
-        if not callable(closure):
-            raise TypeError(
-                f"{type(self).__name__}.step: needs a closure, which zeroes the gradients, calls "
-                f"backward() and returns the loss; got {closure!r}"
-            )
+        for each in (closure, *others):
+            if not callable(each):
+                raise TypeError(
+                    f"{type(self).__name__}.step: needs a closure, which zeroes the gradients, "
+                    f"calls backward() and returns the loss; got {each!r}"
+                )
+        _require_covered(self._known, self.base, type(self).__name__)
         with self._neighbours as near:
-            loss, gradient = self.gradient(near, closure)
+            loss, gradient = self.gradient(near, closure, *others)
         self._neighbours.set_gradient(gradient)
         self.base.step()
         self.steps += 1
@@ -96,14 +102,15 @@ class Wrapper(torch.optim.Optimizer):
         self.param_groups, self.state = self.base.param_groups, self.base.state
 
 
-def _require_covered(module: nn.Module, base, layout: ParameterLayout, name: str):
+def _require_covered(known: set[int], base, name: str) -> None:
     """Refuse an optimizer that moves what is not in the layout: its gradient would be any."""
-    known = {id(p) for n, p in module.named_parameters() if n in layout}
     for group in base.param_groups:
         for parameter in group["params"]:
-            bound = isinstance(parameter, BoundParameter)
-            if not bound and id(parameter) not in known:
+            if id(parameter) in known or not parameter.requires_grad:
+                continue
+            if not isinstance(parameter, BoundParameter):
                 raise ValueError(
                     f"{name}: base moves a parameter of shape {tuple(parameter.shape)} that is "
-                    "not among the module's in the layout; make base from module.parameters()"
+                    "not among the module's in the layout; make base from module.parameters(), and "
+                    f"a new {name} when parameters are no longer frozen"
                 )
