@@ -112,4 +112,16 @@ class RiemannianAdam(RiemannianOptimizer):
             direction = direction.add(slope, alpha=options["weight_decay"])
         u = -options["lr"] * direction
         y = here.move(u)
-        return y, following | {"exp_avg": here.carry(u, y, m)}
+        return y, following | {"exp_avg": _carried(here, u, y, m)}
+
+
+def _carried(here: Here, u: Tensor, y: Tensor, m: Tensor) -> Tensor:
+    """The first moment at ``y``, with the length that it had in each block.
+
+    A projection after each step would move some of it into blocks without gradients, where it
+    would be divided by a second moment of nothing; the direction is projected instead.
+    """
+    manifold = here.manifold
+    if type(manifold).transp is QuotientManifold.transp:
+        return manifold.frame(here.x) * m / manifold.frame(y)
+    return here.carry(u, y, m)
