@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quotientnet.aggregation import crossing, merged, partitions
+from quotientnet.exponent_matrix import exponent_matrix
 from quotientnet.exponents import crowd, sums_by_exponent
 from quotientnet.gram import Gram
 from quotientnet.group import ScalingGroup
@@ -21,6 +22,9 @@ _SWEEPS = 60
 
 _CLOSE = 1e-3
 """A residual from which Newton's method needs no sweeps before it."""
+
+_CLOSE_IF_SMALL = 0.9
+"""The same where a Newton step costs no more than a sweep."""
 
 _NEAR = 0.5
 """A sweep that moves no exponent further is followed by Newton's method."""
@@ -81,15 +85,24 @@ class Descent:
     def __init__(self, group: ScalingGroup, terms: Tensor, linear: np.ndarray):
         self.group, self.terms, self.linear = group, terms, linear
         self.t, self.iterations = np.zeros(group.dimension), 0
-        self._crowd = crowd(group)
+
+    @property
+    def _matrix(self):
+        """The group's exponents where they are written down, or None."""
+        return exponent_matrix(self.group) if self.terms.is_cpu else None
 
     # -- sums over the terms ---
 
     def gradient(self) -> tuple[np.ndarray, float]:
         """``Aᵀm − b``, and its largest entry relative to the magnitudes of its terms."""
-        sums = sums_by_exponent(self.group, self.terms)
-        gradient = sum((e * s for e, s in sums.items()), -self.linear)
-        size = sum((abs(e) * s for e, s in sums.items()), abs(self.linear))
+        if self._matrix is not None:
+            terms = self.terms.numpy()
+            gradient = terms @ self._matrix.a - self.linear
+            size = terms @ self._matrix.magnitudes + abs(self.linear)
+        else:
+            sums = sums_by_exponent(self.group, self.terms)
+            gradient = sum((e * s for e, s in sums.items()), -self.linear)
+            size = sum((abs(e) * s for e, s in sums.items()), abs(self.linear))
         ratio = np.divide(abs(gradient), size, np.zeros_like(size), where=size > 0)
         return gradient, float(ratio.max(initial=0.0))
 
@@ -109,6 +122,11 @@ class Descent:
         """Multiply the terms by what a step makes of them."""
         # A far step in stages, so that no factor leaves the range of numbers.
         stages = 1 + int(abs(step).max(initial=0.0) / _STRIDE)
+        if self._matrix is not None:
+            factors = torch.from_numpy(np.exp(self._matrix.a @ (step / stages)))
+            for _ in range(stages):
+                self.terms.mul_(factors)
+            return
         views = self.group.layout.unflatten(self.terms)
         for name, factors in self._scales(step / stages).items():
             for piece, *parts in _chunks(views[name], [f.exp() for f in factors]):
@@ -117,6 +135,8 @@ class Descent:
 
     def reach(self, step: np.ndarray) -> float:
         """A bound on the largest change of an exponent."""
+        if self._matrix is not None:
+            return float(abs(self._matrix.a @ step).max(initial=0.0))
         reach = 0.0
         for factors in self._scales(step).values():
             top = sum(float(f.max()) for f in factors if f.numel())
@@ -148,7 +168,7 @@ class Descent:
     def descend(self, iterations: int) -> tuple[float, Gram]:
         """Sweeps unless they are done, then Newton's method: the last step's reach, and the last
         matrix."""
-        if self.gradient()[1] > _CLOSE:
+        if self.gradient()[1] > (_CLOSE if self._matrix is None else _CLOSE_IF_SMALL):
             self._sweep()
         return self._newton(iterations)
 
@@ -188,9 +208,10 @@ class Descent:
 
         By convexity ``e^{y_1 + … + y_q} ≤ (1/q) Σ e^{q y_j}``, and the right side is minimised.
         """
+        most = crowd(self.group)
         for _ in range(_SWEEPS):
             sums = sums_by_exponent(self.group, self.terms)
-            step = _own_minimisers(sums, self.linear) / self._crowd
+            step = _own_minimisers(sums, self.linear) / most
             self.iterations += 1
             self.move(step)
             if self.reach(step) <= _NEAR:

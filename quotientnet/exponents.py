@@ -7,17 +7,22 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from quotientnet.couplings import reduced
 from quotientnet.group import ScalingGroup
 from quotientnet.layout import ParameterLayout
 
 __all__ = [
-    "compact_group", "fixed_entries", "crowd", "sums_by_exponent", "largest_by_side",
+    "compact_group", "compact_sums", "fixed_entries", "crowd", "sums_by_exponent", "largest_by_side",
     "entries_above", "rows_at",
 ]  # fmt: skip
 
 
 def compact_group(group: ScalingGroup) -> ScalingGroup:
     """The same group on entries that stand for all that are scaled alike in one tensor."""
+    return group.derived("compact", lambda: _compact_group(group))
+
+
+def _compact_group(group: ScalingGroup) -> ScalingGroup:
     shapes = {
         name: np.broadcast_shapes(*(term.index.shape for term in group.incidence[name]))
         for name in group.layout.names
@@ -25,6 +30,18 @@ def compact_group(group: ScalingGroup) -> ScalingGroup:
     }
     layout = ParameterLayout(shapes) if shapes else group.layout
     return ScalingGroup(layout, group.incidence, group.classes, group.names)
+
+
+def compact_sums(group: ScalingGroup, values: Tensor) -> Tensor:
+    """``values``, shape ``(size,)``, summed over what an entry of :func:`compact_group` stands
+    for, in float64."""
+    small = compact_group(group)
+    pieces = [
+        reduced(values[entry.slice].reshape(entry.shape), entry.shape, target.shape)
+        for target in small.layout.entries
+        for entry in (group.layout[target.name],)
+    ]
+    return torch.cat([piece.reshape(-1) for piece in pieces])
 
 
 def fixed_entries(terms) -> np.ndarray | None:

@@ -13,14 +13,12 @@ from torch import Tensor
 
 from quotientnet import exact
 from quotientnet.couplings import class_couplings, spanning_rows
+from quotientnet.exponent_matrix import ExponentMatrix, exponent_matrix
 
 __all__ = ["Gram"]
 
 _DENSE = 1024
 """Up to this many generators the matrix is factored; beyond, conjugate gradients."""
-
-_SMALL = 1 << 17
-"""Up to this many entries of ``A`` they are all written down."""
 
 _PATIENCE = 200
 """Iterations at most where the best that is found will do."""
@@ -50,9 +48,12 @@ class Gram:
         self._group = group
         self._mask = None if weight is None else weight.detach() != 0
         self._weight = weight
-        self._classes = group.classes.astype(np.float64)
 
     # -- what it is made of, for many generators ---
+
+    @cached_property
+    def _classes(self) -> sparse.csr_array:
+        return self._group.classes.astype(np.float64)
 
     @cached_property
     def _parts(self):
@@ -138,8 +139,9 @@ class Gram:
 
     def to_dense(self) -> np.ndarray:
         """``M`` as an array; for tests and small groups."""
-        if self.dimension * self._group.layout.size <= _SMALL:
-            return self._product()
+        matrix = exponent_matrix(self._group)
+        if matrix is not None:
+            return self._product(matrix)
         coupled = sum(
             (c.to_sparse(self._classes.shape[0]) for c in self._matrices),
             sparse.csr_array((self._classes.shape[0],) * 2),
@@ -147,13 +149,11 @@ class Gram:
         coupled = self._classes.T @ coupled @ self._classes
         return (self._sparse + self._left @ self._right.T + coupled).toarray()
 
-    def _product(self) -> np.ndarray:
+    def _product(self, matrix: ExponentMatrix) -> np.ndarray:
         """``M`` from ``A`` itself, where that is small."""
-        a = self._group.to_dense()
         if self._weight is None:
-            return a.T @ a
-        weight = self._weight.detach().cpu().to(torch.float64).numpy()
-        return (a.T * weight) @ a
+            return matrix.a.T @ matrix.a
+        return matrix.gram(self._weight.detach().cpu().to(torch.float64).numpy())
 
     @cached_property
     def _scaled(self) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from quotientnet.units import Term, Unit, unit_index
 
 __all__ = ["ScalingGroup", "as_group"]
 
-_CACHES = "_indices", "_triplets", "_dense", "links"
+_CACHES = "_indices", "_triplets", "_dense", "links", "_derived"
 
 _LISTED = 1 << 17
 """Up to this many coordinates the incidence is also listed entry by entry: fewer, longer calls."""
@@ -316,6 +316,11 @@ class ScalingGroup:
         return result.index_add(-1, columns, sums.index_select(-1, rows) * values)
 
     # -- inside ---
+
+    def derived(self, key: str, make):
+        """What ``make()`` returned at the first call with this key; not pickled."""
+        cache = self.__dict__.setdefault("_derived", {})
+        return cache[key] if key in cache else cache.setdefault(key, make())
 
     def _index(self, term: Term, device) -> Tensor:
         cache = self.__dict__.setdefault("_indices", {})

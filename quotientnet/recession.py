@@ -18,6 +18,9 @@ from quotientnet.group import ScalingGroup
 __all__ = ["Recession", "recession"]
 
 
+_REMEMBERED, _SUPPORTS = 1 << 17, 4
+"""Up to so many terms the answers for the last few supports are kept."""
+
 _FAR = 1e7
 """Bound on a direction's entries: exponents are small integers, levels are rounded."""
 
@@ -95,6 +98,19 @@ def recession(group: ScalingGroup, terms: Tensor, linear: np.ndarray) -> Recessi
         terms: ``c ≥ 0``, shape ``(size,)``.
         linear: ``b``, shape ``(dimension,)``.
     """
+    if len(terms) > _REMEMBERED:
+        return _recession(group, terms, linear)
+    # It depends on which terms there are, not on how large they are.
+    support = (terms > 0).cpu().numpy().tobytes(), linear.tobytes(), terms.device
+    seen = group.derived("recessions", dict)
+    if support not in seen:
+        if len(seen) >= _SUPPORTS:
+            seen.pop(next(iter(seen)))
+        seen[support] = _recession(group, terms, linear)
+    return seen[support]
+
+
+def _recession(group: ScalingGroup, terms: Tensor, linear: np.ndarray) -> Recession:
     found = _one_sided(group, terms, linear)
     terms = terms.masked_fill(found.vanishing, 0.0)
     linear = np.where(found.moving, 0.0, linear)

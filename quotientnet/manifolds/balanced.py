@@ -11,6 +11,8 @@ from geoopt.manifolds.base import ScalingInfo
 from torch import Tensor
 
 from quotientnet.errors import NotOnManifoldError
+from quotientnet.exponent_matrix import exponent_matrix
+from quotientnet.exponents import compact_group, compact_sums
 from quotientnet.gram import Gram
 from quotientnet.group import ScalingGroup, as_group
 from quotientnet.manifolds.base import QuotientManifold
@@ -194,7 +196,7 @@ class BalancedQuotient(QuotientManifold):
             NotOnManifoldError: ``x + u`` has no canonical network.
         """
         self._check_tangents("retr", x, u)
-        back = self._coordinates(x + u) - self._coordinates(x)
+        back = self._coordinates_near(x + u, x) - self._coordinates(x)
         moved = self.group.act((x + u).double(), back).to(x.dtype)
         return torch.where(self._frozen.mask.to(x.device), x + u, moved)
 
@@ -218,34 +220,63 @@ class BalancedQuotient(QuotientManifold):
         empty = x.new_zeros(0, self.group.dimension, dtype=torch.float64)
         return torch.cat([empty, *(p.t[None] for p in self._at(x))]).reshape(shape)
 
+    def _coordinates_near(self, y: Tensor, x: Tensor) -> Tensor:
+        """``t*(y)``, found from that of ``x``, and not remembered: what is depends on no past."""
+        if torch.is_grad_enabled() and (y.requires_grad or x.requires_grad):
+            return self._coordinates(y)
+        rows, points = (
+            t.expand(y.shape).reshape(-1, y.shape[-1]) for t in (y.detach(), x.detach())
+        )
+        found = [
+            self._balance(row, self._place(point).t) for row, point in zip(rows, points)
+        ]
+        empty = y.new_zeros(0, self.group.dimension, dtype=torch.float64)
+        shape = (*y.shape[:-1], self.group.dimension)
+        return torch.cat([empty, *(t[None] for t in found)]).reshape(shape)
+
     def _at(self, x: Tensor) -> list[_Place]:
         return [self._place(row) for row in x.detach().reshape(-1, x.shape[-1])]
 
     def _place(self, x: Tensor) -> _Place:
+        # Running statistics do not count.
+        moving = x[: self.layout.parameter_size]
         for place in self._places:
             if (
                 place.x.dtype == x.dtype
                 and place.x.device == x.device
-                and torch.equal(place.x, x)
+                and torch.equal(place.x, moving)
+                and torch.isfinite(x).all()
             ):
                 return place
+        t = self._balance(x)
+        frame = self._frame(t)
+        gram = self._gram_of(self._keep((frame * x).square_()))
+        place = _Place(moving.clone(), t, frame.to(x.dtype), gram)
+        self._places.append(place)
+        return place
+
+    def _gram_of(self, weight: Tensor) -> Gram:
+        """That of the velocities; on the entries that differ, where these are few."""
+        small = compact_group(self.group)
+        if exponent_matrix(small) is None:
+            return self.group.gram(weight)
+        return small.gram(compact_sums(self.group, weight))
+
+    def _balance(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+        """``t*`` of one point."""
         reason = super()._point_defect(x) if not torch.isfinite(x).all() else None
         reason = reason or self._idle(x)
         if reason is not None:
             raise NotOnManifoldError(f"{self.name}: {reason}")
-        found = balancing(x, self.group, levels=self.levels, runaways="exclude")
+        options = {"levels": self.levels, "runaways": "exclude", "start": start}
+        found = balancing(x, self.group, **options)
         if found.excluded:
             raise NotOnManifoldError(
                 f"{self.name}: {len(found.excluded)} generators have no balance here and run away: "
                 f"{listed(dict.fromkeys(found.excluded, 1))}; pass exclude=w when you build the "
                 "manifold, or other levels"
             )
-        t = found.t.to(x.device)
-        frame = self._frame(t)
-        weight = self._keep((frame * x).square_())
-        place = _Place(x.clone(), t, frame.to(x.dtype), self.group.gram(weight))
-        self._places.append(place)
-        return place
+        return found.t.to(x.device)
 
     def _idle(self, x: Tensor) -> str | None:
         """Which generators move nothing at ``x``, where the quotient has no tangent space."""

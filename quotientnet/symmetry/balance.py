@@ -135,6 +135,7 @@ def balancing(
     levels: Mapping[str, float] | Tensor | None = None,
     norm: int | str = 2,
     runaways: str = "raise",
+    start: Tensor | None = None,
 ) -> Balancing:
     r"""The group element that takes a point to the canonical one of its orbit.
 
@@ -153,6 +154,8 @@ def balancing(
         norm: ``2`` or ``"max"``.
         runaways: ``"raise"``, or ``"exclude"`` to leave generators without a balance as they are:
             the form is then canonical for the others' orbits only.
+        start: Coordinates to start from, shape ``(dimension,)``, such as those of a point near by:
+            they save time and change the result by rounding only.
 
     Raises:
         ValueError: Another shape or NaN in ``w``; unknown names, NaN in ``levels``; another
@@ -180,7 +183,7 @@ def balancing(
             f"{norm!r} and {runaways!r}"
         )
     w, c = w.detach(), _signs(group) if levels is None else levels_of(group, levels)
-    t, found = _minimise(w, group, c)
+    t, found = _minimise(w, group, c, start)
     if not found.attained and levels is None:
         c = default_levels(group)
         t, found = _minimise(w, group, c)
@@ -326,11 +329,13 @@ def levels_of(group: ScalingGroup, levels) -> Tensor:
     return c
 
 
-def _minimise(w: Tensor, group: ScalingGroup, levels: Tensor) -> tuple[Tensor, Minimum]:
+def _minimise(
+    w: Tensor, group: ScalingGroup, levels: Tensor, near: Tensor | None = None
+) -> tuple[Tensor, Minimum]:
     """Coordinates from ``w``, and the minimum found."""
     start = _safe_start(w, group, levels)
     if start is None:
-        found = _converged(w, group, levels)
+        found = _converged(w, group, levels, near)
         return found.t, found
     for _ in range(_RESTARTS):
         found = _converged(_within_range(w, start, group, levels), group, levels)
@@ -341,9 +346,11 @@ def _minimise(w: Tensor, group: ScalingGroup, levels: Tensor) -> tuple[Tensor, M
     raise RuntimeError(_TOO_FAR)
 
 
-def _converged(w: Tensor, group: ScalingGroup, levels: Tensor) -> Minimum:
+def _converged(
+    w: Tensor, group: ScalingGroup, levels: Tensor, start: Tensor | None = None
+) -> Minimum:
     squares = partial(_half_squares, w)
-    found = minimise_exponentials(group, squares, levels, factor=2.0)
+    found = minimise_exponentials(group, squares, levels, factor=2.0, start=start)
     if not found.converged:
         raise RuntimeError(
             "balancing: Newton's method stopped at exponents good to "

@@ -11,8 +11,9 @@ from quotientnet.testing.laws import Law, Verdict
 from quotientnet.testing.manifold_laws import MANIFOLD_LAWS, check_manifold
 from quotientnet.testing.riemannian_laws import RIEMANNIAN_LAWS
 from quotientnet.testing.samples import Sample
+from quotientnet.testing.training_laws import check_equivariant_training
 
 __all__ = [
     "Law", "Verdict", "Sample", "GROUP_LAWS", "RIEMANNIAN_LAWS", "MANIFOLD_LAWS", "HESSIAN_LAWS",
-    "check_group", "check_manifold", "check_hessian",
+    "check_group", "check_manifold", "check_hessian", "check_equivariant_training",
 ]  # fmt: skip
