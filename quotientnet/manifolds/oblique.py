@@ -25,6 +25,7 @@ from quotientnet.manifolds.vectors import (
     LayoutManifold,
     held_at_zero,
     listed,
+    positive_radii,
     safe_sqrt,
 )
 from quotientnet.symmetry.normalised import normalised_blocks
@@ -77,7 +78,7 @@ class ProductOblique(LayoutManifold):
         frozen: Tensor | None = None,
     ):
         super().__init__()
-        count = len(_positive(self.name, radii, rest_radius)) - 1
+        count = len(positive_radii(self.name, radii, rest_radius)) - 1
         self._layout = layout
         self._frozen = Frozen(held_at_zero(self.name, layout, frozen))
         held = self._frozen.mask
@@ -419,7 +420,7 @@ class ProductOblique(LayoutManifold):
     # -- inside ---
 
     def _set_radii(self, radii: Tensor, rest_radius: float) -> None:
-        radii = _positive(self.name, radii, rest_radius)
+        radii = positive_radii(self.name, radii, rest_radius)
         radii = torch.cat([radii, radii.new_ones(1)])  # of the passive coordinates
         self._radii = {radii.device: self._still.fill(radii, 1.0)}
 
@@ -445,24 +446,3 @@ class ProductOblique(LayoutManifold):
     def extra_repr(self) -> str:
         rest = ", a joint block" if self.blocks.lengths[self.blocks.rest] else ""
         return f"{self.layout.size} coordinates, {self.blocks.rest} spheres{rest}"
-
-
-def _positive(name: str, radii: Tensor, rest_radius: float) -> Tensor:
-    """All radii in one vector, the joint block's last, checked."""
-    radii = torch.as_tensor(radii).detach().cpu().to(torch.float64)
-    if radii.ndim != 1:
-        raise ValueError(
-            f"{name}: radii must have shape (count,), got {tuple(radii.shape)}"
-        )
-    radii = torch.cat([radii, torch.tensor([float(rest_radius)], dtype=torch.float64)])
-    bad = ~(torch.isfinite(radii) & (radii > 0))
-    if bad.any():
-        block = int(torch.nonzero(bad)[0])
-        what = (
-            "rest_radius" if block == len(radii) - 1 else f"the radius of block {block}"
-        )
-        raise ValueError(
-            f"{name}: {what} is {float(radii[block])}; a sphere needs a positive one. Leave a zero "
-            "filter out, or freeze it"
-        )
-    return radii

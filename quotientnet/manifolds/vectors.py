@@ -131,6 +131,27 @@ def held_at_zero(name: str, layout: ParameterLayout, frozen: Tensor | None) -> T
     return held | frozen.detach().cpu()
 
 
+def positive_radii(name: str, radii: Tensor, rest_radius: float) -> Tensor:
+    """The radii of blocks in one vector, the joint block's last, checked."""
+    radii = torch.as_tensor(radii).detach().cpu().to(torch.float64)
+    if radii.ndim != 1:
+        raise ValueError(
+            f"{name}: radii must have shape (count,), got {tuple(radii.shape)}"
+        )
+    radii = torch.cat([radii, torch.tensor([float(rest_radius)], dtype=torch.float64)])
+    bad = ~(torch.isfinite(radii) & (radii > 0))
+    if bad.any():
+        block = int(torch.nonzero(bad)[0])
+        what = (
+            "rest_radius" if block == len(radii) - 1 else f"the radius of block {block}"
+        )
+        raise ValueError(
+            f"{name}: {what} is {float(radii[block])}; a sphere needs a positive one. Leave a zero "
+            "filter out, or freeze it"
+        )
+    return radii
+
+
 def safe_sqrt(x: Tensor) -> Tensor:
     """The square root, with value and gradient 0 where ``x ≤ 0``; NaN stays NaN."""
     positive = x > 0

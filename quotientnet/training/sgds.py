@@ -221,6 +221,8 @@ class SGDS(Wrapper):
         squares = squares + rates * (2 * along + rates * radii**2)
         length = float(squares.sum().clamp(min=0).sqrt())
         factor = self.coefficient / self.delta * _power(slope, self.p - 1)
+        if not length:
+            return 0.0
         if abs(factor) * length > self.max_norm:
             factor = copysign(self.max_norm / length, factor)
         if not isfinite(factor * length):

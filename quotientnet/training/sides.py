@@ -144,7 +144,7 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, v, rise):
-        value = rise.at(v).rise.to(v)
+        value = rise.at(v).rise.to(v, copy=True)  # autograd marks what it is given
         ctx.slope = rise.slope()
         return value
 
