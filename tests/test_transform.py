@@ -19,7 +19,10 @@ def train(model, optimizer, x, steps=3):
         optimizer.step()
 
 
-@pytest.mark.parametrize("kind", [k for k in OPTIMIZER_UNITS if k != "Rprop"])
+TORCHS = [k for k in OPTIMIZER_UNITS if k != "Rprop" and hasattr(torch.optim, k)]
+
+
+@pytest.mark.parametrize("kind", TORCHS)
 def test_optimizer_state_is_what_it_would_have_become(kind):
     """Gradients at equivalent points, accumulated by the formula of each kind, are the reference:
     a fresh optimizer is fed ``e^{−At} g`` on parameters that rest."""
@@ -56,6 +59,38 @@ def test_optimizer_state_is_what_it_would_have_become(kind):
             if key in optimizer.state[p] and key not in ("acc_delta", "ax"):
                 a, b = optimizer.state[p][key], lone.state[q][key]
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("quotient", [qn.NodeWiseQuotient, qn.BalancedQuotient])
+@pytest.mark.parametrize("kind", ["RiemannianSGD", "RiemannianAdam"])
+def test_a_riemannian_optimizer_goes_on_as_if_nothing_had_been_moved(kind, quotient):
+    options = {"momentum": 0.9} if kind == "RiemannianSGD" else {"amsgrad": True}
+    outputs = []
+    for moved in (False, True):
+        model, x, group, _ = derived("mlp")
+        w = qn.training.bind(model, quotient(group))
+        optimizer = getattr(qn.training, kind)([w], lr=0.01, **options)
+        train(model, optimizer, x)
+        if moved:
+            before = w.detach().clone()
+            t = group.random(generator=torch.Generator().manual_seed(0))
+            qn.transform(model, group, t, in_place=True, optimizer=optimizer)
+            assert torch.equal(w, group.act(before, t)) and not torch.equal(w, before)
+        train(model, optimizer, x, steps=10)
+        outputs.append(model(x).detach())
+    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_of_a_bound_point_are_those_of_its_parameters():
+    model, x, group, _ = derived("mlp")
+    w = qn.training.bind(model, qn.NodeWiseQuotient(group))
+    optimizer = torch.optim.SGD([w], lr=0.01, momentum=0.9)
+    train(model, optimizer, x)
+    old = optimizer.state[w]["momentum_buffer"].clone()
+    t = group.random(generator=torch.Generator().manual_seed(0))
+    qn.transform(model, group, t, in_place=True, optimizer=optimizer)
+    scales = group.exponents(t).exp()
+    torch.testing.assert_close(optimizer.state[w]["momentum_buffer"], old / scales)
 
 
 def test_a_momentum_step_is_that_of_the_moved_gradients():

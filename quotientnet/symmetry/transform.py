@@ -24,7 +24,8 @@ __all__ = ["transform", "OPTIMIZER_UNITS"]
 _ADAM = {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2}
 
 #: The power of the parameters' unit that each state tensor carries, by optimizer and key. A
-#: gradient has power −1, because ``g(t·w) = e^{−At} g(w)``, and what averages gradients too.
+#: gradient has power −1, because ``g(t·w) = e^{−At} g(w)``, and what averages gradients too. Tangent
+#: vectors of a bound point move with it, and lengths in the metric do not.
 OPTIMIZER_UNITS = {
     "SGD": {"momentum_buffer": -1},
     "Adam": _ADAM,
@@ -37,7 +38,11 @@ OPTIMIZER_UNITS = {
     "RMSprop": {"square_avg": -2, "grad_avg": -1, "momentum_buffer": 0},
     "Rprop": {"prev": -1, "step_size": 1},
     "ASGD": {"ax": 1},
+    "RiemannianSGD": {"momentum_buffer": 1},
+    "RiemannianAdam": {"exp_avg": 1, "exp_avg_sq": 0, "max_exp_avg_sq": 0},
 }
+
+_BOUND = "the bound point"
 
 _UNITLESS = ("step", "eta", "mu", "mu_product")
 """Bookkeeping of torch's optimizers that has no unit."""
@@ -59,8 +64,9 @@ def transform(
     Running statistics move too. The state of an optimizer is moved as what it stores: a momentum of
     gradients by :math:`e^{-At}`, their squares by :math:`e^{-2At}`, so that it is what it would
     have become from the gradients of the equivalent points. (Weight decay that is added to
-    gradients is no gradient of the loss: its part of a momentum is moved like the rest.) Gradients
-    that wait in ``.grad`` are not moved.
+    gradients is no gradient of the loss: its part of a momentum is moved like the rest.) Riemannian
+    optimizers of a bound point keep tangent vectors, which move with it. Gradients that wait in
+    ``.grad`` are not moved.
 
     The ``eps`` of a normalisation makes its symmetry approximate, so that the function may change:
     pass ``inputs`` to have it checked.
@@ -152,15 +158,13 @@ def _moved_states(
         raise ValueError(
             "transform: an optimizer belongs to the model it was made for; pass in_place=True"
         )
-    _require_own(optimizer, model)
-    kind = type(optimizer).__name__
-    units = OPTIMIZER_UNITS.get(kind)
-    names = {
-        id(p): name for name, p in model.named_parameters() if name in group.layout
-    }
-    views, pairs = group.layout.unflatten(scales), []
+    named = _named(optimizer, model, group)
+    views, pairs = group.layout.unflatten(scales) | {_BOUND: scales}, []
     for parameter, state in optimizer.state.items():
-        name = names.get(id(parameter))
+        name, kind = named.get(id(parameter)), type(optimizer).__name__
+        if name != _BOUND:  # on plain parameters they are torch's
+            kind = kind.removeprefix("Riemannian")
+        units = OPTIMIZER_UNITS.get(kind)
         kept = {k: v for k, v in state.items() if k not in _UNITLESS and _is_state(v)}
         unknown = [key for key in kept if units is None or key not in units]
         if unknown and name is not None:
@@ -188,18 +192,27 @@ def _is_state(value) -> bool:
     return any(x.is_floating_point() for x in tensors)
 
 
-def _require_own(optimizer, model: nn.Module) -> None:
+def _named(optimizer, model: nn.Module, group: ScalingGroup) -> dict[int, str]:
+    """The names of what the optimizer moves, by ``id``: the model's parameters on the group's
+    layout, or a point that they are views of."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"transform: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
         )
-    own = {id(p) for p in model.parameters()}
-    held = [id(p) for g in optimizer.param_groups for p in g["params"]]
-    if own.isdisjoint(held):
+    own = dict(model.named_parameters())
+    start = own[group.layout.entries[0].name].data_ptr()
+    held = [p for g in optimizer.param_groups for p in g["params"]]
+    bound = [
+        p for p in held if p.numel() == group.layout.size and p.data_ptr() == start
+    ]
+    bound = [p for p in bound if all(p is not q for q in own.values())]
+    if not bound and {id(p) for p in own.values()}.isdisjoint(map(id, held)):
         raise ValueError(
             "transform: the optimizer holds none of the model's parameters; was it made for "
             "another model, or for one that this is a copy of?"
         )
+    names = {id(p): name for name, p in own.items() if name in group.layout}
+    return names | {id(p): _BOUND for p in bound}
 
 
 def _require_same_outputs(
