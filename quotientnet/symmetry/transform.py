@@ -24,8 +24,8 @@ __all__ = ["transform", "OPTIMIZER_UNITS"]
 _ADAM = {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2}
 
 #: The power of the parameters' unit that each state tensor carries, by optimizer and key. A
-#: gradient has power −1, because ``g(t·w) = e^{−At} g(w)``, and what averages gradients too. Tangent
-#: vectors of a bound point move with it, and lengths in the metric do not.
+#: gradient has power −1, because ``g(t·w) = e^{−At} g(w)``, and what averages gradients too.
+#: Tangent vectors of a bound point move with it, and lengths in the metric do not.
 OPTIMIZER_UNITS = {
     "SGD": {"momentum_buffer": -1},
     "Adam": _ADAM,
