@@ -12,8 +12,8 @@ from quotientnet.group import ScalingGroup
 from quotientnet.layout import ParameterLayout
 
 __all__ = [
-    "compact_group", "compact_sums", "fixed_entries", "crowd", "sums_by_exponent", "largest_by_side",
-    "entries_above", "rows_at",
+    "compact_group", "compact_sums", "fixed_entries", "crowd", "sums_by_exponent",
+    "largest_by_side", "entries_above", "rows_at",
 ]  # fmt: skip
 
 
