@@ -61,7 +61,8 @@ def train(
     """Train in place, and stop with the last good state where a number is no longer finite.
 
     Every step hands the optimizer a closure, so that any of torch's, of geoopt's and of this
-    package's will do. Mode and device are left as they are: call ``module.train()`` before.
+    package's will do. Mode and device are left as they are: call ``module.train()`` before. No gradients
+    are left behind.
 
     When a loss or a gradient is NaN or infinite, the module, the optimizer and the schedule are put
     back to the start of the last step in which they were finite: before the update that led here.
@@ -76,7 +77,8 @@ def train(
         loss: ``loss(outputs, targets)``, a scalar.
         batches: Pairs ``(inputs, targets)`` on the module's device, gone through anew each epoch,
             as a list or a ``DataLoader`` can be; or a function that returns them from the number
-            of the epoch, counted from 0.
+            of the epoch, counted from 0. In place of a pair, a function of nothing that draws one
+            each time that the optimizer evaluates the loss, as :class:`EntropySGD` may want.
         epochs: How often.
         scheduler: One of ``torch.optim.lr_scheduler``, stepped after each **step**. To step one
             each epoch, do so in ``on_epoch``.
@@ -128,6 +130,7 @@ def train(
         ends.append(len(run.losses))
         if on_epoch is not None:
             on_epoch(epoch, run.losses[start:])
+    run.forget_gradients()
     return History(tuple(run.losses), tuple(ends))
 
 
@@ -139,18 +142,18 @@ class _Run:
         self.scheduler, self.losses = scheduler, []
         self._good = LastGood(module, optimizer, scheduler)
         self._judged = False  # whether this step's loss and gradient were finite
+        self._pair = ()
 
     def step(self, batch) -> None:
         """One step on one batch."""
-        pair = _pair(batch)
         self._judged = False
         self._good.begin()
         try:
-            self.optimizer.step(lambda: self._evaluate(*pair))
+            self.optimizer.step(lambda: self._evaluate(batch))
             if self.scheduler is not None:
                 self.scheduler.step()
         except FloatingPointError as error:
-            raise self._not_finite(pair, error) from error
+            raise self._not_finite(error) from error
         except BaseException:
             self._start_again()
             raise
@@ -175,10 +178,10 @@ class _Run:
             )
 
     @torch.enable_grad()
-    def _evaluate(self, inputs, targets) -> Tensor:
+    def _evaluate(self, batch) -> Tensor:
         """The closure."""
-        self.optimizer.zero_grad()
-        self.module.zero_grad()  # also what the optimizer does not move
+        self._pair = inputs, targets = _pair(batch() if callable(batch) else batch)
+        self.forget_gradients()
         loss = self.loss(self.module(inputs), targets)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -198,6 +201,11 @@ class _Run:
             self._judged, self._loss = True, value
         return loss
 
+    def forget_gradients(self) -> None:
+        """Leave no gradients behind, neither of what the optimizer moves nor of the rest."""
+        self.optimizer.zero_grad()
+        self.module.zero_grad()
+
     def _start_again(self) -> None:
         """The state at the start of this step."""
         if self._judged:
@@ -205,10 +213,10 @@ class _Run:
         else:
             self._good.undo_step()
 
-    def _not_finite(self, pair, error) -> NotFiniteError:
+    def _not_finite(self, error) -> NotFiniteError:
         """Put the last good state back, and say who is to blame."""
         step, values = len(self.losses), _first(self.module, lambda p: p)
-        if values is None and not all(map(_finite, pair)):
+        if values is None and not all(map(_finite, self._pair)):
             self._start_again()
             return NotFiniteError(
                 f"train: step {step}: the batch has NaN or infinite entries. The module and the "
