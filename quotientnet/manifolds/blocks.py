@@ -70,6 +70,10 @@ class Blocks:
         """Several inner products of each block, in one pass through the vectors."""
         if self.entrywise:
             return [x * y for x, y in pairs]
+        if all(t.ndim == 2 and len(t) == 1 for pair in pairs for t in pair):
+            return [
+                found[None] for found in self.dots(*((x[0], y[0]) for x, y in pairs))
+            ]
         plain = all(t.ndim == 1 and t.is_cpu for pair in pairs for t in pair)
         if plain and not (
             torch.is_grad_enabled() and any(t.requires_grad for p in pairs for t in p)
@@ -105,9 +109,10 @@ class Blocks:
         return [_dot(x, y, entry, block) for x, y in zip(xs, ys)]
 
     def combine(
-        self, a: Tensor | None, x: Tensor, b: Tensor, y: Tensor, out=None
+        self, a: Tensor | None, x: Tensor, b=None, y=None, out: Tensor | None = None
     ) -> Tensor:
-        """``a ⊙ x + b ⊙ y`` with one number a block; ``a=None`` stands for 1.
+        """``a ⊙ x + b ⊙ y`` with one number a block; ``a=None`` stands for 1, and without ``y``
+        there is no second term.
 
         Args:
             a: Numbers per block, shape ``(..., count)``.
@@ -118,7 +123,7 @@ class Blocks:
                 dimensions and gradients.
         """
         a, b = (None if c is None else c.to(x.dtype) for c in (a, b))
-        if self.entrywise:
+        if self.entrywise and y is not None:
             return torch.addcmul(x if a is None else a * x, b, y, out=out)
         columns = [
             self._split(a, True),
@@ -166,6 +171,8 @@ class Blocks:
 
 
 def _combine(a, x, b, y, out):
+    if y is None:
+        return torch.mul(a, x, out=out)
     if a is None:
         return torch.addcmul(x, b, y, out=out)
     if out is None:

@@ -368,7 +368,7 @@ class ProductOblique(LayoutManifold):
     def _settled(self, x: Tensor, method: str) -> Tensor:
         """``x`` with every block at its norm, which it keeps if that differs by rounding only."""
         held = self._keep(x)
-        scale = self._per_block(x.device) / self._norms(held.to(torch.float64), method)
+        scale = self._per_block(x.device) / self._norms(held, method)
         rounding = (scale - 1).abs() <= 16 * torch.finfo(x.dtype).eps
         # The value is 1 there, the derivative that of the scale.
         scale = (
@@ -377,12 +377,15 @@ class ProductOblique(LayoutManifold):
         if held is x or torch.equal(held, x):
             if rounding.all() and not x.requires_grad:
                 return x
-        zero = torch.zeros_like(scale)
-        return self.blocks.combine(scale, held, zero, held)
+        return self.blocks.combine(scale, held)
 
     def _norms(self, x: Tensor, method: str) -> Tensor:
         """The norm of each block, or the reason why it has no direction; 1 where frozen."""
         norms = self._spheres.radii(x)
+        if x.dtype != torch.float64 and not ((norms > 1e-15) & (norms < 1e15)).all():
+            norms = self._spheres.radii(
+                x.to(torch.float64)
+            )  # the squares leave float32
         if (norms == 0).any():
             bad = listed(self.blocks.named(norms == 0))
             raise NotOnManifoldError(

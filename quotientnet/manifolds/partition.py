@@ -76,12 +76,12 @@ class Partition:
         return sums
 
     def combine(
-        self, a: Tensor | None, x: Tensor, b: Tensor, y: Tensor, out=None
+        self, a: Tensor | None, x: Tensor, b=None, y=None, out: Tensor | None = None
     ) -> Tensor:
         """``a ⊙ x + b ⊙ y`` with one number a block; ``a=None`` stands for 1. See
         :meth:`Blocks.combine`."""
-        a = None if a is None else self._spread(a)
-        return self.pieces.combine(a, x, self._spread(b), y, out=out)
+        a, b = (None if c is None else self._spread(c) for c in (a, b))
+        return self.pieces.combine(a, x, b, y, out=out)
 
     def expand(self, c: Tensor) -> Tensor:
         """Each block's number on its coordinates, shape ``(..., n)``."""

@@ -27,6 +27,13 @@ class _Memory(Rows):
     egrad: Tensor
 
 
+@dataclass(frozen=True)
+class _Slopes(Rows):
+    """Euclidean gradients."""
+
+    egrad: Tensor
+
+
 class Power(Method):
     r"""From ``x`` to the point that maximises the linear model,
     :math:`\operatorname{argmax}_y \langle \nabla f(x) + c x, y\rangle` (Algorithm 1 of
@@ -49,18 +56,20 @@ class Power(Method):
 
     def step(self, problem: Problem, here: Iterate, memory: _Memory) -> Step:
         """One power step, with as much shift as it needs."""
-        x, shift, egrad = here.point, memory.shift, memory.egrad
-        least = _size(egrad) / _size(x) / 16
-        there, finite = here, torch.zeros_like(here.norm, dtype=torch.bool)
+        x, shift, start = here.point, memory.shift, _Slopes(memory.egrad)
+        least = _size(memory.egrad) / _size(x) / 16
+        there, end = here, start
+        finite = torch.zeros_like(here.norm, dtype=torch.bool)
         rows = torch.arange(len(x), device=x.device)
         for _ in range(_TRIALS):
             kept = shift[rows] + _ROUNDING * least[rows]  # a block without slope stays
-            target = column(kept, x) * x[rows] - memory.egrad[rows]
+            old, down = here.take(rows), start.take(rows).egrad
+            target = torch.addcmul(-down, column(kept, x), old.point)
             new, slopes = problem.evaluate(problem.manifold.projx(target))
-            good = _better(new, here.take(rows))
+            good = _better(new, old)
             finite = finite.index_put((rows,), finite[rows] | torch.isfinite(new.value))
             there = there.put(rows[good], new.take(good))
-            egrad = egrad.index_put((rows[good],), slopes[good])
+            end = end.put(rows[good], _Slopes(slopes).take(good))
             rows = rows[~good]
             if not len(rows):
                 break
@@ -68,7 +77,7 @@ class Power(Method):
             shift = shift.index_put((rows,), more)
         stuck = (there.point == x).flatten(1).all(1)
         stuck[rows] = True
-        return Step(there.after(here), _Memory(shift, egrad), stuck, finite)
+        return Step(there.after(here), _Memory(shift, end.egrad), stuck, finite)
 
 
 def _better(new: Iterate, old: Iterate) -> Tensor:

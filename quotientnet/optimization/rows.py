@@ -15,11 +15,16 @@ class Rows:
     """A dataclass of tensors with one row for each starting point."""
 
     def take(self, rows: Tensor):
-        """Some of the rows."""
+        """Some of the rows, in order; the table itself if that is all of them."""
+        every = rows.all() if rows.dtype == torch.bool else len(rows) == len(self)
+        if every:
+            return self
         return type(self)(*(value[rows] for value in self._values()))
 
     def put(self, rows: Tensor, part):
-        """A copy in which some rows are replaced by those of ``part``."""
+        """A copy in which some rows, in order, are replaced by those of ``part``."""
+        if not len(rows) or len(rows) == len(self):
+            return part if len(rows) else self
         pairs = zip(self._values(), part._values())
         return type(self)(*(old.index_put((rows,), new) for old, new in pairs))
 

@@ -75,8 +75,11 @@ class Probe:
         return Sides(rise, difference, mean, along)
 
     def _at(self, step: Tensor, vector: Tensor, closure: Callable):
-        near = self.near
-        return near.at(self.blocks.combine(None, near.w, step, vector), closure)
+        return self.near.at(self._moved(step, vector), closure)
+
+    def _moved(self, step: Tensor, vector: Tensor) -> Tensor:
+        w = self.near.w
+        return self.blocks.combine(None, w, step, vector, out=torch.empty_like(w))
 
 
 def sharpest(
