@@ -61,8 +61,8 @@ def train(
     """Train in place, and stop with the last good state where a number is no longer finite.
 
     Every step hands the optimizer a closure, so that any of torch's, of geoopt's and of this
-    package's will do. Mode and device are left as they are: call ``module.train()`` before. No gradients
-    are left behind.
+    package's will do. Mode and device are left as they are: call ``module.train()`` before. No
+    gradients are left behind.
 
     When a loss or a gradient is NaN or infinite, the module, the optimizer and the schedule are put
     back to the start of the last step in which they were finite: before the update that led here.
