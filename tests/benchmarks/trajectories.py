@@ -109,6 +109,10 @@ class Task:
             outputs = network(self.inputs)
         return [*losses, float(nn.functional.cross_entropy(outputs, self.targets))]
 
+    def curve(self, *arguments) -> torch.Tensor:
+        """The losses of :meth:`train` in float64."""
+        return torch.tensor(self.train(*arguments), dtype=torch.float64)
+
     def final(self, name: str, rate: float, steps: int) -> float:
         """The training loss at the end; infinite where an optimizer refuses a step."""
         try:
@@ -156,11 +160,22 @@ def near(losses: dict[float, float], best: float) -> list[float]:
 
 def reach(task: Task, name: str, steps: int, target: float, rates: list[float]):
     """The shortest training with which one of the learning rates reaches a loss, and that rate."""
-    for multiple in HORIZONS:
-        for rate in rates:
-            if task.final(name, rate, round(multiple * steps)) <= target:
-                return multiple, rate
-    return None, None
+    allowed = reaches(task, name, ALLOWED * steps, target, rates)
+    shorter = [h for h in HORIZONS if h < ALLOWED] if allowed else []
+    longer = [h for h in HORIZONS if h > ALLOWED] if not allowed else []
+    for multiple in (*shorter, *longer):
+        rate = reaches(task, name, multiple * steps, target, rates)
+        if rate:
+            return multiple, rate
+    return (ALLOWED, allowed) if allowed else (None, None)
+
+
+def reaches(task: Task, name: str, steps: float, target: float, rates: list[float]):
+    """One of the learning rates that reaches a loss in so many steps, or None."""
+    for rate in rates:
+        if task.final(name, rate, round(steps)) <= target:
+            return rate
+    return None
 
 
 def compare_curves(
@@ -173,12 +188,12 @@ def compare_curves(
         f"\nlargest relative difference of {steps} losses, {points} equivalent points"
     )
     for name, rate in rates.items():
-        reference = torch.tensor(task.train(name, rate, steps))
+        reference = task.curve(name, rate, steps)
         generator, worst = torch.Generator().manual_seed(1), 0.0
         for _ in range(points):
             t = group.random(spread=1.0, generator=generator)
             twin = qn.transform(make_network(), group, t)
-            curve = torch.tensor(task.train(name, rate, steps, twin))
+            curve = task.curve(name, rate, steps, twin)
             gap = float(((curve - reference) / reference).abs().max())
             worst = max(worst, gap if gap == gap else float("inf"))
         verdict = "" if "," not in name else "met" if worst <= IDENTICAL else "MISSED"
