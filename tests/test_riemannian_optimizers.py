@@ -118,6 +118,38 @@ def test_so_they_have_with_clipping_and_a_schedule(method, kind):
     assert max(make.lengths) > 0.3
 
 
+@pytest.mark.parametrize("options", ["nesterov", "adam", "amsgrad"])
+def test_paths_stay_horizontal(options):
+    model, symmetry, batches, _ = task("mlp")
+    group = symmetry.group
+    for kind, place in {
+        # Rates of horizontal vectors are orthogonal to the exponents; t* is kept by the retraction.
+        "node-wise": lambda m, w: group.adjoint(w.abs().log()),
+        "balanced": lambda m, w: m._coordinates(w),
+    }.items():
+        w = bind(copy.deepcopy(model), MANIFOLDS[kind](symmetry))
+        optimizer, before = OPTIONS[options](w), place(w.manifold, w.detach())
+        start = w.detach().clone()
+        for batch in batches:
+            gradient(w._module, batch)
+            optimizer.step()
+        after = place(w.manifold, w.detach())
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-10)
+        assert (w.detach() - start).norm() > 1e-3 * start.norm()
+
+
+def test_adam_does_not_move_what_has_no_gradient():
+    # A bias before a normalisation, on a manifold where a projection couples it to its filter.
+    model, symmetry, batches, _ = task("batch-norm")
+    w = bind(copy.deepcopy(model), qn.BalancedQuotient(symmetry))
+    optimizer = RiemannianAdam([w], lr=0.02, eps=1e-12)
+    for batch in batches:
+        gradient(w._module, batch)
+        optimizer.step()
+    moments = w.manifold.layout.unflatten(optimizer.state[w]["exp_avg"])
+    assert moments["0.bias"].abs().max() < 1e-13 < 1e-4 < moments["0.weight"].norm()
+
+
 def test_groups_of_parameters_have_options_of_their_own():
     model, symmetry, batches, loss = task("mlp")
     model = nn.Sequential(model, nn.Linear(3, 3).double())
