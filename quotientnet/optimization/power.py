@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quotientnet.manifolds.oblique import ProductOblique
 from quotientnet.optimization.method import Method, Step
 from quotientnet.optimization.problem import Problem
 from quotientnet.optimization.rows import Iterate, Rows, column
@@ -87,6 +88,8 @@ def _better(new: Iterate, old: Iterate) -> Tensor:
 
 
 def _require_sphere_like(problem: Problem, x: Tensor, egrad: Tensor) -> None:
+    if isinstance(problem.manifold, ProductOblique):
+        return
     manifold, v = problem.manifold, x - 0.5 * egrad
     try:
         once, twice = manifold.projx(v), manifold.projx(3 * v)

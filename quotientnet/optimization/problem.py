@@ -75,6 +75,7 @@ class Problem:
         self.caller = caller
         self._function, self._batched = function, batched
         self.values = self.gradients = self.hessian_products = 0
+        self._last = None
 
     @property
     def evaluations(self) -> Evaluations:
@@ -132,7 +133,10 @@ class Problem:
         return self.evaluate(x)[0]
 
     def evaluate(self, x: Tensor) -> tuple[Iterate, Tensor]:
-        """:meth:`at`, and the Euclidean gradient."""
+        """:meth:`at`, and the Euclidean gradient; the last result is remembered."""
+        if self._last is not None and self._last[0].point is x:
+            return self._last
+        self._last = None  # before it is needed, its memory
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             values = self.value(leaf)
@@ -140,9 +144,10 @@ class Problem:
         self.gradients += len(x)
         gradient, values = self.manifold.egrad2rgrad(x, egrad), values.detach()
         norm = self.norm(x, gradient)
-        terms = (x * egrad).abs().flatten(1).sum(1)
+        terms = torch.linalg.vector_norm((x * egrad).flatten(1), ord=1, dim=1)
         scale = torch.maximum(values.abs(), terms)
-        return Iterate(x, values, gradient, norm, scale), egrad
+        self._last = Iterate(x, values, gradient, norm, scale), egrad
+        return self._last
 
     def trial(self, x: Tensor, direction: Tensor, step: Tensor) -> Trial:
         """The function after ``step`` along curves; NaN where they leave the manifold."""

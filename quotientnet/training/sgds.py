@@ -201,8 +201,9 @@ class SGDS(Wrapper):
         """The slope ``gᵀv`` along the direction that a search found, and its sides."""
         blocks = self.manifold.blocks
         manifold = self.manifold.with_radii(radii[: blocks.rest])
-        start = manifold.steepest(g)
-        v, sides = sharpest(probe, manifold, start, kept, self.search_steps)
+        v, sides = sharpest(
+            probe, manifold, manifold.steepest(g), kept, self.search_steps
+        )
         return (kept * blocks.dot(g, v)).sum(), sides
 
     def _rates(self, along: Tensor, radii: Tensor) -> Tensor:

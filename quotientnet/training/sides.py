@@ -8,7 +8,7 @@ derivatives :math:`(\nabla f_+ + \nabla f_-) / 2` in ``v`` and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,13 +28,14 @@ class Sides:
     Attributes:
         rise: The slope ``s(v)``, shape ``()``.
         difference: :math:`\nabla f_+ - \nabla f_-`, shape ``(n,)``.
-        mean: :math:`(\nabla f_+ + \nabla f_-) / 2`, shape ``(n,)``.
+        mean: :math:`(\nabla f_+ + \nabla f_-) / 2`, shape ``(n,)``; None where only the search
+            needed it.
         along: The inner product of ``mean`` and ``v`` on each block, float64.
     """
 
     rise: Tensor
     difference: Tensor
-    mean: Tensor
+    mean: Tensor | None
     along: Tensor
 
 
@@ -117,29 +118,28 @@ class _Rise:
 
     def __init__(self, probe: Probe, kept: Tensor, budget: int):
         self._probe, self._kept, self._left = probe, kept, budget
-        self._v = self._sides = self.best = None
+        self._v = self._value = self._mean = self.best = None
 
     def __call__(self, v: Tensor) -> Tensor:
         return _Known.apply(v, self)
 
-    def at(self, v: Tensor) -> Sides:
-        """Both sides, found or remembered."""
+    def at(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and derivative, found or remembered."""
         if self._v is None or not torch.equal(v, self._v):
             if not self._left:
                 raise _Spent
             self._left -= 1
-            self._v = self._sides = None
-            self._v, self._sides = v.detach(), self._probe(self._kept, v.detach())
-            if self.best is None or self._sides.rise > self.best[1].rise:
-                self.best = self._v, self._sides
-        return self._sides
+            self._v = self._mean = None  # memory that the evaluation can use
+            self._look(v.detach())
+        return self._value, self._mean
 
-    def slope(self) -> Tensor:
-        """The derivative at the last direction."""
-        mean = self._sides.mean
-        if self._kept.all():
-            return mean
-        return mean * self._probe.blocks.expand(self._kept).to(mean)
+    def _look(self, v: Tensor) -> None:
+        sides = self._probe(self._kept, v)
+        self._v, self._value, self._mean = v, sides.rise.to(v.dtype), sides.mean
+        if not self._kept.all():
+            self._mean = sides.mean * self._probe.blocks.expand(self._kept).to(v)
+        if self.best is None or sides.rise > self.best[1].rise:
+            self.best = v, replace(sides, mean=None)
 
 
 class _Known(torch.autograd.Function):
@@ -147,9 +147,8 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, v, rise):
-        value = rise.at(v).rise.to(v, copy=True)  # autograd marks what it is given
-        ctx.slope = rise.slope()
-        return value
+        value, ctx.slope = rise.at(v)
+        return value.clone()  # autograd marks what it is given
 
     @staticmethod
     def backward(ctx, upward):
