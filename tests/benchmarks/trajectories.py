@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
+from statistics import median
+from time import process_time
 
 import torch
-from timing import ratios
 from torch import nn
 
 import quotientnet as qn
@@ -183,11 +185,13 @@ def compare_curves(
 ) -> list[dict]:
     """The loss curves from equivalent points beside that from the start itself."""
     task, rows = Task(), []
-    group = task.symmetry.group
     print(
         f"\nlargest relative difference of {steps} losses, {points} equivalent points"
     )
     for name, rate in rates.items():
+        # What the manifold divides by: for layer scales, the coarsest subgroup.
+        kind = MANIFOLDS.get(name.partition(", ")[2])
+        group = kind(task.symmetry).group if kind else task.symmetry.group
         reference = task.curve(name, rate, steps)
         generator, worst = torch.Generator().manual_seed(1), 0.0
         for _ in range(points):
@@ -211,20 +215,34 @@ def time_steps() -> list[dict]:
         network.zero_grad()
         nn.functional.cross_entropy(network(inputs), targets).backward()
 
+    network = make_network()
+    tasks["gradient"] = partial(gradient, network)
     for name in RATES:
         network = make_network()
         optimizer = make(name, network, task.symmetry, 1e-6)
         gradient(network)
-        tasks[name] = optimizer.step, None
-    network = make_network()
-    found = ratios(lambda: gradient(network), tasks, name="gradient", rounds=31)
+        tasks[name] = optimizer.step
+    found = cpu_seconds(tasks)
+    unit = found.pop("gradient")
     print("\na step without its gradient, in units of the gradient of a batch of 128")
-    for m in found:
-        print(f"{m.task:20} {m.ratio:6.2f}  {m.milliseconds:6.2f} ms")
+    for name, seconds in found.items():
+        print(f"{name:20} {seconds / unit:6.2f}  {1e3 * seconds:6.2f} ms")
     return [
-        {"optimizer": m.task, "ratio": m.ratio, "milliseconds": m.milliseconds}
-        for m in found
+        {"optimizer": name, "ratio": seconds / unit, "milliseconds": 1e3 * seconds}
+        for name, seconds in found.items()
     ]
+
+
+def cpu_seconds(tasks: dict, rounds: int = 31) -> dict[str, float]:
+    """Medians of the processor's time, the tasks in turn, each after a call that warms caches."""
+    times = {name: [] for name in tasks}
+    for _ in range(rounds):
+        for name, task in tasks.items():
+            task()
+            start = process_time()
+            task()
+            times[name].append(process_time() - start)
+    return {name: median(seconds) for name, seconds in times.items()}
 
 
 if __name__ == "__main__":
