@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -86,33 +87,33 @@ class Step:
         self.optimizer.step(self.gradient)
 
 
-def times(name: str, rounds: int, device: str) -> list[Measurement]:
+def measured(name: str, rounds: int, device: str) -> list[Measurement]:
     """The table's rows for one network."""
     steps = {k: Step(TASKS[name], k, device) for k in SEARCH_STEPS}
     plain = Step(TASKS[name], None, device)
     tasks = {f"{name}: SGD with momentum": (plain.step, None)}
     for k, step in steps.items():
         tasks[f"{name}: SGDS-{k}"] = (step.step, (3 + 2 * k) * MARGIN)
-    return ratios(plain.gradient, tasks, name="a gradient of the batch", rounds=rounds)
+    rows = ratios(plain.gradient, tasks, name="a gradient of the batch", rounds=rounds)
+    if device != "cpu":
+        return rows
+    return [replace(row, mebibytes=peak) for row, peak in zip(rows, memory(name))]
 
 
-def memory(name: str) -> list[Measurement]:
-    """Peaks beside that of SGD with momentum and one vector more, each in its own process.
+def memory(name: str) -> list[float]:
+    """The peaks of SGD with momentum and one vector more, and of SGDS, each in its own process.
 
-    There are 5 vectors of all parameters beside the activations where a search is not made, against
-    3 of the other: within the target where activations are as large as 3.7 vectors.
+    There are 5 vectors of all parameters beside the activations where no search is made, against 3
+    of the other: within the target where activations are as large as 3.7 vectors.
     """
     # Memory that is in use, not what malloc keeps for later.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    base = peak_of(__file__, name, "sgd")
-    return [
-        Measurement(
-            f"{name}: memory of SGDS-{k}", "that of momentum and a vector", peak / base, MEMORY,
-            float("nan"), mebibytes=peak,
-        )
-        for k in SEARCH_STEPS
-        for peak in [peak_of(__file__, name, str(k))]
-    ]  # fmt: skip
+    base, *peaks = (
+        peak_of(__file__, name, k) for k in ("sgd", *map(str, SEARCH_STEPS))
+    )
+    for k, peak in zip(SEARCH_STEPS, peaks):
+        print(f"{name}: memory of SGDS-{k} is {peak / base:.2f} times, target {MEMORY}")
+    return [base, *peaks]
 
 
 def print_peak(name: str, what: str) -> None:
@@ -144,11 +145,11 @@ def main() -> None:
     if options.peak:
         print_peak(*options.peak)
         return
-    results = []
-    for name in options.tasks:
-        results += times(name, options.rounds, options.device)
-        if options.device == "cpu":
-            results += memory(name)
+    results = [
+        row
+        for name in options.tasks
+        for row in measured(name, options.rounds, options.device)
+    ]
     report("sgds_steps", results, options.output)
 
 
