@@ -98,9 +98,14 @@ class LayoutManifold(geoopt.Manifold):
 
     def _defect(self, x: Tensor) -> str | None:
         """What is wrong with a point or vector before any norm is looked at."""
-        bad = ~torch.isfinite(x)
-        if bad.any():
-            return f"entries of {listed(self.layout.count(bad))} are NaN or infinite"
+        if not torch.isfinite(x.sum()):
+            bad = ~torch.isfinite(x)
+            if bad.any():
+                return (
+                    f"entries of {listed(self.layout.count(bad))} are NaN or infinite"
+                )
+        if not self._frozen.any:
+            return None
         moved = (x != 0) & self._frozen.mask.to(x.device)
         if moved.any():
             return f"held coordinates of {listed(self.layout.count(moved))} are not 0"

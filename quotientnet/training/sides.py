@@ -114,32 +114,27 @@ class _Spent(Exception):
 
 
 class _Rise:
-    """``s(v)`` as a differentiable function that remembers the last direction and the best."""
+    """``s(v)`` as a differentiable function that keeps the best direction."""
 
     def __init__(self, probe: Probe, kept: Tensor, budget: int):
         self._probe, self._kept, self._left = probe, kept, budget
-        self._v = self._value = self._mean = self.best = None
+        self.best = None
 
     def __call__(self, v: Tensor) -> Tensor:
         return _Known.apply(v, self)
 
     def at(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and derivative, found or remembered."""
-        if self._v is None or not torch.equal(v, self._v):
-            if not self._left:
-                raise _Spent
-            self._left -= 1
-            self._v = self._mean = None  # memory that the evaluation can use
-            self._look(v.detach())
-        return self._value, self._mean
-
-    def _look(self, v: Tensor) -> None:
+        """Value and derivative."""
+        if not self._left:
+            raise _Spent
+        self._left -= 1
         sides = self._probe(self._kept, v)
-        self._v, self._value, self._mean = v, sides.rise.to(v.dtype), sides.mean
-        if not self._kept.all():
-            self._mean = sides.mean * self._probe.blocks.expand(self._kept).to(v)
         if self.best is None or sides.rise > self.best[1].rise:
             self.best = v, replace(sides, mean=None)
+        slope = sides.mean
+        if not self._kept.all():
+            slope = slope * self._probe.blocks.expand(self._kept).to(v)
+        return sides.rise.to(v.dtype), slope
 
 
 class _Known(torch.autograd.Function):
@@ -147,7 +142,7 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, v, rise):
-        value, ctx.slope = rise.at(v)
+        value, ctx.slope = rise.at(v.detach())
         return value.clone()  # autograd marks what it is given
 
     @staticmethod
