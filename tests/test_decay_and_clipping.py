@@ -124,7 +124,9 @@ def test_decay_of_units_that_run_away_is_refused_by_name():
     symmetry = qn.discover(model, x)
     w = symmetry.group.layout.flatten(model)
     manifold = qn.NodeWiseQuotient(symmetry, frozen_zeros=w)
-    with pytest.raises(qn.NotOnManifoldError, match="decay: .*rows of 0.weight.*exclude=w"):
+    with pytest.raises(
+        qn.NotOnManifoldError, match="decay: .*rows of 0.weight.*exclude=w"
+    ):
         decay(w, manifold)
     without = qn.BalancedQuotient(symmetry, exclude=w).group
     manifold = qn.NodeWiseQuotient(without, frozen_zeros=w)

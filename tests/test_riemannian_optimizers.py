@@ -34,6 +34,12 @@ OPTIONS = {
         [w], lr=1e-4, momentum=0.5, along="retraction"
     ),
     "adam": lambda w: RiemannianAdam([w], lr=0.02, eps=1e-6),
+    "adam by entries": lambda w: RiemannianAdam(
+        [w], lr=0.002, eps=1e-6, moments="entries"
+    ),
+    "adam by blocks": lambda w: RiemannianAdam(
+        [w], lr=0.02, eps=1e-6, moments="blocks"
+    ),
     "amsgrad": lambda w: RiemannianAdam(
         [w], lr=0.02, eps=1e-6, amsgrad=True, weight_decay=0.1
     ),

@@ -1,4 +1,4 @@
-"""Adam on manifolds: second moments per block, in the metric."""
+"""Adam on manifolds: second moments per block, or per entry, in the metric."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from math import inf
 import torch
 from torch import Tensor
 
-from quotientnet.manifolds import QuotientManifold
-from quotientnet.training.riemannian import Here, RiemannianOptimizer
+from quotientnet.manifolds import LogPolarQuotient, QuotientManifold
+from quotientnet.training.riemannian import (
+    Here,
+    RiemannianOptimizer,
+    manifold_of,
+)
 
 __all__ = ["RiemannianAdam"]
 
@@ -17,16 +21,17 @@ class RiemannianAdam(RiemannianOptimizer):
     r"""Adam along the curves of a manifold, invariant on quotients.
 
     The first moment is the Riemannian gradient's, carried along the steps. The second moment has
-    one number for each block ``b`` of the metric (a tensor, filter or entry, as the manifold's
-    ``component_inner`` has it), the squared length of the gradient's part there:
+    one number for each block ``b``, the squared length of the gradient's part there:
 
     .. math:: m \leftarrow \beta_1 \Gamma m + (1 - \beta_1) g, \qquad
         v_b \leftarrow \beta_2 v_b + (1 - \beta_2) \|g_b\|_w^2, \qquad
         w \leftarrow R_w\Big(-\eta \Big[P \frac{\hat m_b}{\sqrt{\hat v_b} + \epsilon}
         + \lambda \operatorname{grad} F\Big]\Big).
 
-    Lengths in the metric are the same on the whole orbit, so the trajectory is equivariant as that
-    of :class:`RiemannianSGD`; the projection :math:`P` keeps the scaled direction horizontal. Adam
+    Blocks are those of a log-polar metric (tensors, filters or entries), and on other quotients the
+    single entries. Lengths in the metric are the same on the whole orbit, and so are those of
+    entries, :math:`d_i |g_i|` with the frame ``d``; so the trajectory is equivariant as that of
+    :class:`RiemannianSGD`. The projection :math:`P` keeps the scaled direction horizontal. Adam
     itself divides by sizes of Euclidean gradients, which depend on the representative. On plain
     parameters it is :class:`torch.optim.AdamW`.
 
@@ -38,6 +43,9 @@ class RiemannianAdam(RiemannianOptimizer):
         weight_decay: :math:`\lambda`, decoupled from the moments; ``F`` is :func:`decay` on a
             quotient, half the squared norm elsewhere.
         amsgrad: Whether to divide by the largest second moment so far.
+        moments: ``"blocks"`` for the manifold's ``component_inner``, which on a
+            ``BalancedQuotient`` is that of tensors, or ``"entries"``, on quotients only. By default
+            as above.
         along: ``"geodesic"`` or ``"retraction"``; by default geodesics on log-polar quotients,
             retractions elsewhere.
 
@@ -74,11 +82,12 @@ class RiemannianAdam(RiemannianOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
+        moments: str | None = None,
         along: str | None = None,
     ):
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
-            "amsgrad": amsgrad, "along": along,
+            "amsgrad": amsgrad, "moments": moments, "along": along,
         }  # fmt: skip
         super().__init__(params, defaults)
 
@@ -88,12 +97,27 @@ class RiemannianAdam(RiemannianOptimizer):
         self.require_range(options, "eps", 0, inf)
         for name, beta in zip(("betas[0]", "betas[1]"), options["betas"]):
             self.require_range({name: beta}, name, 0, 1)
+        if options["moments"] not in (None, "blocks", "entries"):
+            raise ValueError(
+                "RiemannianAdam: moments must be 'blocks' or 'entries', got "
+                f"{options['moments']!r}"
+            )
+        others = [m for m in map(manifold_of, options["params"]) if not _has_frame(m)]
+        if options["moments"] == "entries" and others:
+            raise ValueError(
+                "RiemannianAdam: moments='entries' needs a frame, which quotients have and "
+                f"{others[0].name} does not; use moments='blocks'"
+            )
 
     def propose(self, here: Here, state: dict, options: dict) -> tuple[Tensor, dict]:
         """The next point, the first moment carried to it, and the second."""
         manifold, x, (beta1, beta2) = here.manifold, here.x, options["betas"]
         gradient = manifold.egrad2rgrad(x, here.gradient)
-        sizes = manifold.component_inner(x, gradient).expand_as(x)
+        entries = _entrywise(manifold, options["moments"])
+        if entries:
+            sizes = (manifold.frame(x) * gradient).square_()
+        else:
+            sizes = manifold.component_inner(x, gradient).expand_as(x)
         step = state.get("step", 0) + 1
         m, v = gradient * (1 - beta1), sizes * (1 - beta2)
         if state:
@@ -112,16 +136,27 @@ class RiemannianAdam(RiemannianOptimizer):
             direction = direction.add(slope, alpha=options["weight_decay"])
         u = -options["lr"] * direction
         y = here.move(u)
-        return y, following | {"exp_avg": _carried(here, u, y, m)}
+        return y, following | {"exp_avg": _carried(here, u, y, m, entries)}
 
 
-def _carried(here: Here, u: Tensor, y: Tensor, m: Tensor) -> Tensor:
-    """The first moment at ``y``, with the length that it had in each block.
+def _carried(here: Here, u: Tensor, y: Tensor, m: Tensor, entries: bool) -> Tensor:
+    """The first moment at ``y``, in the coordinates of the second.
 
-    A projection after each step would move some of it into blocks without gradients, where it
-    would be divided by a second moment of nothing; the direction is projected instead.
+    A projection after each step would move some of it to where there are no gradients, and it would
+    be divided by a second moment of nothing; the direction is projected instead.
     """
     manifold = here.manifold
-    if type(manifold).transp is QuotientManifold.transp:
+    if entries or type(manifold).transp is QuotientManifold.transp:
         return manifold.frame(here.x) * m / manifold.frame(y)
     return here.carry(u, y, m)
+
+
+def _entrywise(manifold, moments: str | None) -> bool:
+    """Whether the second moment is that of single entries."""
+    if moments is None:
+        return _has_frame(manifold) and not isinstance(manifold, LogPolarQuotient)
+    return moments == "entries"
+
+
+def _has_frame(manifold) -> bool:
+    return isinstance(manifold, QuotientManifold)
