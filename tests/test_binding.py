@@ -128,22 +128,81 @@ def test_geoopts_optimizers_take_it():
     assert model(X).square().sum().item() < before
 
 
-def test_copies_and_pickles_are_points_of_their_own():
+def by_copy(whole):
+    return copy.deepcopy(whole)
+
+
+def by_pickle(whole):
+    file = io.BytesIO()
+    torch.save(whole, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("copied", [by_copy, by_pickle])
+def test_a_copy_is_bound_to_a_copy_of_the_module(copied, order):
     model, manifold = make()
     w = bind(model, manifold)
-    file = io.BytesIO()
-    torch.save(w, file)
-    file.seek(0)
-    for other in (copy.deepcopy(w), torch.load(file, weights_only=False)):
-        assert type(other) is geoopt.ManifoldParameter and torch.equal(other, w)
-        assert other.manifold.layout == manifold.layout
-        with torch.no_grad():
-            other.zero_()
-        assert model.first.weight.any()
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        twin.first.weight.zero_()
-    assert model.first.weight.any()
+    optimizer = torch.optim.SGD([w], lr=1e-3, momentum=0.9)
+    backward(model), optimizer.step()
+    twin, other = copied((model, optimizer)[::order])[::order]
+    for module, each in ((model, optimizer), (twin, other)):
+        each.zero_grad()
+        backward(module), each.step()
+    v = other.param_groups[0]["params"][0]
+    assert isinstance(v, BoundParameter) and v.data_ptr() != w.data_ptr()
+    assert torch.equal(v, w) and torch.equal(manifold.layout.flatten(twin), v.data)
+    assert torch.equal(
+        other.state[v]["momentum_buffer"], optimizer.state[w]["momentum_buffer"]
+    )
+    assert twin.second.weight is twin.first.weight
+
+
+def test_a_penalty_on_the_vector_counts():
+    model, manifold = make()
+    w, count = bind(model, manifold), manifold.layout.parameter_size
+    backward(model)
+    expected = w.grad.clone()
+    expected[:count] += 2 * w.detach()[:count]
+    w.grad = None
+    (model(X).square().sum() + w.square().sum()).backward()
+    assert torch.allclose(w.grad, expected, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(w.grad, expected, rtol=1e-12, atol=1e-12)  # read once more
+    w.grad = None
+    w.square().sum().backward()
+    assert torch.equal(w.grad[:count], 2 * w.detach()[:count])
+    assert not w.grad[count:].any()  # running statistics have none
+    assert torch.equal(model.first.bias.grad, 2 * model.first.bias.detach())
+
+
+def test_a_gradient_that_is_kept_stays_what_it_was():
+    model, manifold = make()
+    w = bind(model, manifold)
+    backward(model)
+    kept, value = w.grad, w.grad.clone()
+    w.grad = None
+    (3 * model(X).square().sum()).backward()
+    assert torch.equal(kept, value) and torch.allclose(w.grad, 3 * kept)
+    model.zero_grad()
+    backward(model)
+    assert torch.equal(kept, value) and torch.allclose(w.grad, kept)
+    model.zero_grad()
+    with pytest.warns(UserWarning, match="create_graph"):
+        model(X).square().sum().backward(create_graph=True)
+    assert torch.allclose(w.grad, kept) and not w.grad.requires_grad
+    w.grad = None
+
+
+def test_freezing_a_bound_parameter_is_refused():
+    model, manifold = make()
+    w = bind(model, manifold)
+    model.first.bias.requires_grad_(False)
+    backward(model)
+    with pytest.raises(RuntimeError, match="requires_grad of 'first.bias' has changed"):
+        w.grad
+    model.first.bias.requires_grad_(True)
+    assert w.grad.any()
 
 
 def test_load_state_dict_moves_the_point():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import geoopt
 import torch
 from torch import Tensor, nn
@@ -17,54 +19,74 @@ class BoundParameter(geoopt.ManifoldParameter):
     """A point of a manifold that a module's parameters are views of; :func:`bind` makes one.
 
     Its ``grad`` is one vector, of which the parameters' gradients are made views when it is read:
-    zeroing, scaling or removing the one does so to the others.
+    zeroing, scaling or removing the one does so to the others. What has been computed of the vector
+    itself, a penalty say, is added, running statistics apart. A copy of it is bound to a copy of the module.
     """
 
     _module: nn.Module
-    _gradient: Tensor
+    _trained: dict[str, bool]
+    _gradient: Tensor | None
 
     @property
     def grad(self) -> Tensor | None:
         """The gradient, shape ``(n,)``, zero where the module has none; None if it has none at all.
 
         Raises:
-            RuntimeError: The module's parameters no longer share memory with the vector.
+            RuntimeError: The module's parameters no longer share memory with the vector, or other
+                ones are frozen than when they were bound.
         """
-        tensors = self._tied()
-        if all(tensor.grad is None for tensor in tensors.values()):
-            return None
-        for name, view in self.manifold.layout.unflatten(self._buffer()).items():
-            gradient = tensors[name].grad if name in tensors else None
-            if gradient is None:
-                view.zero_()
-            elif gradient.data_ptr() != view.data_ptr():
-                view.copy_(gradient)
-            if name in tensors:
-                tensors[name].grad = view
-        return self._gradient
+        with torch.no_grad():
+            return self._gathered(self._tied())
 
     @grad.setter
     def grad(self, gradient: Tensor | None) -> None:
         tensors = self._tied()
+        torch.Tensor.grad.__set__(self, None)
         if gradient is None:
+            self._gradient = None  # whoever holds it may keep it
             for tensor in tensors.values():
                 tensor.grad = None
             return
-        views = self.manifold.layout.unflatten(self._buffer().copy_(gradient))
+        self._gradient = gradient.detach().clone()
+        self._give(tensors)
+
+    def _gathered(self, tensors: dict[str, Tensor]) -> Tensor | None:
+        own = torch.Tensor.grad.__get__(self)
+        slopes = {n: t.grad for n, t in tensors.items() if t.grad is not None}
+        if not slopes and own is None:
+            return None
+        if not self._is_current(slopes):
+            self._gradient = torch.zeros_like(self.data)
+            views = self.manifold.layout.unflatten(self._gradient)
+            for name, slope in slopes.items():
+                views[name].copy_(slope)
+            self._give(tensors)
+        if own is not None:
+            count = self.manifold.layout.parameter_size
+            self._gradient[:count].add_(own[:count])
+            torch.Tensor.grad.__set__(self, None)
+        return self._gradient
+
+    def _is_current(self, slopes: dict[str, Tensor]) -> bool:
+        """Whether every parameter's gradient is a view of the present vector."""
+        if self._gradient is None:
+            return False
+        views = self.manifold.layout.unflatten(self._gradient)
+        entries = [e for e in self.manifold.layout.entries if not e.passive]
+        return len(slopes) == len(entries) and all(
+            slope.data_ptr() == views[name].data_ptr() for name, slope in slopes.items()
+        )
+
+    def _give(self, tensors: dict[str, Tensor]) -> None:
+        views = self.manifold.layout.unflatten(self._gradient)
         for name, tensor in tensors.items():
             tensor.grad = views[name]
 
-    def _buffer(self) -> Tensor:
-        """Where the gradient is; memory is taken when it is first needed."""
-        if self._gradient is None:
-            self._gradient = torch.zeros_like(self.data)
-        return self._gradient
-
     def _tied(self) -> dict[str, Tensor]:
         """The module's parameters by name, checked to be views of this vector."""
-        own = tensors_of(self._module)
+        own, entries = tensors_of(self._module), self.manifold.layout.entries
         base, size = self.data_ptr(), self.element_size()
-        for entry in self.manifold.layout.entries:
+        for entry in entries:
             tensor = own[entry.name]
             if entry.numel and tensor.data_ptr() != base + size * entry.start:
                 raise RuntimeError(
@@ -72,20 +94,24 @@ class BoundParameter(geoopt.ManifoldParameter):
                     "vector (after module.to(...), or an assignment to .data); call bind again "
                     "and make a new optimizer"
                 )
-        entries = self.manifold.layout.entries
-        return {e.name: own[e.name] for e in entries if not e.passive}
+        tensors = {e.name: own[e.name] for e in entries if not e.passive}
+        for name, tensor in tensors.items():
+            if tensor.requires_grad != self._trained[name]:
+                raise RuntimeError(
+                    f"bind: requires_grad of {name!r} has changed since the module was bound; the "
+                    "manifold is that of all parameters together: build one from discover of the "
+                    "module as it is now, bind again, and make a new optimizer"
+                )
+        return tensors
 
     def __deepcopy__(self, memo):
-        """A point of its own, to which no module is bound."""
         if id(self) not in memo:
-            memo[id(self)] = geoopt.ManifoldParameter(
-                self.data.clone(), self.manifold, self.requires_grad
-            )
+            module, manifold = copy.deepcopy((self._module, self.manifold), memo)
+            memo[id(self)] = _tie(module, manifold, self.requires_grad)
         return memo[id(self)]
 
     def __reduce_ex__(self, proto):
-        # Saved alone, it is a point; modules and optimizers are saved by their state_dict.
-        return self.__deepcopy__({}).__reduce_ex__(proto)
+        return _tie, (self._module, self.manifold, self.requires_grad)
 
 
 def bind(module: nn.Module, manifold: LayoutManifold) -> BoundParameter:
@@ -126,13 +152,19 @@ def bind(module: nn.Module, manifold: LayoutManifold) -> BoundParameter:
             f"{type(manifold).__name__}"
         )
     own = _require_layout(module, manifold)
-    vector = manifold.layout.flatten(own)
-    reason = manifold._check_point_on_manifold(vector)[1]
+    reason = manifold._check_point_on_manifold(manifold.layout.flatten(own))[1]
     if reason is not None:
         raise NotOnManifoldError(f"bind: {reason}")
-    w = BoundParameter(vector, manifold=manifold)
+    return _tie(module, manifold)
+
+
+def _tie(module: nn.Module, manifold: LayoutManifold, requires_grad=True):
+    """Make the module's tensors views of a new vector."""
+    own, layout = tensors_of(module), manifold.layout
+    w = BoundParameter(layout.flatten(own), manifold, requires_grad)
     w._module, w._gradient = module, None
-    for name, view in manifold.layout.unflatten(w.data).items():
+    w._trained = {e.name: own[e.name].requires_grad for e in layout.entries}
+    for name, view in layout.unflatten(w.data).items():
         own[name].data = view
     return w
 
