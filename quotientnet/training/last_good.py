@@ -22,9 +22,9 @@ class LastGood:
     """
 
     def __init__(self, module: nn.Module, optimizer, scheduler=None):
-        self._module, self._others = module, [optimizer]
-        self._others += [scheduler] if scheduler is not None else []
-        self._parameters = [p.detach().clone() for p in module.parameters()]
+        self._others = [optimizer] if scheduler is None else [optimizer, scheduler]
+        self._module, self._own = module, list(module.parameters())
+        self._parameters = [p.detach().clone() for p in self._own]
         self.begin()
         self.keep()
 
@@ -36,7 +36,7 @@ class LastGood:
     @torch.no_grad()
     def keep(self) -> None:
         """Where the step began is good."""
-        for kept, parameter in zip(self._parameters, self._module.parameters()):
+        for kept, parameter in zip(self._parameters, self._own):
             kept.copy_(parameter)
         self._buffers = self._started
         self._states = None  # gives memory back before more is taken
@@ -51,7 +51,7 @@ class LastGood:
     @torch.no_grad()
     def restore(self) -> None:
         """Go back to where the last good step began."""
-        for parameter, kept in zip(self._module.parameters(), self._parameters):
+        for parameter, kept in zip(self._own, self._parameters):
             parameter.copy_(kept)
         for buffer, kept in zip(self._module.buffers(), self._buffers):
             buffer.copy_(kept)

@@ -66,9 +66,9 @@ def train(
 
     When a loss or a gradient is NaN or infinite, the module, the optimizer and the schedule are put
     back to the start of the last step in which they were finite: before the update that led here.
-    If the batch has NaN, no update is to blame: they are what they were before the
-    batch. After any other exception, also an interrupt in the middle of an update, they are what
-    they were at the start of the step.
+    If the batch has NaN, no update is to blame, and they are what they were before the batch. After
+    any other exception, also an interrupt in the middle of an update, they are what they were at
+    the start of the step.
 
     Args:
         module: What is trained.
@@ -141,6 +141,7 @@ class _Run:
         self.module, self.optimizer, self.loss = module, optimizer, loss
         self.scheduler, self.losses = scheduler, []
         self._good = LastGood(module, optimizer, scheduler)
+        self._parameters = list(module.parameters())
         self._judged = False  # whether this step's loss and gradient were finite
         self._pair = ()
 
@@ -165,8 +166,7 @@ class _Run:
         Raises:
             NotFiniteError: A parameter is NaN or infinite.
         """
-        parameters = self.module.parameters()
-        if not torch.isfinite(_size([p.detach() for p in parameters])):
+        if not torch.isfinite(_size([p.detach() for p in self._parameters])):
             last = len(self.losses) - 1
             name = _first(self.module, lambda p: p)
             self._good.restore()
@@ -188,7 +188,7 @@ class _Run:
             raise TypeError(f"train: loss must return a scalar tensor, got {got}")
         loss.backward()
         value = loss.detach().reshape(())
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
         value, size = torch.stack([value, _size(gradients).to(value)]).tolist()
         if not abs(value) + size < inf:
             raise FloatingPointError(
@@ -204,7 +204,8 @@ class _Run:
     def forget_gradients(self) -> None:
         """Leave no gradients behind, neither of what the optimizer moves nor of the rest."""
         self.optimizer.zero_grad()
-        self.module.zero_grad()
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def _start_again(self) -> None:
         """The state at the start of this step."""

@@ -41,6 +41,7 @@ STRONG = "SGDS-0, λ = 0.1"
 GRADIENTS = {
     "SGD": 1, "SGDS-0": 3, STRONG: 3, "SGDS-5": 13, "Entropy-SGD": 20, "SAM": 2, "ASAM": 2,
 }  # fmt: skip
+IMAGES = 512
 MEASURES = ("test_accuracy", "train_loss", "bn_sharpness", "normalised_sharpness")
 
 
@@ -129,10 +130,10 @@ def losses(network: nn.Module, digits: Digits) -> dict:
 
 
 def flatness(network: nn.Module, digits: Digits) -> dict:
-    """In float64 on all images of the training: BN-sharpness (p = 2, δ = 1e-3) in train mode, as
-    one batch, and normalised sharpness in eval mode."""
+    """In float64 on images of the training: BN-sharpness (p = 2, δ = 1e-3) in train mode, as one
+    batch, and normalised sharpness in eval mode."""
     network.double()
-    data = digits.train_inputs.double(), digits.train_targets
+    data = digits.train_inputs[:IMAGES].double(), digits.train_targets[:IMAGES]
     objective = qn.Objective(network.train(), nn.CrossEntropyLoss(), data)
     group = qn.discover(network, data[0][:8], layout=objective.layout).group
     point = objective.at(objective.layout.flatten(network))
@@ -226,8 +227,8 @@ def tables(journal: Journal, seeds: int) -> dict:
     ]
     return {
         "torch": torch.__version__, "threads": torch.get_num_threads(), "seeds": seeds,
-        "epochs": EPOCHS, "momentum": MOMENTUM, "rates": RATES, "tuning_seeds": TUNING,
-        "tuning": rates, "rows": rows,
+        "epochs": EPOCHS, "momentum": MOMENTUM, "images": IMAGES, "rates": RATES,
+        "tuning_seeds": TUNING, "tuning": rates, "rows": rows,
     }  # fmt: skip
 
 
