@@ -158,6 +158,7 @@ def _moved_states(
         raise ValueError(
             "transform: an optimizer belongs to the model it was made for; pass in_place=True"
         )
+    optimizer = getattr(optimizer, "base", optimizer)  # inside SAM, say
     named = _named(optimizer, model, group)
     views, pairs = group.layout.unflatten(scales) | {_BOUND: scales}, []
     for parameter, state in optimizer.state.items():

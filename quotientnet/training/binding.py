@@ -20,12 +20,23 @@ class BoundParameter(geoopt.ManifoldParameter):
 
     Its ``grad`` is one vector, of which the parameters' gradients are made views when it is read:
     zeroing, scaling or removing the one does so to the others. What has been computed of the vector
-    itself, a penalty say, is added, running statistics apart. A copy of it is bound to a copy of the module.
+    itself, a penalty say, is added, running statistics apart. A copy of it is bound to a copy of
+    the module.
     """
 
     _module: nn.Module
     _trained: dict[str, bool]
     _gradient: Tensor | None
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that is bound."""
+        return self._module
+
+    @property
+    def bound(self) -> list[nn.Parameter]:
+        """The module's parameters that are views of this vector."""
+        return list(self._tied().values())
 
     @property
     def grad(self) -> Tensor | None:

@@ -49,15 +49,30 @@ class Neighbours:
         self.w = self.layout.flatten(self._module)
         self._random = _random_state(self.w.device)
         self._kept = self._random, [b.clone() for b in self._module.buffers()]
-        self._before = self._kept
+        self._before, self._settled = self._kept, False
         return self
 
     def __exit__(self, failed, *_) -> None:
-        self._kept = self._before if failed else self._kept
+        if failed:
+            self._kept = self._before
+        if failed or not self._settled:
+            self._return()
+        del self.w, self._random, self._kept, self._before
+
+    def settle(self, g: Tensor) -> None:
+        """Go back for good, with the gradient ``g``, shape ``(n,)``: a step may follow, which is
+        undone only if it fails. Those without a gradient at the parameters themselves have none, so
+        that no optimizer decays them.
+        """
+        self._return()
+        self._settled, views = True, self.layout.unflatten(g)
+        for name, parameter in self._parameters.items():
+            parameter.grad = views[name] if name in self._used else None
+
+    def _return(self) -> None:
         self._move(self.w)
         _set_random_state(self.w.device, self._kept[0])
         self._give_back()
-        del self.w, self._random, self._kept, self._before
 
     def here(self, closure: Callable) -> tuple[Tensor, Tensor]:
         """Loss and gradient, shape ``(n,)``, at the parameters themselves; call it first.
@@ -91,15 +106,6 @@ class Neighbours:
             self._kept = _random_state(self.w.device), self._kept[1]
         self._give_back()
         return found
-
-    @torch.no_grad()
-    def set_gradient(self, g: Tensor) -> None:
-        """Give the module's parameters views of the gradient ``g``, shape ``(n,)``; those that had
-        none at the parameters themselves have none, so that no optimizer decays them.
-        """
-        views = self.layout.unflatten(g)
-        for name, parameter in self._parameters.items():
-            parameter.grad = views[name] if name in self._used else None
 
     @torch.no_grad()
     def _move(self, x: Tensor) -> None:

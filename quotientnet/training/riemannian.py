@@ -81,7 +81,21 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     """Steps along curves of each parameter's manifold.
 
     A member writes :meth:`propose`, and :meth:`check_options` for options of its own.
+
+    Args:
+        params: As any torch optimizer takes them.
+        defaults: The options of parameter groups that do not name them.
+        check_invariance: Whether to refuse gradients of a loss that is not invariant under the
+            group of a quotient.
     """
+
+    def __init__(self, params, defaults: dict, check_invariance: bool):
+        self.check_invariance = check_invariance
+        self._checked: dict[Tensor, tuple[bool, ...]] = {}
+        super().__init__(params, defaults)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_checked": {}}
 
     @abstractmethod
     def propose(self, here: Here, state: dict, options: dict) -> tuple[Tensor, dict]:
@@ -136,8 +150,9 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError: The closure returns no loss.
             FloatingPointError: The loss or a gradient is NaN or infinite; names the parameter.
-            ValueError: At the first step: the loss is not invariant under the group of a
-                parameter's manifold.
+            ValueError: At the first step, and the first in another mode of a bound module: the
+                loss is not invariant under the group of a parameter's manifold. Or a gradient is
+                sparse.
             NotOnManifoldError: A step would leave the manifold, or weight decay has no canonical
                 network.
 
@@ -172,6 +187,11 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         caller = type(self).__name__
         manifold, x = manifold_of(parameter), parameter.detach()
         state = self.state.get(parameter, {})
+        if gradient.is_sparse:
+            raise ValueError(
+                f"{caller}: the gradient of {_named(manifold, group, i, gradient)} is sparse; make "
+                "it dense, with sparse=False in the embedding say. Nothing was changed"
+            )
         if not torch.isfinite(gradient.sum()):
             bad = ~torch.isfinite(gradient)
             if bad.any():
@@ -179,9 +199,27 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                     f"{caller}: the gradient of {_named(manifold, group, i, bad)} is NaN or "
                     f"infinite at step {state.get('step', 0) + 1}. Nothing was changed"
                 )
-        if not state and isinstance(manifold, QuotientManifold) and x.ndim == 1:
-            require_flat_orbit(manifold.group, x, gradient, value, caller)
+        self._require_invariance(parameter, manifold, gradient, value)
         return Here(x, gradient, path_on(manifold, group["along"], caller), caller)
+
+    def _require_invariance(self, parameter, manifold, gradient: Tensor, value) -> None:
+        """Refuse a loss with slopes along orbits; looked at once in each mode of the module."""
+        quotient = isinstance(manifold, QuotientManifold) and parameter.ndim == 1
+        if not (self.check_invariance and quotient):
+            return
+        module = getattr(parameter, "module", None)
+        modes = tuple(m.training for m in module.modules()) if module else ()
+        if self._checked.get(parameter) != modes:
+            name = type(self).__name__
+            try:
+                x = parameter.detach()
+                require_flat_orbit(manifold.group, x, gradient, value, name)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} If the gradient is meant not to be that of the loss, as inside SAM, "
+                    "pass check_invariance=False. Nothing was changed"
+                ) from None
+            self._checked[parameter] = modes
 
 
 def _named(manifold, group: dict, i: int, bad: Tensor) -> str:

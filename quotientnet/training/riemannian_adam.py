@@ -16,6 +16,9 @@ from quotientnet.training.riemannian import (
 
 __all__ = ["RiemannianAdam"]
 
+_LEAST = 3e-4
+"""Sizes of gradients that count, relative to the largest: the root of the precision of float32."""
+
 
 class RiemannianAdam(RiemannianOptimizer):
     r"""Adam along the curves of a manifold, invariant on quotients.
@@ -39,7 +42,10 @@ class RiemannianAdam(RiemannianOptimizer):
         params: As for :class:`RiemannianSGD`.
         lr: Learning rate: about the length of a step in each block.
         betas: :math:`\beta_1` and :math:`\beta_2`, in [0, 1).
-        eps: :math:`\epsilon`, in units of the metric gradient, so that it is invariant, too.
+        eps: :math:`\epsilon`, positive, in units of the metric gradient, so that it is invariant,
+            too. On quotients :math:`\sqrt{\hat v_b}` counts as 3e-4 times the largest at least:
+            far smaller gradients, as those of a bias before batch normalisation, are rounding or
+            the normalisation's own ``eps``, which are not equivariant.
         weight_decay: :math:`\lambda`, decoupled from the moments; ``F`` is :func:`decay` on a
             quotient, half the squared norm elsewhere.
         amsgrad: Whether to divide by the largest second moment so far.
@@ -48,6 +54,8 @@ class RiemannianAdam(RiemannianOptimizer):
             as above.
         along: ``"geodesic"`` or ``"retraction"``; by default geodesics on log-polar quotients,
             retractions elsewhere.
+        check_invariance: Whether to refuse the gradient of a loss that is not invariant under the
+            group, at the first step.
 
     Raises:
         ValueError: An option out of range, or geodesics that a manifold does not have.
@@ -84,17 +92,28 @@ class RiemannianAdam(RiemannianOptimizer):
         amsgrad: bool = False,
         moments: str | None = None,
         along: str | None = None,
+        *,
+        check_invariance: bool = True,
     ):
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
             "amsgrad": amsgrad, "moments": moments, "along": along,
         }  # fmt: skip
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, check_invariance)
 
     def check_options(self, options: dict) -> None:
         """Ranges of the options."""
         super().check_options(options)
         self.require_range(options, "eps", 0, inf)
+        if not options["eps"]:
+            raise ValueError(
+                "RiemannianAdam: eps must be positive; with 0 an entry without gradients would be "
+                "0/0"
+            )
+        if len(options["betas"]) != 2:
+            raise ValueError(
+                f"RiemannianAdam: betas must be two numbers, got {options['betas']}"
+            )
         for name, beta in zip(("betas[0]", "betas[1]"), options["betas"]):
             self.require_range({name: beta}, name, 0, 1)
         if options["moments"] not in (None, "blocks", "entries"):
@@ -127,7 +146,11 @@ class RiemannianAdam(RiemannianOptimizer):
         if options["amsgrad"]:
             top = torch.maximum(v, state.get("max_exp_avg_sq", v))
             following["max_exp_avg_sq"] = top
-        root = (top / (1 - beta2**step)).sqrt_().add_(options["eps"])
+        root = (top / (1 - beta2**step)).sqrt_()
+        # What is far below the largest is rounding, and differs from one representative to another.
+        if _has_frame(manifold):
+            root = torch.maximum(root, _LEAST * root.max())
+        root.add_(options["eps"])
         direction = m / root.mul_(1 - beta1**step)
         if isinstance(manifold, QuotientManifold):
             direction = manifold.proju(x, direction)

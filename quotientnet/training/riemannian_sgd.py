@@ -36,6 +36,8 @@ class RiemannianSGD(RiemannianOptimizer):
             elsewhere.
         along: ``"geodesic"`` or ``"retraction"``; by default geodesics on log-polar quotients,
             retractions elsewhere.
+        check_invariance: Whether to refuse the gradient of a loss that is not invariant under the
+            group, at the first step.
 
     Raises:
         ValueError: An option out of range, or geodesics that a manifold does not have.
@@ -72,12 +74,14 @@ class RiemannianSGD(RiemannianOptimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         along: str | None = None,
+        *,
+        check_invariance: bool = True,
     ):
         defaults = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "nesterov": nesterov,
             "weight_decay": weight_decay, "along": along,
         }  # fmt: skip
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, check_invariance)
 
     def check_options(self, options: dict) -> None:
         """Ranges of the options, and Nesterov's method only with momentum."""
@@ -96,14 +100,13 @@ class RiemannianSGD(RiemannianOptimizer):
         if options["weight_decay"]:
             gradient = gradient.add(here.decay(), alpha=options["weight_decay"])
         direction = gradient = here.manifold.egrad2rgrad(here.x, gradient)
-        following = {"step": state.get("step", 0) + 1}
-        if not momentum:
-            return here.move(-options["lr"] * direction), following
-        m = gradient.clone()
-        if "momentum_buffer" in state:
-            m.mul_(1 - options["dampening"])
-            m.add_(state["momentum_buffer"], alpha=momentum)
-        direction = gradient + momentum * m if options["nesterov"] else m
+        m = state.get("momentum_buffer")
+        if momentum:
+            fresh = gradient if m is None else gradient * (1 - options["dampening"])
+            m = fresh.clone() if m is None else fresh.add_(m, alpha=momentum)
+            direction = gradient + momentum * m if options["nesterov"] else m
         u = -options["lr"] * direction
-        y = here.move(u)
-        return y, following | {"momentum_buffer": here.carry(u, y, m)}
+        y, following = here.move(u), {"step": state.get("step", 0) + 1}
+        if m is not None:
+            following["momentum_buffer"] = here.carry(u, y, m)
+        return y, following

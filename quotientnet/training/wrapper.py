@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from inspect import Parameter, signature
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,12 @@ class Wrapper(torch.optim.Optimizer):
         layout: The coordinates; by default all trainable parameters.
 
     Raises:
-        TypeError: ``base`` is no optimizer (a class, say).
+        TypeError: ``base`` is no optimizer (a class, say), or one that calls closures itself.
         ValueError: A layout of another model, or one that lacks parameters which ``base`` moves.
+
+    Note:
+        A Riemannian optimizer as ``base`` refuses gradients that are not the loss's own, of which
+        some part is along orbits: pass it ``check_invariance=False``.
     """
 
     def __init__(
@@ -43,13 +48,18 @@ class Wrapper(torch.optim.Optimizer):
                 f"{name}: base must be an optimizer, such as torch.optim.SGD(module.parameters(), "
                 f"lr=0.1), got {base!r}"
             )
+        asked = signature(base.step).parameters.get("closure")
+        if asked is not None and asked.default is Parameter.empty:
+            raise TypeError(
+                f"{name}: base must make a step with the gradients that it is given, but "
+                f"{type(base).__name__} needs a closure to compute them itself"
+            )
         layout = layout or ParameterLayout.from_module(module)
         self._neighbours = Neighbours(module, layout, name)
-        self._known = {id(p) for n, p in module.named_parameters() if n in layout}
-        _require_covered(self._known, base, name)
-        self.base, self.layout, self.steps = base, layout, 0
-        super().__init__(base.param_groups, {})
+        super().__init__(base.param_groups, base.defaults)
+        self.module, self.base, self.layout, self.steps = module, base, layout, 0
         self._share()
+        self._require_covered()
 
     @abstractmethod
     def gradient(
@@ -79,13 +89,20 @@ class Wrapper(torch.optim.Optimizer):
                     f"{type(self).__name__}.step: needs a closure, which zeroes the gradients, "
                     f"calls backward() and returns the loss; got {each!r}"
                 )
-        _require_covered(self._known, self.base, type(self).__name__)
+        self._require_covered()
         with self._neighbours as near:
             loss, gradient = self.gradient(near, closure, *others)
-        self._neighbours.set_gradient(gradient)
-        self.base.step()
+            near.settle(gradient)
+            self.base.step()
         self.steps += 1
         return loss
+
+    def add_param_group(self, param_group: dict) -> None:
+        """Add a group to the optimizer inside."""
+        if hasattr(self, "base"):
+            self.base.add_param_group(param_group)
+        else:  # torch's constructor, with the groups that base has
+            super().add_param_group(param_group)
 
     def state_dict(self) -> dict:
         """The state of the optimizer inside, and the number of steps."""
@@ -97,20 +114,24 @@ class Wrapper(torch.optim.Optimizer):
         self._share()
         self.steps = state_dict["steps"]
 
+    def __getstate__(self) -> dict:
+        return self.__dict__.copy()
+
     def _share(self) -> None:
         """Parameter groups and state are those of the optimizer inside."""
         self.param_groups, self.state = self.base.param_groups, self.base.state
 
-
-def _require_covered(known: set[int], base, name: str) -> None:
-    """Refuse an optimizer that moves what is not in the layout: its gradient would be any."""
-    for group in base.param_groups:
-        for parameter in group["params"]:
-            if id(parameter) in known or not parameter.requires_grad:
-                continue
-            if not isinstance(parameter, BoundParameter):
-                raise ValueError(
-                    f"{name}: base moves a parameter of shape {tuple(parameter.shape)} that is "
-                    "not among the module's in the layout; make base from module.parameters(), and "
-                    f"a new {name} when parameters are no longer frozen"
-                )
+    def _require_covered(self) -> None:
+        """Refuse to move what is not in the layout: its gradient would be any."""
+        known = {id(p) for n, p in self.module.named_parameters() if n in self.layout}
+        for group in self.base.param_groups:
+            for parameter in group["params"]:
+                bound = isinstance(parameter, BoundParameter)
+                moved = parameter.bound if bound else [parameter]
+                if not known.issuperset(id(p) for p in moved if p.requires_grad):
+                    name = type(self).__name__
+                    raise ValueError(
+                        f"{name}: base moves a parameter of shape {tuple(parameter.shape)} that is "
+                        "not among the module's in the layout; make base from module.parameters(), "
+                        f"and a new {name} when parameters are no longer frozen"
+                    )
