@@ -329,9 +329,55 @@ def test_options_of_descent_out_of_range(options, message):
     [
         ({"betas": (0.9, 1.0)}, r"betas\[1\] must be"),
         ({"betas": (-0.1, 0.9)}, r"betas\[0\] must be"),
+        ({"betas": (0.9,)}, "betas must be two numbers"),
         ({"eps": -1e-8}, "eps must be"),
+        ({"eps": 0.0}, "eps must be positive"),
+        ({"moments": "rows"}, "moments must be 'blocks' or 'entries'"),
+        ({"moments": "entries"}, "moments='entries' needs a frame.*Euclidean"),
     ],
 )
 def test_options_of_adam_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         RiemannianAdam([nn.Parameter(torch.ones(3))], lr=0.1, **options)
+
+
+@pytest.mark.parametrize("method", [RiemannianSGD, RiemannianAdam])
+def test_a_sparse_gradient_is_refused(method):
+    table = nn.Embedding(4, 2, sparse=True)
+    optimizer = method(table.parameters(), lr=0.1)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="is sparse; make it dense"):
+        optimizer.step()
+
+
+def test_a_momentum_of_0_for_a_while_keeps_the_buffer_as_torch_does():
+    found = []
+    for method in (RiemannianSGD, torch.optim.SGD):
+        w = nn.Parameter(torch.ones(3).double())
+        optimizer = method([w], lr=0.1, momentum=0.9)
+        for momentum in (0.9, 0.9, 0.0, 0.0, 0.9):
+            optimizer.param_groups[0]["momentum"] = momentum
+            w.grad = w.detach() ** 2
+            optimizer.step()
+        found.append(w.detach())
+    torch.testing.assert_close(*found, rtol=1e-14, atol=0)
+
+
+def test_without_symmetries_adam_by_entries_is_adam(monkeypatch):
+    monkeypatch.setattr(qn.training.riemannian_adam, "_LEAST", 0.0)
+    found = []
+    for bound in (True, False):
+        model, (x, y) = NETWORKS["mlp"].build(), NETWORKS["mlp"].data(8)
+        symmetry = qn.discover(model, x)
+        none = symmetry.group.without([True] * symmetry.group.dimension)
+        if bound:
+            w = bind(model, qn.BalancedQuotient(none))
+            optimizer = RiemannianAdam([w], lr=0.01, amsgrad=True)
+        else:
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.01, amsgrad=True)
+        for _ in range(10):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        found.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)

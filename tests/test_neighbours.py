@@ -1,6 +1,7 @@
 """Closures at neighbours, and optimizers around others: what is given back, and what is refused."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -29,6 +30,10 @@ def closure_of(model, inputs=X):
         return loss
 
     return closure
+
+
+def by_pickle(whole):
+    return pickle.loads(pickle.dumps(whole))
 
 
 class Average(Wrapper):
@@ -224,3 +229,81 @@ def test_excursions_may_go_on_drawing():
     assert [float(loss) for loss in found] == own and len(set(own)) == 4
     assert torch.equal(torch.get_rng_state(), end)
     assert int(model[1].num_batches_tracked) == 1
+
+
+def test_schedules_of_momentum_and_new_groups_are_those_of_the_optimizer_inside():
+    model = make()
+    base = torch.optim.SGD(model[0].parameters(), 0.1, momentum=0.9)
+    optimizer = Average(model, base)
+    optimizer.add_param_group({"params": list(model[3].parameters()), "lr": 0.5})
+    assert [g["lr"] for g in base.param_groups] == [0.1, 0.5]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=5)
+    optimizer.step(closure_of(model))
+    schedule.step()
+    assert base.param_groups[1]["momentum"] != 0.9
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, by_pickle])
+def test_a_copy_goes_on_with_a_copy_of_the_module(copied):
+    model = make()
+    optimizer = Average(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
+    optimizer.step(closure_of(model))
+    twin, other = copied((model, optimizer))
+    for each, module in ((optimizer, model), (other, twin)):
+        torch.manual_seed(3)
+        each.step(closure_of(module))
+    for p, q in zip(model.parameters(), twin.parameters()):
+        assert torch.equal(p, q) and p is not q
+    assert other.steps == 2 and other.state is other.base.state
+
+
+def test_a_step_of_the_optimizer_inside_that_fails_is_undone():
+    class Failing(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step()
+            raise RuntimeError("half way")
+
+    model = make()
+    optimizer = Average(model, Failing(model.parameters(), 0.1))
+    state = state_of(model)
+    with pytest.raises(RuntimeError, match="half way"):
+        optimizer.step(closure_of(model))
+    assert_same(model, state)
+    assert optimizer.steps == 0
+
+
+def test_a_bound_point_inside_must_be_that_of_the_module():
+    bound = []
+    for model in (make()[3:], make()[3:]):
+        layout = qn.ParameterLayout.from_module(model)
+        group = qn.ScalingGroup.from_units(
+            layout, [qn.Unit("all", 1, (qn.Scale("3.weight", None),))]
+        )
+        w = qn.training.bind(model, qn.LogPolarQuotient(group))
+        bound.append((model, torch.optim.SGD([w], lr=0.1)))
+    (model, base), (_, other) = bound
+    assert Average(model, base).base is base
+    with pytest.raises(ValueError, match="not among the module's in the layout"):
+        Average(model, other)
+
+
+def test_an_optimizer_that_computes_gradients_itself_is_refused():
+    model = make()
+    with pytest.raises(TypeError, match="LBFGS needs a closure to compute them itself"):
+        Average(model, torch.optim.LBFGS(model.parameters()))
+
+
+def test_sam_around_a_riemannian_optimizer():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    x = X.double()
+    w = qn.training.bind(model, qn.NodeWiseQuotient(qn.discover(model, x)))
+    refusing = qn.training.SAM(model, qn.training.RiemannianSGD([w], lr=0.01), rho=0.5)
+    before = w.detach().clone()
+    with pytest.raises(ValueError, match="as inside SAM, pass check_invariance=False"):
+        refusing.step(closure_of(model, x))
+    assert torch.equal(w, before)
+    base = qn.training.RiemannianSGD([w], lr=0.01, check_invariance=False)
+    optimizer = qn.training.SAM(model, base, rho=0.05)
+    losses = [float(optimizer.step(closure_of(model, x))) for _ in range(20)]
+    assert losses[-1] < losses[0]

@@ -100,7 +100,7 @@ def test_equivalent_starts_have_equivalent_paths(name, kind):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_so_they_have_with_every_option(options, kind):
     verdict = check("mlp", kind, OPTIONS[options], points=2)
-    assert verdict.violation <= 1e-12
+    assert verdict.violation <= 1e-10  # of the movement, which is small for some
 
 
 @pytest.mark.parametrize("kind", ["node-wise", "balanced"])
@@ -198,7 +198,7 @@ def test_momentum_of_geoopt_starts_with_the_euclidean_gradient(kind):
 
     assert check("mlp", kind, theirs(0.0)).violation < 1e-10
     assert not check("mlp", kind, theirs(0.9)).violation < 1e-4
-    assert check("mlp", kind, OPTIONS["retraction"]).violation < 1e-12
+    assert check("mlp", kind, OPTIONS["retraction"]).violation < 1e-10
 
 
 class _Ambient(RiemannianSGD):
@@ -234,6 +234,41 @@ class _Euclidean(RiemannianAdam):
     def propose(self, here, state, options):
         y, following = super().propose(here, state, options)
         return y, following | {"exp_avg_sq": here.gradient.square()}
+
+
+def test_the_law_cannot_be_kept_by_standing_still_or_by_tiny_steps():
+    model, symmetry, batches, loss = task("mlp")
+
+    def law(make, group=symmetry, batches=batches, **options):
+        return check_equivariant_training(make, model, group, batches, loss, **options)
+
+    def tiny(module):
+        return torch.optim.SGD(module.parameters(), lr=1e-10, momentum=0.9)
+
+    assert law(tiny).violation > 0.1
+    still = law(lambda module: torch.optim.SGD(module.parameters(), lr=0.0))
+    assert still.violation == float("inf") and not still.holds
+    none = symmetry.group.without([True] * symmetry.group.dimension)
+    for options in ({"group": none}, {"points": 0}, {"batches": batches[:1]}):
+        with pytest.raises(ValueError, match="it could not fail"):
+            law(tiny, **options)
+
+
+def test_what_is_not_the_gradient_of_the_loss_is_refused_in_every_mode():
+    model, symmetry, batches, _ = task("batch-norm")
+    model = copy.deepcopy(model)
+    w = bind(model, MANIFOLDS["node-wise"](symmetry))
+    optimizer = RiemannianSGD([w], lr=1e-3)
+    gradient(model, batches[0])
+    optimizer.step()
+    model.eval()  # running statistics hold the filters' scales
+    gradient(model, batches[1])
+    before = w.detach().clone()
+    with pytest.raises(ValueError, match="not invariant.*check_invariance=False"):
+        optimizer.step()
+    assert torch.equal(w, before)
+    RiemannianSGD([w], lr=1e-3, check_invariance=False).step()
+    assert not torch.equal(w, before)
 
 
 @pytest.mark.parametrize("broken", [_Ambient, _Seeded, _Left, _Euclidean])

@@ -32,8 +32,10 @@ def check_equivariant_training(
     Trains copies of a model, from its own parameters and from random equivalent ones
     :math:`t \cdot w`, on the same batches and random numbers. At every step the losses must be
     the same, and the outputs on the batch; after every step also the outputs in eval mode on the
-    first batch, in which running statistics count. Ordinary optimizers fail, with momentum, with
-    adaptive rates or without; so does every one that keeps something of the representative.
+    first batch, in which running statistics count. Differences are measured by how far training has
+    moved each of these, so that small steps do not hide them. Ordinary optimizers fail, with
+    momentum, with adaptive rates or without; so does every one that keeps something of the
+    representative.
 
     Args:
         make_optimizer: From a module, which it may :func:`~quotientnet.training.bind`, to an
@@ -46,15 +48,18 @@ def check_equivariant_training(
         points: How many equivalent points.
         spread: Standard deviation of their group coordinates.
         seed: Of the coordinates, and of the random numbers of a step.
-        tolerance: The largest difference at any step, relative: of a loss to that loss, of outputs
-            to the largest output. Steps multiply rounding errors: allow for more in long runs.
+        tolerance: The largest difference at any step, relative to the largest change of the same
+            loss or outputs in the whole run. Steps multiply rounding errors, small ones make them
+            count, and the ``eps`` of a normalisation is a difference: allow for more there.
 
     Returns:
-        The verdict; the violation is infinite where a run fails or is no longer finite. Call
-        ``require()`` on it in a test.
+        The verdict; the violation is infinite where the run from an equivalent point fails, or
+        where training moves nothing, and NaN where a run is no longer finite. Call ``require()`` on
+        it in a test.
 
     Raises:
-        ValueError: No batches.
+        ValueError: Fewer than two batches, no points, or a group without generators.
+        Exception: What the run from the model's own parameters raises.
 
     Example:
         >>> import torch
@@ -74,17 +79,23 @@ def check_equivariant_training(
         ...     for make in (riemannian, euclidean)]
         [True, False]
     """
-    if not batches:
-        raise ValueError("check_equivariant_training: batches is empty")
     group = as_group(group, "check_equivariant_training")
+    if len(batches) < 2 or points < 1 or not group.dimension:
+        raise ValueError(
+            "check_equivariant_training: needs two batches or more, a point or more and a group "
+            f"with generators, got {len(batches)}, {points} and {group.dimension}: it could not "
+            "fail"
+        )
     run = _Run(make_optimizer, batches, loss, seed)
     generator = torch.Generator().manual_seed(seed)
     reference, violation = list(run(copy.deepcopy(model))), 0.0
+    moved = _moved(reference)
     for _ in range(points):
         t = group.random(spread=spread, generator=generator)
         twin = transform(copy.deepcopy(model), group, t)
         try:
-            gaps = [_gap(a, b) for a, b in zip(reference, run(twin), strict=True)]
+            pairs = zip(reference, run(twin), strict=True)
+            gaps = [_gap(a, b, moved) for a, b in pairs]
         except (ArithmeticError, ValueError, RuntimeError):
             gaps = [float("inf")]
         violation = worst(violation, *gaps)
@@ -130,13 +141,21 @@ def _evaluated(model: nn.Module, inputs: Tensor) -> Tensor:
             module.training = mode
 
 
-def _gap(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> float:
-    """The largest relative difference of what two runs computed at one step."""
-    gaps = [
-        (y - x).abs().max() / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)
-        for x, y in zip(a, b)
-    ]
-    return worst(*gaps)
+def _moved(steps: list[tuple[Tensor, ...]]) -> list[Tensor]:
+    """How far a run moved its losses, its outputs by the batch, and those in eval mode: the batches
+    differ, so that what came of the last ones tells for the first two."""
+    evaluated = [step[-1] for step in steps]
+    outputs = (evaluated[-1] - evaluated[0]).abs().max()
+    for each in evaluated:
+        outputs = torch.maximum(outputs, (each - evaluated[0]).abs().max())
+    losses = torch.stack([step[0] for step in steps])
+    return [(losses - losses[0]).abs().max(), outputs, outputs]
+
+
+def _gap(a: tuple[Tensor, ...], b: tuple[Tensor, ...], moved: list[Tensor]) -> float:
+    """The largest difference of what two runs computed at one step, relative to the movement."""
+    gaps = [(y - x).abs().max() / m for x, y, m in zip(a, b, moved)]
+    return worst(*(torch.where(m > 0, g, torch.inf) for g, m in zip(gaps, moved)))
 
 
 def _devices(inputs: Tensor) -> list:
