@@ -294,7 +294,22 @@ def test_separate_batches_bring_noise_that_grows_as_delta_falls():
         by_hand = {n: slope * (ends[0][n] - ends[1][n]) for n in w}
         assert relative(found, by_hand) < 1e-10
     assert errors[0] > 5 and errors[1] > 5 * errors[0]
-    # A search goes by slopes, as losses of two batches cannot be compared.
-    options = {"delta": 0.1, "search_steps": 3}
-    found = frozen_step(model, batch, symmetry, closures, **options)
-    assert torch.isfinite(flat(found)).all()
+
+
+def test_a_search_on_separate_batches_goes_by_slopes():
+    model, batch, filters = make("convolutions", seed=8)
+    plus = closure_of(model, make("convolutions", seed=9)[1])
+    other = closure_of(model, make("convolutions", seed=10)[1])
+    group = symmetry_of(model, batch)
+    manifold = qn.ProductOblique.at(group.group.layout.flatten(model), group)
+    kept = torch.ones(manifold.blocks.count).double()
+
+    def minus():
+        return other() + 100.0
+
+    with Neighbours(model, manifold.layout, "test") as near:
+        v = manifold.steepest(near.here(closure_of(model, batch))[1])
+        first = Probe(near, manifold.blocks, 0.05, plus, minus)(kept, v)
+        assert float(first.rise) == pytest.approx(float(first.mean @ v), rel=1e-12)
+        probe = Probe(near, manifold.blocks, 0.05, plus, minus)
+        assert sharpest(probe, manifold, v, kept, 4)[1].rise > first.rise

@@ -118,6 +118,7 @@ class _Rise:
 
     def __init__(self, probe: Probe, kept: Tensor, budget: int):
         self._probe, self._kept, self._left = probe, kept, budget
+        self._every = bool(kept[: probe.blocks.passive].all())
         self.best = None
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -132,7 +133,7 @@ class _Rise:
         if self.best is None or sides.rise > self.best[1].rise:
             self.best = v, replace(sides, mean=None)
         slope = sides.mean
-        if not self._kept.all():
+        if not self._every:
             slope = slope * self._probe.blocks.expand(self._kept).to(v)
         return sides.rise.to(v.dtype), slope
 
