@@ -356,3 +356,44 @@ def test_a_batch_may_be_drawn_at_each_evaluation():
     by_hand.step(closure)
     by_hand.step(closure)
     assert_equal(states(twin), states(model))
+
+
+def test_nan_inside_a_nested_batch_is_the_batch_s():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 1)
+
+        def forward(self, pair):
+            return self.linear(pair[0] + pair[1])
+
+    model, x = Two(), torch.ones(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    good, bad = ((x, x), x[:, :1]), ((x, x * float("nan")), x[:, :1])
+    twin = copy.deepcopy(model)
+    qn.training.train(
+        twin,
+        torch.optim.SGD(twin.parameters(), 0.1),
+        nn.functional.mse_loss,
+        [good],
+        epochs=1,
+    )
+    with pytest.raises(NotFiniteError, match="step 1: the batch has NaN entries"):
+        qn.training.train(
+            model, optimizer, nn.functional.mse_loss, [good, bad], epochs=1
+        )
+    for p, q in zip(model.parameters(), twin.parameters()):
+        assert torch.equal(p, q) and p.grad is None
+
+
+def test_running_statistics_that_overflow_are_noticed():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+    x = torch.tensor([[1e22, 1.0], [-1e22, 2.0], [0.0, 3.0]])  # the square overflows
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(NotFiniteError):
+        qn.training.train(
+            model, torch.optim.SGD(model.parameters(), 1e-3), nn.functional.mse_loss,
+            [(x, x[:, 1:])], epochs=1,
+        )  # fmt: skip
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name

@@ -22,10 +22,9 @@ class ASAM(Wrapper):
               T_w = \operatorname{diag}(|w| + \eta),
 
     the worst point of the neighbourhood of :func:`~quotientnet.sharpness.adaptive_sharpness` to
-    first order (Algorithm 1 of [Kwon2021]_, elementwise, p = 2). With ``eta = 0`` the point moves
-    with ``w`` under every scaling that leaves the function unchanged; the step that ``base`` makes
-    does not.
-    The rest is as in :class:`SAM`.
+    first order (Algorithm 1 of [Kwon2021]_, elementwise, p = 2). With ``eta = 0`` and biases scaled
+    the point moves with ``w`` under every scaling that leaves the function unchanged; the step that
+    ``base`` makes does not. The rest is as in :class:`SAM`.
 
     Args:
         module: The module that is trained.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quotientnet.training.neighbours import Neighbours
-from quotientnet.training.options import require_count, require_number
+from quotientnet.training.options import grown, require_count, require_number
 from quotientnet.training.wrapper import Wrapper
 
 __all__ = ["EntropySGD"]
@@ -95,7 +95,8 @@ class EntropySGD(Wrapper):
             raise
 
     def _langevin(self, near: Neighbours, closure: Callable) -> tuple[Tensor, Tensor]:
-        gamma, rate = self.gamma * self.growth**self.steps, self.inner_lr
+        gamma = grown(self.gamma, self.growth, self.steps, "EntropySGD", "gamma")
+        rate = self.inner_lr
         loss, slope = near.here(closure)
         x, mean, other = near.w.clone(), near.w.clone(), torch.empty_like(near.w)
         for k in range(self.inner_steps):

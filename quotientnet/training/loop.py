@@ -8,6 +8,7 @@ from math import inf
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from quotientnet.progress import progress as bar
 from quotientnet.training.last_good import LastGood
@@ -89,8 +90,8 @@ def train(
         The losses.
 
     Raises:
-        NotFiniteError: A loss, a gradient or, at the end of an epoch, a parameter is NaN or
-            infinite.
+        NotFiniteError: A loss, a gradient or, at the end of an epoch, a parameter or a running
+            statistic is NaN or infinite.
         TypeError: A batch that is no pair; a loss that is no scalar; no number of epochs.
         ValueError: ``epochs`` below 1; an epoch without batches, such as the second one through a
             generator.
@@ -126,7 +127,7 @@ def train(
                 f"train: epoch {epoch} has no batches; pass a list or a DataLoader, which can be "
                 "gone through again, or a function that returns them"
             )
-        run.require_finite_parameters()
+        run.require_finite_state()
         ends.append(len(run.losses))
         if on_epoch is not None:
             on_epoch(epoch, run.losses[start:])
@@ -160,19 +161,23 @@ class _Run:
             raise
         self.losses.append(self._loss)
 
-    def require_finite_parameters(self) -> None:
+    def require_finite_state(self) -> None:
         """Refuse an update after which no loss was computed that could have shown it.
 
         Raises:
-            NotFiniteError: A parameter is NaN or infinite.
+            NotFiniteError: A parameter or a running statistic is NaN or infinite.
         """
-        if not torch.isfinite(_size([p.detach() for p in self._parameters])):
+        statistics = [b for b in self.module.buffers() if b.is_floating_point()]
+        if not torch.isfinite(
+            _size([p.detach() for p in self._parameters] + statistics)
+        ):
             last = len(self.losses) - 1
             name = _first(self.module, lambda p: p)
             self._good.restore()
             raise NotFiniteError(
-                f"train: step {last} made {name!r} NaN or infinite; lower the learning rate. The "
-                "module and the optimizer are what they were before it",
+                f"train: step {last} made {name or 'a running statistic'!r} NaN or infinite; lower "
+                "the learning rate, or look for infinite entries in the batches. The module and "
+                "the optimizer are what they were before it",
                 last,
                 name,
             )
@@ -217,16 +222,21 @@ class _Run:
     def _not_finite(self, error) -> NotFiniteError:
         """Put the last good state back, and say who is to blame."""
         step, values = len(self.losses), _first(self.module, lambda p: p)
-        if values is None and not all(map(_finite, self._pair)):
+        if values is None and _has_nan(self._pair):
             self._start_again()
+            self.forget_gradients()
             return NotFiniteError(
-                f"train: step {step}: the batch has NaN or infinite entries. The module and the "
-                "optimizer are what they were before it",
+                f"train: step {step}: the batch has NaN entries. The module and the optimizer are "
+                "what they were before it",
                 step,
             )
         name = values or _first(self.module, lambda p: p.grad)
         self._good.restore()
-        what = f"train: step {step}: {error}; lower the learning rate"
+        self.forget_gradients()
+        what = (
+            f"train: step {step}: {error}; lower the learning rate, or is there an infinite entry "
+            "in the batch?"
+        )
         which = "parameter" if values else "gradient"
         where = f" (first {which} that is not finite: {name!r})" if name else ""
         return NotFiniteError(
@@ -261,6 +271,11 @@ def _size(tensors: list[Tensor]) -> Tensor:
 
 def _finite(tensor) -> bool:
     return not isinstance(tensor, Tensor) or bool(torch.isfinite(tensor).all())
+
+
+def _has_nan(batch) -> bool:
+    leaves = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
+    return any(bool(torch.isnan(x).any()) for x in leaves)
 
 
 def _first(module: nn.Module, part: Callable) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from numbers import Integral, Real
 
-__all__ = ["require_count", "require_number"]
+__all__ = ["grown", "require_count", "require_number"]
 
 
 def require_number(
@@ -53,3 +53,18 @@ def require_count(value: int, caller: str, name: str, least: int = 1) -> int:
             f"{caller}: {name} must be an integer of at least {least}, got {value!r}"
         )
     return int(value)
+
+
+def grown(value: float, growth: float, times: int, caller: str, name: str) -> float:
+    """``value * growth**times``.
+
+    Raises:
+        ValueError: It is beyond all numbers.
+    """
+    try:
+        return value * growth**times
+    except OverflowError:
+        raise ValueError(
+            f"{caller}: {name} has grown {times} times by {growth}, beyond all numbers; let it "
+            "grow less, or less often"
+        ) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from math import copysign, inf, isfinite
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from quotientnet.manifolds.vectors import listed
 from quotientnet.symmetry import Symmetry
 from quotientnet.training.filters import filter_blocks
 from quotientnet.training.neighbours import Neighbours
+from quotientnet.training.options import grown, require_count, require_number
 from quotientnet.training.sides import Probe, Sides, sharpest
 from quotientnet.training.wrapper import Wrapper
 
@@ -39,12 +40,16 @@ class SGDS(Wrapper):
     The first term is Eq. (15) of [Yi2019]_ with a difference in place of what is printed, the
     gradient at fixed ``v``. As ``v`` follows the filters' norms, there is the second: with it ``h``
     is that of a function which scales of filters leave alone, orthogonal to each of them and
-    :math:`h_i(\alpha w) = h_i(w) / \alpha_i`. Both are good to :math:`O(\delta^2)`.
+    :math:`h_i(\alpha w) = h_i(w) / \alpha_i`. Both are good to :math:`O(\delta^2)` as long as the
+    slope along ``v`` outweighs the curvature, :math:`\delta |v^\top H v| \ll |g^\top v|`. Close to
+    a minimum it does not: there ``R`` is of the order of :math:`(\delta v^\top H v)^p`, and ``h``
+    still the gradient of :math:`\tfrac{2}{p+1} (g^\top v)^p`, its limit for small ``δ``.
 
     Without search steps ``v`` is along the gradient, filter by filter, which is the answer for
-    small ``δ``. Each step of the search, by :func:`~quotientnet.optimization.maximize` from there,
-    is Eq. (16) of [Yi2019]_ with the same ``a``, so that it climbs a function whose last evaluation
-    serves the parameters. A filter whose gradient is zero is not moved, nor is a frozen parameter.
+    small ``δ``. A search, by :func:`~quotientnet.optimization.maximize` from there, follows Eq.
+    (16) of [Yi2019]_ with the same ``a``: so it climbs the slope between the two sides, a function
+    whose last evaluation serves the parameters. It ends early where nothing rises. ``v`` does not
+    move a filter whose gradient is zero, nor a frozen parameter.
 
     Args:
         module: The module that is trained.
@@ -55,7 +60,8 @@ class SGDS(Wrapper):
             ``"conv1.weight"``, whose first axis counts filters while the bias is one of the rest,
             or of layers such as ``"conv1"``, weight and bias together.
         p: The exponent, even.
-        delta: ``δ``, relative to the filters.
+        delta: ``δ``, relative to the filters. Differences of gradients lose
+            ``ε/δ`` of their digits, with ε the precision: in float32 take 1e-4 or more.
         regularization: ``λ`` at the beginning.
         growth: What ``λ`` is multiplied by ...
         growth_every: ... each time as many steps have been made; those of an epoch, in the paper,
@@ -71,9 +77,9 @@ class SGDS(Wrapper):
         ValueError: An odd ``p``, no filters, or another option out of range.
 
     Note:
-        A step costs 3 gradients, and each search step 2 more. It is undefined where a filter is
-        zero (:class:`~quotientnet.NotOnManifoldError`). Parameters that are frozen count as
-        constants; make a new optimizer when others are.
+        A step costs 3 gradients, and each search step, of which some are trials, 2 more. It is
+        undefined where a filter is zero (:class:`~quotientnet.NotOnManifoldError`). Parameters that
+        are frozen count as constants; make a new optimizer when others are.
 
     Example:
         >>> import torch
@@ -109,17 +115,20 @@ class SGDS(Wrapper):
         search_steps: int = 0,
         gradient: str = "full",
     ):
-        if not _is_whole(p) or p < 2 or p % 2:
+        if not isinstance(p, Integral) or p < 2 or p % 2:
             raise ValueError(
                 f"SGDS: p must be even, 2, 4, 6, ..., got {p!r}: for other powers the gradient "
                 "of the sharpness is no difference of two"
             )
-        self.p, self.search_steps = int(p), _whole("search_steps", search_steps, 0)
-        self.delta = _number("delta", delta, positive=True)
-        self.regularization = _number("regularization", regularization)
-        self.growth = _number("growth", growth, positive=True)
-        self.growth_every = _whole("growth_every", growth_every, 1)
-        self.max_norm = inf if max_norm is None else _number("max_norm", max_norm)
+        self.p, name = int(p), "SGDS"
+        self.search_steps = require_count(search_steps, name, "search_steps", 0)
+        self.delta = require_number(delta, name, "delta", strict=True)
+        self.regularization = require_number(regularization, name, "regularization")
+        self.growth = require_number(growth, name, "growth", strict=True)
+        self.growth_every = require_count(growth_every, name, "growth_every")
+        self.max_norm = inf
+        if max_norm is not None:
+            self.max_norm = require_number(max_norm, name, "max_norm")
         if gradient not in _GRADIENTS:
             raise ValueError(
                 f"SGDS: gradient must be one of {_GRADIENTS}, got {gradient!r}"
@@ -132,7 +141,8 @@ class SGDS(Wrapper):
     @property
     def coefficient(self) -> float:
         """``λ`` at the next step."""
-        return self.regularization * self.growth ** (self.steps // self.growth_every)
+        times = self.steps // self.growth_every
+        return grown(self.regularization, self.growth, times, "SGDS", "regularization")
 
     def gradient(
         self,
@@ -239,24 +249,3 @@ def _power(base: float, exponent: int) -> float:
         return base**exponent
     except OverflowError:
         return inf
-
-
-def _is_whole(value) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _whole(name: str, value, least: int) -> int:
-    if not _is_whole(value):
-        raise TypeError(f"SGDS: {name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"SGDS: {name} must be at least {least}, got {value}")
-    return int(value)
-
-
-def _number(name: str, value, positive: bool = False) -> float:
-    if not isinstance(value, Real):
-        raise TypeError(f"SGDS: {name} must be a number, got {type(value).__name__}")
-    if not 0 <= value < inf or positive and not value:
-        what = "positive" if positive else "0 or more"
-        raise ValueError(f"SGDS: {name} must be {what} and finite, got {value}")
-    return float(value)
