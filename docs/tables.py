@@ -12,7 +12,7 @@ def write() -> None:
     """Write the tables of ``benchmarks.rst`` into ``_generated``."""
     target = FOLDER / "_generated"
     target.mkdir(exist_ok=True)
-    for name in ("geometry", "oblique", "balance", "products", "traces"):
+    for name in ("geometry", "oblique", "balance", "products", "traces", "sgds_steps"):
         (target / f"{name}.rst").write_text(_ratios(name))
     (target / "orbit_curvature.rst").write_text(_orbit_curvature())
     (target / "spectrum.rst").write_text(_spectrum())
@@ -20,6 +20,7 @@ def write() -> None:
     (target / "convex_measures.rst").write_text(_convex_measures())
     (target / "exact_trace.rst").write_text(_exact_trace())
     (target / "ascents.rst").write_text(_ascents())
+    (target / "trajectories.rst").write_text(_trajectories())
 
     (target / "invariance.rst").write_text(_invariance())
     rows = [
@@ -156,6 +157,25 @@ def _ascents() -> str:
     known = [["Known optimum", "Method", "Relative error"]]
     known += [[r["problem"], r["method"], f"{r['error']:.0e}"] for r in facts["known"]]
     return f"{_table(rows)}\n{_table(known)}"
+
+
+def _trajectories() -> str:
+    """Learning rates, losses, steps to Adam's loss, differences of curves, and times."""
+    facts = json.loads((FOLDER / "results/trajectories.json").read_text())
+    rows = [[
+        "Optimizer", "Learning rate", "Loss after N", "Steps to Adam's loss, N",
+        "Difference of curves", "Time of a step",
+    ]]  # fmt: skip
+    ratios = {t["optimizer"]: t["ratio"] for t in facts["times"]}
+    pairs = zip(facts["tuned"], facts["curves"])
+    for tuned, curve in sorted(pairs, key=lambda pair: "," in pair[0]["optimizer"]):
+        multiple, ratio = tuned["multiple"], ratios[tuned["optimizer"]]
+        rows.append([
+            tuned["optimizer"], f"{tuned['rate']:g}", f"{tuned['loss']:.2g}",
+            f"{multiple:g}" if multiple else "more than 3", f"{curve['difference']:.0e}",
+            f"{ratio:.2f}",
+        ])  # fmt: skip
+    return _table(rows)
 
 
 def _invariance() -> str:

@@ -30,7 +30,9 @@ RATES = {
     "SGD, balanced": (0.03, 0.1, 0.2, 0.3, 0.6, 1.0, 2.0),
     "Adam, layer-scale": (0.03, 0.06, 0.1, 0.2, 0.3, 0.6, 1.0),
     "Adam, node-wise": (0.01, 0.02, 0.03, 0.06, 0.1, 0.2, 0.3),
-    "Adam, balanced": (0.1, 0.2, 0.3, 0.6, 1.0, 2.0, 3.0),
+    "Adam by entries, layer-scale": (1e-3, 2e-3, 3e-3, 5e-3, 6e-3, 1e-2, 2e-2),
+    "Adam, balanced": (0.01, 0.02, 0.03, 0.06, 0.1, 0.2, 0.3),
+    "Adam by blocks, balanced": (0.1, 0.2, 0.3, 0.6, 1.0, 2.0, 3.0),
 }
 """Learning rates at the start of a cosine, seven for each optimizer."""
 
@@ -70,8 +72,9 @@ def make(name: str, network: nn.Module, symmetry, rate: float):
             return torch.optim.Adam(parameters, lr=rate)
         return torch.optim.SGD(parameters, lr=rate, momentum=0.9)
     w = bind(network, MANIFOLDS[manifold](symmetry))
-    if method == "Adam":
-        return RiemannianAdam([w], lr=rate)
+    if method.startswith("Adam"):
+        moments = method.removeprefix("Adam by ") if " by " in method else None
+        return RiemannianAdam([w], lr=rate, moments=moments)
     return RiemannianSGD([w], lr=rate, momentum=0.9)
 
 
@@ -127,7 +130,7 @@ class Task:
 def tune(steps: int) -> list[dict]:
     """The best of seven learning rates of each, and how many steps reach tuned Adam's loss."""
     task, rows, target = Task(), [], None
-    print("optimizer            best rate   loss  steps to Adam's loss")
+    print("optimizer                    best rate   loss  steps to Adam's loss")
     for name in ("Adam", *(key for key in RATES if key != "Adam")):
         losses = {rate: task.final(name, rate, steps) for rate in RATES[name]}
         best = min(losses, key=losses.get)
@@ -143,7 +146,7 @@ def tune(steps: int) -> list[dict]:
             else ""
         )
         print(
-            f"{name:20} {best:9g} {losses[best]:8.2g}  {needed} {verdict}{edge}",
+            f"{name:28} {best:9g} {losses[best]:8.2g}  {needed} {verdict}{edge}",
             flush=True,
         )
         rows.append({
@@ -201,7 +204,7 @@ def compare_curves(
             gap = float(((curve - reference) / reference).abs().max())
             worst = max(worst, gap if gap == gap else float("inf"))
         verdict = "" if "," not in name else "met" if worst <= IDENTICAL else "MISSED"
-        print(f"{name:20} {worst:9.1e} {verdict}", flush=True)
+        print(f"{name:28} {worst:9.1e} {verdict}", flush=True)
         rows.append({"optimizer": name, "rate": rate, "difference": worst})
     return rows
 
@@ -226,7 +229,7 @@ def time_steps() -> list[dict]:
     unit = found.pop("gradient")
     print("\na step without its gradient, in units of the gradient of a batch of 128")
     for name, seconds in found.items():
-        print(f"{name:20} {seconds / unit:6.2f}  {1e3 * seconds:6.2f} ms")
+        print(f"{name:28} {seconds / unit:6.2f}  {1e3 * seconds:6.2f} ms")
     return [
         {"optimizer": name, "ratio": seconds / unit, "milliseconds": 1e3 * seconds}
         for name, seconds in found.items()
