@@ -21,6 +21,7 @@ def write() -> None:
     (target / "exact_trace.rst").write_text(_exact_trace())
     (target / "ascents.rst").write_text(_ascents())
     (target / "trajectories.rst").write_text(_trajectories())
+    (target / "sgds_tables.rst").write_text(_sgds_tables())
 
     (target / "invariance.rst").write_text(_invariance())
     rows = [
@@ -176,6 +177,42 @@ def _trajectories() -> str:
             f"{ratio:.2f}",
         ])  # fmt: skip
     return _table(rows)
+
+
+def _sgds_tables() -> str:
+    """One table a batch size; bold where the interval of the difference to SGD leaves out 0."""
+    facts = json.loads((FOLDER / "results/sgds_tables.json").read_text())
+    heads = [
+        "Decay", "Algorithm", "Learning rate", "Gradients a step", "Test accuracy, %",
+        "Difference to SGD", "Training loss", "BN-sharpness", "Normalised sharpness",
+    ]  # fmt: skip
+    tables = []
+    for batch, epochs in facts["epochs"].items():
+        rows = [heads]
+        for r in facts["rows"]:
+            if r["batch"] != int(batch):
+                continue
+            change, width = (100 * x for x in r["test_accuracy_difference"])
+            rows.append([
+                f"{r['decay']:g}", r["algorithm"], f"{r['rate']:g}", str(r["gradients"]),
+                _interval(r, "test_accuracy", 100, 2),
+                "" if r["algorithm"] == "SGD" else f"{change:+.2f} ± {width:.2f}",
+                _interval(r, "train_loss", 1, 4), _interval(r, "bn_sharpness", 1, 3),
+                _interval(r, "normalised_sharpness", 1, 1),
+            ])  # fmt: skip
+        tables.append(f"Batches of {batch}, {epochs} epochs:\n\n{_table(rows)}")
+    stopped = sum(r["stopped"] for r in facts["rows"])
+    return "\n".join(tables) + (
+        f"\nMeans over {facts['seeds']} seeds with 95 % intervals; bold: the interval of the "
+        f"paired difference to SGD leaves out 0. {stopped} runs stopped at a NaN.\n"
+    )
+
+
+def _interval(r: dict, key: str, unit: float, places: int) -> str:
+    value, width = (unit * x for x in r[key])
+    change, around = r[f"{key}_difference"]
+    cell = f"{value:.{places}f} ± {width:.{places}f}"
+    return f"**{cell}**" if abs(change) > around > 0 else cell
 
 
 def _invariance() -> str:

@@ -25,7 +25,7 @@ class EntropySGD(Wrapper):
     L steps that start from ``w`` (Algorithm 1 of [Chaudhari2017]_). There the gradient of the
     negative local entropy is :math:`\gamma (w - \mu)`; γ is left out here, as in the authors'
     program, so that the learning rate of ``base`` stands for the product of theirs and γ: one of 1
-    without momentum moves ``w`` to μ. γ grows by a factor each step, which the paper calls scoping.
+    without momentum moves ``w`` to μ. γ may grow by a factor each step, which is called scoping.
     Weight decay is left to ``base``, and takes no part in the inner steps; these have no momentum.
 
     The closure may draw a new batch each time that it is called, as in the paper, or use one batch.
@@ -40,7 +40,8 @@ class EntropySGD(Wrapper):
         inner_lr: η'; 0.1 in the paper.
         gamma: γ at the first step. The authors' program takes 1e-4 for LeNet on MNIST and 0.03 for
             a convolutional network on CIFAR-10.
-        growth: What γ is multiplied by after each step; 1.001 for LeNet.
+        growth: What γ is multiplied by after each step; 1.001 for LeNet. The inner steps diverge
+            where γ η' exceeds 2.
         noise: ε, the standard deviation of the noise in units of the parameters.
         averaging: α, at least 0 and below 1; 0.75 in the paper.
         generator: The noise's source, on the device of the parameters; a fresh one with seed 0 if
@@ -51,7 +52,7 @@ class EntropySGD(Wrapper):
         ValueError: An option is out of range; ``base`` moves parameters of another module.
 
     Note:
-        ``inner_steps`` gradients a step.
+        ``inner_steps`` gradients a step, and memory for five vectors during it.
 
     Example:
         >>> import torch
@@ -69,7 +70,7 @@ class EntropySGD(Wrapper):
         inner_steps: int = 20,
         inner_lr: float = 0.1,
         gamma: float = 1e-4,
-        growth: float = 1.001,
+        growth: float = 1.0,
         noise: float = 1e-4,
         averaging: float = 0.75,
         generator: torch.Generator | None = None,

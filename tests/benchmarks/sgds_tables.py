@@ -69,7 +69,7 @@ def optimizer_of(run: Run, network: nn.Module, digits: Digits, steps: int):
         )  # fmt: skip
     if run.algorithm == "Entropy-SGD":
         generator = torch.Generator().manual_seed(run.seed)
-        return EntropySGD(network, base, generator=generator)
+        return EntropySGD(network, base, gamma=1e-4, growth=1.001, generator=generator)
     kinds = {"SAM": SAM, "ASAM": ASAM}
     return kinds[run.algorithm](network, base) if run.algorithm in kinds else base
 
