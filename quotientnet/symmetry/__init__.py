@@ -22,7 +22,8 @@ from quotientnet.symmetry.sound import Soundness, verify_sound
 from quotientnet.symmetry.transform import OPTIMIZER_UNITS, transform
 
 __all__ = [
-    "discover", "discover_numerically", "Symmetry", "NumericalSymmetry", "Pinned", "Coverage", "Approximation", "Link", "Naming",
+    "discover", "discover_numerically", "Symmetry", "NumericalSymmetry",
+    "Pinned", "Coverage", "Approximation", "Link", "Naming",
     "layer_scale_group", "normalised_blocks", "NormalisedBlocks", "transform", "OPTIMIZER_UNITS",
     "canonical", "balance", "balancing", "Balancing", "default_levels", "verify_sound", "Soundness",
     "verify_complete", "Completeness", "rule", "RULES", "Call", "LogScale",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Mapping
 
 import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
+from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.candidates import Candidates
 from quotientnet.units import Term
 
-__all__ = ["assembled", "redundant", "settled"]
+__all__ = ["assembled", "follow_rows", "redundant", "settled"]
 
 
 def redundant(candidates: Candidates, live: np.ndarray) -> np.ndarray:
@@ -51,11 +52,11 @@ def settled(candidates: Candidates, basis: np.ndarray) -> np.ndarray:
             number = candidates.blocks.get(entry.name, 1)
             first, second = terms[0].index.reshape(-1), np.unique(terms[1].index)
             rows, columns = _sparsest(
-                basis[:, first].reshape(len(basis), number, -1),
-                basis[:, second].reshape(len(basis), number, -1),
+                basis[:, first].reshape(len(basis), number, len(first) // number),
+                basis[:, second].reshape(len(basis), number, len(second) // number),
             )
-            basis[:, first] = rows.reshape(len(basis), -1)
-            basis[:, second] = columns.reshape(len(basis), -1)
+            basis[:, first] = rows.reshape(len(basis), len(first))
+            basis[:, second] = columns.reshape(len(basis), len(second))
     return basis
 
 
@@ -95,10 +96,33 @@ def assembled(
     return incidence, pool.classes()
 
 
+def follow_rows(
+    layout: ParameterLayout, incidence: Mapping[str, list[Term]], live: np.ndarray
+) -> dict[str, list[Term]]:
+    """The incidence with biases without effect scaled as the rows of their weights.
+
+    Any scale would do, but this one keeps what is added together of one size: at others, rounding
+    shows.
+    """
+    incidence = dict(incidence)
+    for entry in layout.entries:
+        weight = f"{entry.name.removesuffix('bias')}weight"
+        if entry.name == weight or live[entry.slice].any() or weight not in incidence:
+            continue
+        rows = [t for t in incidence[weight] if t.axes == (0,)]
+        if rows and entry.shape == layout[weight].shape[:1]:
+            incidence[entry.name] = [
+                Term(t.index.reshape(-1), t.coefficient) for t in rows
+            ]
+    return incidence
+
+
 def _split(whole: np.ndarray, shape, number: int):
     """Exponents of entries as those of rows and columns, or nothing where they are no such sum."""
-    if not prod(shape):
-        return None
+    if not whole.any():
+        return np.zeros((len(whole), shape[0]), int), np.zeros(
+            (len(whole), number * shape[1]), int
+        )
     k = len(whole)
     blocks = whole.reshape(k, number, shape[0] // number, shape[1], -1)
     rows = blocks[:, :, :, 0, 0]
@@ -106,7 +130,7 @@ def _split(whole: np.ndarray, shape, number: int):
     if (blocks != (rows[..., None] + columns[:, :, None])[..., None]).any():
         return None
     rows, columns = _sparsest(rows, columns)
-    return rows.reshape(k, -1), columns.reshape(k, -1)
+    return rows.reshape(k, shape[0]), columns.reshape(k, number * shape[1])
 
 
 def _sparsest(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ class NumericalSymmetry:
         rows: The number of random combinations of derivatives.
         points: The number of random points they were taken at.
         idle: The parameters, at least some entries of which have no effect at all. Their scale is
-            free, but no generator scales such an entry for its own sake.
+            free: a bias goes with its rows, others with nothing.
         jumps: Generators that derivatives allow and that, applied in full, change the outputs:
             they cross a threshold or a comparison. They are not in the group.
         soundness: The outcome of applying random elements in full.

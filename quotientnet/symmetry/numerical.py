@@ -9,7 +9,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from quotientnet.layout import ParameterLayout
-from quotientnet.symmetry.assembly import assembled
+from quotientnet.symmetry.assembly import assembled, follow_rows
 from quotientnet.symmetry.candidates import candidate_scalings
 from quotientnet.symmetry.discover import call_arguments, layout_of
 from quotientnet.symmetry.finding import NumericalSymmetry
@@ -92,7 +92,9 @@ def discover_numerically(
     replica = Replica(model, layout, _CALLER)
     candidates = candidate_scalings(replica.model, layout, entries)
     search = Search(candidates, RandomRows(replica, inputs, seed), max_rows)
-    found, names = named_group(layout, *assembled(candidates, search.basis()))
+    incidence, classes = assembled(candidates, search.basis())
+    incidence = follow_rows(layout, incidence, search.live)
+    found, names = named_group(layout, incidence, classes)
     kept, jumps = InFull(search.source, found, seed).without_jumps(names)
     classes = sparse.csr_array(found.classes @ sparse.csr_array(kept.T))
     group, namings = named_group(layout, found.incidence, classes)
