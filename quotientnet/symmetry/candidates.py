@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from quotientnet.group import ScalingGroup
 from quotientnet.layout import ParameterLayout
@@ -37,6 +38,35 @@ class Candidates:
     def kind(self) -> str:
         """``"entries"`` or ``"rows and columns"``."""
         return "entries" if self.entries else "rows and columns"
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """``group.adjoint(rows)``, in one pass over many rows."""
+        total, count = [], len(rows)
+        for entry, piece in zip(
+            self.group.layout.entries, self.group.layout.split(rows)
+        ):
+            terms = self.group.incidence[entry.name]
+            if len(terms) == 2:
+                number = self.blocks.get(entry.name, 1)
+                a, b = entry.shape[:2]
+                blocks = piece.reshape(count, number, a // number, b, -1).sum(-1)
+                total.append(blocks.sum(3).flatten(1))
+                total.append(blocks.sum(2).flatten(1))
+            elif terms[0].coefficient == 1:
+                total.append(piece)
+            else:
+                # A running variance, which goes with the mean before it.
+                total.append(piece.new_zeros(count, 0))
+        sums = torch.cat(total, 1)
+        for entry, piece in zip(
+            self.group.layout.entries, self.group.layout.split(rows)
+        ):
+            term = self.group.incidence[entry.name][0]
+            if term.coefficient != 1:
+                sums[:, torch.from_numpy(term.index.reshape(-1).copy())] += (
+                    term.coefficient * piece
+                )
+        return sums
 
 
 def candidate_scalings(

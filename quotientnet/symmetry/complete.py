@@ -145,13 +145,10 @@ def verify_complete(
     stacked, by_generator = np.zeros((0, count)), np.zeros((0, group.dimension))
     effect, rows, rank = np.zeros(layout.size), 0, -1
     while True:
-        block = np.concatenate([source.draw() for _ in range(max(count // 4, 32))])
-        effect = np.maximum(effect, np.abs(block).max(0))
+        block = torch.cat([source.draw() for _ in range(max(count // 4, 32))]).cpu()
+        effect = np.maximum(effect, block.abs().amax(0).numpy())
         rows += len(block)
-        slopes, along = (
-            g.adjoint(torch.from_numpy(block)).numpy()
-            for g in (group, candidates.group)
-        )
+        along, slopes = candidates.sums(block).numpy(), group.adjoint(block).numpy()
         stacked = np.linalg.qr(np.vstack([stacked, _directed(along)]), "r")
         by_generator = np.linalg.qr(np.vstack([by_generator, slopes]), "r")
         values = np.linalg.svd(stacked, compute_uv=False)

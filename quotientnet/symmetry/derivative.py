@@ -84,10 +84,10 @@ class Slopes:
                 leaf.requires_grad_(False)
         own = iter(weights[len(outputs) :])
         for entry, leaf, by_leaf, value in zip(entries, leaves, slopes, updated):
-            along = by_leaf.detach() * leaf
+            along = result[:, entry.slice].view(count, *entry.shape)
+            torch.mul(by_leaf, leaf, out=along)
             if value is not None:
-                along = along - next(own) * value.detach()
-            result[:, entry.slice] = along.reshape(count, -1)
+                along -= next(own) * value.detach()
         return result
 
     def _gradients(self, results, weights, leaves) -> list[Tensor]:
@@ -137,11 +137,12 @@ def _all_at_once(results, weights, leaves) -> list[Tensor] | None:
     kept = [(y, weight) for y, weight in zip(results, weights) if y.requires_grad]
     if not kept:
         return None
+    outputs, grads = zip(*kept)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             slopes = torch.autograd.grad(
-                *zip(*kept), inputs=leaves, retain_graph=True, allow_unused=True,
+                outputs, leaves, grads, retain_graph=True, allow_unused=True,
                 is_grads_batched=True,
             )  # fmt: skip
     except Exception:  # whatever an operation of a user's own raises on batched tensors
@@ -170,6 +171,8 @@ class _Differentiable(Exact):
         if (kwargs or {}).get("out") is not None:
             with torch.no_grad():
                 return function(*args, **kwargs)
+        if function in (Tensor.numpy, Tensor.__array__):
+            return function(args[0].detach(), *args[1:], **kwargs or {})
         if function in (Tensor.detach, torch.detach, Tensor.data.__get__):
             return args[0]
         if function is F.batch_norm:

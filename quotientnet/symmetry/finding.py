@@ -30,6 +30,9 @@ class NumericalSymmetry:
         points: The number of random points they were taken at.
         idle: The parameters, at least some entries of which have no effect at all. Their scale is
             free: a bias goes with its rows, others with nothing.
+        unseen: Parameters with an effect, at least some entries of which have no derivative: they
+            are only compared, or read by an operation that autograd takes for constant. No
+            generator scales them, nor what needs their scale.
         jumps: Generators that derivatives allow and that, applied in full, change the outputs:
             they cross a threshold or a comparison. They are not in the group.
         soundness: The outcome of applying random elements in full.
@@ -43,6 +46,7 @@ class NumericalSymmetry:
     rows: int
     points: int
     idle: tuple[str, ...]
+    unseen: tuple[str, ...]
     jumps: tuple[Naming, ...]
     soundness: Soundness = field(repr=False)
 
@@ -77,6 +81,7 @@ class NumericalSymmetry:
                 "rows": self.rows,
                 "points": self.points,
                 "idle": self.idle,
+                "unseen": self.unseen,
                 "jumps": [str(naming) for naming in self.jumps],
                 "violation": self.soundness.violation,
             }
@@ -95,6 +100,11 @@ class NumericalSymmetry:
             lines += [f"  {line}" for line in units_of(self.jumps)]
         if self.idle:
             lines.append(f"no effect, at least in part: {', '.join(self.idle)}")
+        if self.unseen:
+            lines.append(
+                "not scaled, an effect without derivatives (a comparison, an operation that "
+                f"autograd does not know): {', '.join(self.unseen)}"
+            )
         lines += [
             f"candidates: {self.candidates}",
             f"gap {self.gap:.0e}, after {self.rows} derivatives at {self.points} random points",

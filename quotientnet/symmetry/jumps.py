@@ -18,6 +18,9 @@ __all__ = ["InFull"]
 _REACHES = 0.7, 3.0, 7.0
 """Log-scales up to these: a jump may be near or far."""
 
+_POINTS = 12
+"""How many points and inputs, the first of them the user's own."""
+
 _TOLERANCE = 1e-9
 
 
@@ -34,7 +37,7 @@ class InFull:
         self.group, self.trials = group, []
         self._generator = torch.Generator().manual_seed(seed)
         replica = rows.replica
-        for number in range(4):
+        for number in range(_POINTS):
             start = (
                 replica.random_point(self._generator) if number else replica.w.clone()
             )
@@ -52,9 +55,10 @@ class InFull:
                 t = torch.rand(len(mixed), generator=self._generator).double()
                 t = (2 * t - 1) @ mixed
                 largest = float(self.group.exponents(t).abs().amax())
-                t = reach * t / max(largest, 1e-300)
+                t = (reach * t / max(largest, 1e-300)).to(trial.start.device)
                 with suppress(ValueError):
-                    if not trial.violation(t.to(trial.start.device)) <= _TOLERANCE:
+                    # Both ways: often one alone crosses something.
+                    if any(not trial.violation(s) <= _TOLERANCE for s in (t, -t)):
                         return True
         return False
 

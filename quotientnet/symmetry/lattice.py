@@ -8,7 +8,9 @@ import numpy as np
 import scipy.linalg
 from scipy import sparse
 
-__all__ = ["CLEAR", "NullSpace", "null_space", "integer_rows", "reduced", "localised"]
+from quotientnet import exact
+
+__all__ = ["CLEAR", "NullSpace", "null_space", "integer_rows", "reduced", "sparsest"]
 
 _NEGLIGIBLE = 1e-9
 """What is below this, relative to the largest, is zero."""
@@ -124,54 +126,26 @@ def reduced(rows: np.ndarray, order: np.ndarray) -> np.ndarray:
     return rows
 
 
-def localised(rows: np.ndarray) -> np.ndarray:
-    """Integer rows that span the same lattice, each added to others while that makes zeros."""
-    rows = rows.copy()
-    for _ in range(4 * len(rows)):
-        gain, partner, sign = _gains(sparse.csr_array(rows))
-        touched = np.zeros(len(rows), dtype=bool)
-        for i in np.argsort(-gain, kind="stable"):
-            j = partner[i]
-            if gain[i] <= 0:
-                break
-            if not (touched[i] or touched[j]):
-                rows[i] += sign[i] * rows[j]
-                touched[[i, j]] = True
-        if not touched.any():
-            break
-    return rows
+def sparsest(pool: np.ndarray, dimension: int, sizes: np.ndarray) -> np.ndarray:
+    """Of integer rows, the first ``dimension`` of which span a space, the smallest that do.
 
+    Each is taken unless it is a combination of smaller ones: no other choice has a smaller sum.
 
-def _gains(rows: sparse.csr_array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each row, the most zeros that adding or subtracting another makes, which, and how."""
-    support = abs(rows).sign().astype(np.int64)
-    sizes = np.diff(rows.indptr)
-    both = support @ support.T
-    best, partner, sign = (
-        np.zeros(len(sizes)),
-        np.arange(len(sizes)),
-        np.ones(len(sizes), dtype=np.int64),
-    )
-    values = np.unique(np.abs(rows.data))
-    for s in (1, -1):
-        # Where one is minus s times the other, the sum with s vanishes.
-        hits = sum(
-            _equal(rows, u) @ _equal(rows, -s * u).T
-            for v in values.tolist()
-            for u in (v, -v)
-        )
-        total = sparse.csr_array(both + hits).tocoo() if values.size else both.tocoo()
-        gains = total.data - sizes[total.col]
-        gains[total.row == total.col] = 0
-        for k in np.flatnonzero(gains > 0):
-            i = total.row[k]
-            if gains[k] > best[i]:
-                best[i], partner[i], sign[i] = gains[k], total.col[k], s
-    return best, partner, sign
+    Args:
+        pool: Rows.
+        dimension: That of the space.
+        sizes: One for each row.
 
-
-def _equal(rows: sparse.csr_array, value: int) -> sparse.csr_array:
-    at = rows.copy()
-    at.data = (at.data == value).astype(np.int64)
-    at.eliminate_zeros()
-    return at
+    Returns:
+        Their numbers.
+    """
+    if not dimension:
+        return np.empty(0, dtype=np.int64)
+    basis = reduced(pool[:dimension], np.arange(pool.shape[1]))
+    # On the columns that only one row of the basis has, rows of the pool have their coordinates.
+    own = np.flatnonzero((basis != 0).sum(0) == 1)
+    owners = (basis[:, own] != 0).argmax(0)
+    own = own[np.unique(owners, return_index=True)[1]]
+    order = np.argsort(-sizes, kind="stable")
+    dependent = exact.free_columns(sparse.csr_array(pool[order][:, own].T))
+    return np.delete(order, dependent)

@@ -24,6 +24,9 @@ __all__ = ["discover_numerically"]
 
 _CALLER = "discover_numerically"
 
+_TOLERANCE = 1e-9
+"""Relative changes of outputs up to this are rounding."""
+
 
 def discover_numerically(
     model: nn.Module,
@@ -82,10 +85,10 @@ def discover_numerically(
         ...         self.first, self.last = torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)
         ...     def forward(self, x):
         ...         h = self.first(x)
-        ...         return self.last(h.relu() if h.sum() > 0 else h.abs())
+        ...         return self.last(h.relu() if x.sum() > 0 else h.abs())
         >>> found = qn.symmetry.discover_numerically(Branches(), torch.randn(5, 4))
-        >>> found.group.dimension
-        0
+        >>> found.group.names[1]
+        'first channel 1: rows of first.weight and bias, columns of last.weight'
     """
     layout = layout_of(model, layout, _CALLER)
     inputs = call_arguments(example_inputs, _CALLER)
@@ -103,6 +106,7 @@ def discover_numerically(
         raise ValueError(
             f"{_CALLER}: what the derivatives allow is no symmetry, {soundness}"
         )
+    idle, unseen = _without_slope(search)
     return NumericalSymmetry(
         group=group,
         namings=tuple(namings),
@@ -111,7 +115,20 @@ def discover_numerically(
         gap=search.gap,
         rows=search.count,
         points=search.points,
-        idle=tuple(layout.count(torch.from_numpy(~search.live))),
+        idle=idle,
+        unseen=unseen,
         jumps=tuple(names[j] for j in jumps),
         soundness=soundness,
     )
+
+
+def _without_slope(search: Search) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The parameters without any effect, and those whose effect derivatives do not see."""
+    layout, idle, unseen = search.candidates.group.layout, [], []
+    mask = torch.from_numpy(~search.live)
+    some = search.source.effect(mask) > _TOLERANCE
+    for name in layout.count(mask):
+        own = mask & layout.mask(name)
+        seen = not some or search.source.effect(own) <= _TOLERANCE
+        (idle if seen else unseen).append(name)
+    return tuple(idle), tuple(unseen)

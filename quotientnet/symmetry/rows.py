@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import numpy as np
@@ -35,7 +35,7 @@ class RandomRows:
         self.generator = torch.Generator().manual_seed(seed)
         self._slopes = Slopes(replica)
 
-    def draw(self, count: int = 1) -> np.ndarray:
+    def draw(self, count: int = 1) -> Tensor:
         """Rows of norm 1 at one new point and on new inputs, shape ``(count, n)``.
 
         Raises:
@@ -50,17 +50,18 @@ class RandomRows:
             "its derivatives say nothing there. Are the example inputs large enough?"
         )
 
-    def _draw(self, count: int) -> np.ndarray:
+    def _draw(self, count: int) -> Tensor:
         args, kwargs = self.some_inputs()
         w = self.replica.random_point(self.generator)
-        rows = self._slopes(w, args, kwargs, self._weights, count).cpu().numpy()
-        if not np.isfinite(rows).all():
-            bad = torch.from_numpy(~np.isfinite(rows).all(0))
+        rows = self._slopes(w, args, kwargs, self._weights, count)
+        sizes = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        if not torch.isfinite(sizes).all():
+            bad = ~torch.isfinite(rows).all(0).cpu()
             names = ", ".join(self.replica.layout.count(bad))
             raise ValueError(
                 f"{self.replica.caller}: a derivative at a random point is not finite, by {names}"
             )
-        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+        return rows.div_(sizes.clamp(min=1e-300))
 
     def some_inputs(self) -> tuple[tuple, dict]:
         """The inputs with other numbers."""
@@ -81,18 +82,32 @@ class RandomRows:
         """How far a random scaling along directions changes the outputs, applied in full."""
         if not directions.shape[1]:
             return 0.0
+        basis, mask = torch.from_numpy(directions), torch.from_numpy(live)
+
+        def exponents() -> Tensor:
+            mix = torch.randn(len(basis.T), generator=self.generator, dtype=basis.dtype)
+            along, whole = basis @ mix, torch.zeros(len(mask), dtype=basis.dtype)
+            whole[mask] = along / along.abs().amax()
+            return whole
+
+        return self._change(exponents)
+
+    def effect(self, entries: Tensor) -> float:
+        """How far random scales of the entries of a mask change the outputs."""
+
+        def exponents() -> Tensor:
+            noise = torch.randn(len(entries), generator=self.generator)
+            return torch.where(entries, 2 * noise.double(), 0.0)
+
+        return self._change(exponents) if entries.any() else 0.0
+
+    def _change(self, draw: Callable[[], Tensor]) -> float:
+        """The largest change of the outputs by scales with random exponents."""
         changes = [0.0]
         for _ in range(8):
             args, kwargs = self.some_inputs()
             w = self.replica.random_point(self.generator)
-            mix = torch.randn(
-                directions.shape[1], generator=self.generator, dtype=torch.float64
-            )
-            exponents = torch.zeros_like(w)
-            along = torch.from_numpy(directions) @ mix
-            exponents[torch.from_numpy(live).to(w.device)] = (
-                along / along.abs().amax()
-            ).to(w)
+            exponents = draw().to(w)
             with suppress(Degenerate):
                 here, _ = self.replica.run(w, args, kwargs)
                 there, _ = self.replica.run(exponents.exp() * w, args, kwargs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -11,9 +13,9 @@ from quotientnet.symmetry.lattice import (
     CLEAR,
     NullSpace,
     integer_rows,
-    localised,
     null_space,
     reduced,
+    sparsest,
 )
 from quotientnet.symmetry.rows import RandomRows
 
@@ -30,6 +32,9 @@ _TOGETHER = 16
 
 _LARGEST_BLOCK = 1 << 24
 """The most numbers in the derivatives that are taken at once."""
+
+_ORDERS = 32
+"""How many weights, at most, are tried as what tells generators apart."""
 
 
 class Search:
@@ -83,8 +88,9 @@ class Search:
             )
         basis = np.zeros((len(rows), self.candidates.group.dimension), dtype=np.int64)
         basis[:, columns] = rows
-        basis = settled(self.candidates, reduced(basis, self._preferred()))
-        return settled(self.candidates, localised(basis))
+        pool = np.concatenate([reduced(basis, order) for order in self._orders()])
+        best = settled(self.candidates, pool)
+        return best[sparsest(pool, len(basis), (best != 0).sum(1))]
 
     def _space(self) -> tuple[np.ndarray, NullSpace]:
         """The independent candidates with an effect, and the null space of their derivatives."""
@@ -121,8 +127,9 @@ class Search:
         drawn = []
         for _ in range(-(-least // together)):
             rows = self.source.draw(together)
-            self._effect = np.maximum(self._effect, np.abs(rows).max(0))
-            along = self.candidates.group.adjoint(torch.from_numpy(rows)).numpy()
+            largest = rows.abs().amax(0)
+            self._effect = np.maximum(self._effect, largest.cpu().numpy())
+            along = self.candidates.sums(rows).cpu().numpy()
             # Not blown up where nothing but rounding is left.
             sizes = np.linalg.norm(along, axis=1, keepdims=True)
             drawn.append(along / np.maximum(sizes, 1e-6))
@@ -147,15 +154,28 @@ class Search:
         self._blocks = [np.concatenate(self._blocks)]
         return self._blocks[0]
 
-    def _preferred(self) -> np.ndarray:
-        """Candidates, first those that tell generators apart: biases, and what comes early."""
+    def _orders(self) -> Iterator[np.ndarray]:
+        """Orders of the candidates in which generators are to be told apart.
+
+        Vectors come first: an entry has the scale of one unit, one of a weight those of two. Then
+        the same with the rows or columns of one weight before all.
+        """
         group = self.candidates.group
-        rank = np.zeros(group.dimension, dtype=np.int64)
+        rank, weights = np.zeros(group.dimension, dtype=np.int64), []
         for entry in group.layout.entries:
-            kind = 2 if entry.passive else int(len(entry.shape) > 1)
+            matrix = len(entry.shape) > 1
             for term in group.incidence[entry.name]:
-                rank[term.index] = kind
-        return np.argsort(rank, kind="stable")
+                rank[term.index] = int(matrix)
+                if matrix:
+                    weights.append(np.unique(term.index))
+        place = np.arange(group.dimension)
+        yield np.lexsort((place, rank))
+        for index in weights[:: max(-(-len(weights) // _ORDERS), 1)]:
+            first = rank.copy()
+            first[index] = -1
+            yield np.lexsort((place, first))
+            # What comes first in a weight is where others are measured from.
+            yield np.lexsort((-place, first))
 
     def _require_clear(self, space: NullSpace, columns: np.ndarray) -> None:
         if space.gap < CLEAR:
