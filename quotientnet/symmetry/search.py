@@ -88,9 +88,20 @@ class Search:
             )
         basis = np.zeros((len(rows), self.candidates.group.dimension), dtype=np.int64)
         basis[:, columns] = rows
-        pool = np.concatenate([reduced(basis, order) for order in self._orders()])
-        best = settled(self.candidates, pool)
-        return best[sparsest(pool, len(basis), (best != 0).sum(1))]
+        first, *others = self._orders()
+        basis = reduced(basis, first)
+        for order in others:
+            basis = self._shorter(basis, reduced(basis, order))
+        return settled(self.candidates, basis)
+
+    def _shorter(self, basis: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """A basis of what scales the fewest rows, columns or entries, from two bases."""
+        sizes, others = (
+            (settled(self.candidates, rows) != 0).sum(1) for rows in (basis, other)
+        )
+        new = others < sizes.max(initial=0)
+        pool, sizes = np.concatenate([basis, other[new]]), np.append(sizes, others[new])
+        return pool[sparsest(pool, len(basis), sizes)] if new.any() else basis
 
     def _space(self) -> tuple[np.ndarray, NullSpace]:
         """The independent candidates with an effect, and the null space of their derivatives."""
