@@ -59,7 +59,7 @@ def discover_numerically(
         entries: Whether every entry is a candidate, or else rows, columns (by groups of a
             convolution) and entries of vectors; by default if there are no more than 1500.
         seed: Of points, inputs and group elements.
-        max_rows: When to give up; by default four times the number of candidates plus 256.
+        max_rows: When to give up; by default four times the number of candidates plus 1024.
 
     Returns:
         The group with a name for every generator, and how clear the answer is.

@@ -60,7 +60,7 @@ class Search:
         self.count = self.points = 0
         self.gap = float("inf")
         self._limit = (
-            4 * candidates.group.dimension + 256 if max_rows is None else max_rows
+            4 * candidates.group.dimension + 1024 if max_rows is None else max_rows
         )
         self._blocks: list[np.ndarray] = []
         self._effect = np.zeros(candidates.group.layout.size)
