@@ -293,7 +293,8 @@ def test_a_small_eps_is_no_symmetry():
 def test_exponents_that_are_no_small_integers_are_refused():
     def power(p):
         return built(lambda: Block(
-            lambda m, x: m.o(F.relu(m.a(x)) ** p), a=nn.Linear(4, 3), o=nn.Linear(3, 2)))  # fmt: skip
+            lambda m, x: m.o(F.relu(m.a(x)) ** p),
+            a=nn.Linear(4, 3), o=nn.Linear(3, 2)))  # fmt: skip
 
     with pytest.raises(
         ValueError, match=r"no small integers .* a\.weight, a\.bias, o\.weight"
