@@ -12,15 +12,18 @@ from quotientnet.symmetry.complete import Completeness, verify_complete
 from quotientnet.symmetry.discover import discover
 from quotientnet.symmetry.epsilon import Approximation
 from quotientnet.symmetry.explanation import Coverage, Pinned, Symmetry
+from quotientnet.symmetry.finding import NumericalSymmetry
 from quotientnet.symmetry.links import Link, Naming
 from quotientnet.symmetry.normalised import NormalisedBlocks, normalised_blocks
+from quotientnet.symmetry.numerical import discover_numerically
 from quotientnet.symmetry.rules import RULES, Call, rule
 from quotientnet.symmetry.scales import LogScale
 from quotientnet.symmetry.sound import Soundness, verify_sound
 from quotientnet.symmetry.transform import OPTIMIZER_UNITS, transform
 
 __all__ = [
-    "discover", "Symmetry", "Pinned", "Coverage", "Approximation", "Link", "Naming",
+    "discover", "discover_numerically", "Symmetry", "NumericalSymmetry",
+    "Pinned", "Coverage", "Approximation", "Link", "Naming",
     "layer_scale_group", "normalised_blocks", "NormalisedBlocks", "transform", "OPTIMIZER_UNITS",
     "canonical", "balance", "balancing", "Balancing", "default_levels", "verify_sound", "Soundness",
     "verify_complete", "Completeness", "rule", "RULES", "Call", "LogScale",

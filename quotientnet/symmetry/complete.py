@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from quotientnet.group import ScalingGroup, as_group
-from quotientnet.symmetry.derivative import slope
+from quotientnet.symmetry.candidates import candidate_scalings
 from quotientnet.symmetry.discover import call_arguments
 from quotientnet.symmetry.explanation import Symmetry
-from quotientnet.symmetry.replica import (
-    Degenerate,
-    Replica,
-    drawn_again,
-    relative_change,
-)
+from quotientnet.symmetry.replica import Replica
+from quotientnet.symmetry.rows import RandomRows
 
 __all__ = ["Completeness", "verify_complete"]
-
-_ENTRIES = 1500
-"""Up to this many coordinates every entry is a candidate of its own."""
 
 _NEGLIGIBLE = 1e-9
 """Singular values and column norms below this, relative to the largest, are zeros."""
@@ -149,18 +138,18 @@ def verify_complete(
     """
     group = as_group(group, "verify_complete")
     replica, layout = Replica(model, group.layout, "verify_complete"), group.layout
-    names, candidates = _candidates(replica, layout)
-    source = _Rows(replica, call_arguments(example_inputs, "verify_complete"), seed)
-    count = candidates.shape[1]
+    candidates = candidate_scalings(replica.model, layout)
+    inputs = call_arguments(example_inputs, "verify_complete")
+    source, count = RandomRows(replica, inputs, seed), candidates.group.dimension
     limit = 4 * count + 256 if max_rows is None else max_rows
     stacked, by_generator = np.zeros((0, count)), np.zeros((0, group.dimension))
     effect, rows, rank = np.zeros(layout.size), 0, -1
     while True:
-        block = np.stack([source.draw() for _ in range(max(count // 4, 32))])
-        effect = np.maximum(effect, np.abs(block).max(0))
+        block = torch.cat([source.draw() for _ in range(max(count // 4, 32))]).cpu()
+        effect = np.maximum(effect, block.abs().amax(0).numpy())
         rows += len(block)
-        stacked = np.linalg.qr(np.vstack([stacked, _directed(block @ candidates)]), "r")
-        slopes = group.adjoint(torch.from_numpy(block)).numpy()
+        along, slopes = candidates.sums(block).numpy(), group.adjoint(block).numpy()
+        stacked = np.linalg.qr(np.vstack([stacked, _directed(along)]), "r")
         by_generator = np.linalg.qr(np.vstack([by_generator, slopes]), "r")
         values = np.linalg.svd(stacked, compute_uv=False)
         previous, rank = rank, int((values > _NEGLIGIBLE * values[0]).sum())
@@ -180,7 +169,9 @@ def verify_complete(
     extra = (
         np.linalg.svd(by_generator, compute_uv=False) > _NEGLIGIBLE * rows**0.5
     ).sum()
-    found, derived, missing = _spaces(group, candidates.toarray(), stacked, live, rank)
+    found, derived, missing = _spaces(
+        group, candidates.group.to_dense(), stacked, live, rank
+    )
     weight = np.zeros(layout.size)
     weight[live] = (missing**2).sum(1)
     gap = (
@@ -192,7 +183,7 @@ def verify_complete(
         derived.shape[1], found.shape[1], missing.shape[1], int(extra),
         tuple(e.name for e in layout.entries if weight[e.slice].sum() > 1e-6),
         tuple(e.name for e in layout.entries if not live[e.slice].all()),
-        names, float(gap), rows, source.jump(missing, live),
+        candidates.kind, float(gap), rows, source.jump(missing, live),
     )  # fmt: skip
 
 
@@ -218,109 +209,3 @@ def _basis(columns: np.ndarray, relative: float = _NEGLIGIBLE) -> np.ndarray:
 def _directed(rows: np.ndarray) -> np.ndarray:
     """Rows of norm 1."""
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
-
-
-def _candidates(replica: Replica, layout) -> tuple[str, sparse.csr_array]:
-    """The candidate scalings: a sparse matrix of exponents, coordinates × candidates."""
-    fine = layout.size <= _ENTRIES
-    groups = {}
-    for prefix, child in replica.model.named_modules():
-        if isinstance(getattr(child, "groups", None), int):
-            groups[f"{prefix}.weight" if prefix else "weight"] = child.groups
-    starts: dict[str, int] = {}
-    coordinates, columns, exponents, count = [], [], [], 0
-
-    def add(entry, index: np.ndarray, exponent: int = 1) -> None:
-        coordinates.append(np.arange(entry.start, entry.start + entry.numel))
-        columns.append(index)
-        exponents.append(np.full(entry.numel, exponent))
-
-    for entry in layout.entries:
-        index, shape = np.arange(entry.numel), entry.shape
-        mean = f"{entry.name.removesuffix('running_var')}running_mean"
-        if entry.passive and mean in starts:
-            # A scale of what is normalised scales its mean once and its variance twice.
-            add(entry, starts[mean] + index, 2)
-            continue
-        starts[entry.name] = count
-        if fine or len(shape) < 2:
-            add(entry, count + index)
-            count += entry.numel
-            continue
-        row, number = index // prod(shape[1:]), groups.get(entry.name, 1)
-        add(entry, count + row)
-        count += shape[0]
-        column = index // prod(shape[2:]) % shape[1]
-        add(entry, count + row // (shape[0] // number) * shape[1] + column)
-        count += number * shape[1]
-    where = (np.concatenate(coordinates), np.concatenate(columns))
-    matrix = sparse.coo_array(
-        (np.concatenate(exponents), where), shape=(layout.size, count)
-    )
-    return "entries" if fine else "rows and columns", sparse.csr_array(matrix).astype(
-        float
-    )
-
-
-class _Rows:
-    """Random combinations of derivatives, each at a random point and on random inputs."""
-
-    def __init__(self, replica: Replica, inputs, seed: int):
-        self.replica, self.inputs = replica, inputs
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def draw(self) -> np.ndarray:
-        """One row, shape ``(n,)``."""
-        for _ in range(100):
-            with suppress(Degenerate):
-                return self._draw()
-        raise RuntimeError(
-            "verify_complete: at 100 random points a normalisation saw a constant channel; its "
-            "derivatives say nothing there. Are the example inputs large enough?"
-        )
-
-    def _draw(self) -> np.ndarray:
-        args, kwargs = self._inputs()
-        w = self.replica.random_point(self.generator)
-        row = slope(self.replica, w, args, kwargs, self._weights).cpu().numpy()
-        if not np.isfinite(row).all():
-            raise ValueError(
-                "verify_complete: a derivative at a random point is not finite"
-            )
-        return row / max(np.linalg.norm(row), 1e-300)
-
-    def _inputs(self) -> tuple[tuple, dict]:
-        return tree_map_only(
-            Tensor, lambda x: drawn_again(x, self.generator), self.inputs
-        )
-
-    def _weights(self, y: Tensor) -> Tensor:
-        """Random, and such that every feature counts by its own size."""
-        noise = torch.randn(y.shape, generator=self.generator, dtype=torch.float64).to(
-            y.device
-        )
-        size = y.detach().abs()
-        features = size.amax(0, keepdim=True) if y.ndim > 1 else size.amax()
-        return noise / features.clamp(min=1e-30)
-
-    def jump(self, directions: np.ndarray, live: np.ndarray) -> float:
-        """How far a random scaling along directions changes the outputs, applied in full."""
-        if not directions.shape[1]:
-            return 0.0
-        changes = [0.0]
-        for _ in range(8):
-            args, kwargs = self._inputs()
-            w = self.replica.random_point(self.generator)
-            mix = torch.randn(
-                directions.shape[1], generator=self.generator, dtype=torch.float64
-            )
-            exponents = torch.zeros_like(w)
-            along = torch.from_numpy(directions) @ mix
-            exponents[torch.from_numpy(live).to(w.device)] = (
-                along / along.abs().amax()
-            ).to(w)
-            with suppress(Degenerate):
-                here, _ = self.replica.run(w, args, kwargs)
-                there, _ = self.replica.run(exponents.exp() * w, args, kwargs)
-                changes += [relative_change(a, b) for a, b in zip(here, there)]
-        return max(changes)

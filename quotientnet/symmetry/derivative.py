@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -16,77 +17,141 @@ from quotientnet.symmetry.replica import (
     refuse_constant,
 )
 
-__all__ = ["slope"]
+__all__ = ["Slopes"]
 
 
-def slope(
-    replica: Replica,
-    w: Tensor,
-    args: tuple,
-    kwargs: Mapping,
-    weigh: Callable[[Tensor], Tensor],
-) -> Tensor:
-    r"""How a weighted sum of the results changes with the exponents of a scaling.
+class Slopes:
+    r"""How weighted sums of the results change with the exponents of a scaling.
 
     Scale each coordinate by ``e^{a_i t}`` and divide the updated running statistics by their own
-    scales: the derivative by ``t`` at 0 is ``⟨slope, a⟩``. It is that of the function, through
-    ``detach`` and ``no_grad`` as well.
+    scales: the derivative of a weighted sum by ``t`` at 0 is ``⟨slope, a⟩``. It is that of the
+    function, through ``detach`` and ``no_grad`` as well.
 
     Args:
-        replica: The model.
-        w: A point, shape ``(n,)``.
-        args: Positional arguments of the model.
-        kwargs: Keyword arguments.
-        weigh: The weights of a result, of its shape.
-
-    Returns:
-        Shape ``(n,)``.
-
-    Raises:
-        Degenerate: A channel is constant where it is to be normalised.
+        replica: The model; its ``caller`` is named in errors.
     """
-    replica.move(w)
-    tensors = dict(replica.model.named_parameters()) | dict(
-        replica.model.named_buffers()
-    )
-    entries = [entry for entry in replica.layout.entries if entry.name in tensors]
-    leaves = [tensors[entry.name] for entry in entries]
-    try:
-        with torch.enable_grad():
+
+    def __init__(self, replica: Replica):
+        self.replica = replica
+        self._batched: bool | None = None
+        """Whether autograd can take many sums at once; not known before it has been tried."""
+
+    def __call__(
+        self,
+        w: Tensor,
+        args: tuple,
+        kwargs: Mapping,
+        weigh: Callable[[Tensor, int], Tensor],
+        count: int = 1,
+    ) -> Tensor:
+        """The slopes of several sums at one point.
+
+        Args:
+            w: A point, shape ``(n,)``.
+            args: Positional arguments of the model.
+            kwargs: Keyword arguments.
+            weigh: The weights of a result in each of a number of sums, one more axis in front.
+            count: The number of sums.
+
+        Returns:
+            Shape ``(count, n)``.
+
+        Raises:
+            Degenerate: A channel is constant where it is to be normalised.
+        """
+        replica = self.replica
+        replica.move(w)
+        tensors = dict(replica.model.named_parameters()) | dict(
+            replica.model.named_buffers()
+        )
+        entries = [entry for entry in replica.layout.entries if entry.name in tensors]
+        leaves = [tensors[entry.name] for entry in entries]
+        result = w.new_zeros(count, *w.shape)
+        try:
+            with torch.enable_grad():
+                for leaf in leaves:
+                    leaf.requires_grad_()
+                mode = _Differentiable()
+                outputs = replica.forward(args, kwargs, mode)
+                # A masked entry, at minus infinity, is the same at all equivalent points.
+                outputs = [torch.where(torch.isfinite(y), y, 0.0) for y in outputs]
+                updated = [mode.statistics.get(id(leaf)) for leaf in leaves]
+                results = outputs + [u for u in updated if u is not None]
+                weights = [weigh(y, count) for y in results]
+                slopes = self._gradients(results, weights, leaves)
+        finally:
             for leaf in leaves:
-                leaf.requires_grad_()
-            mode = _Differentiable()
-            outputs = replica.forward(args, kwargs, mode)
-            # A masked entry, at minus infinity, is the same at all equivalent points.
-            outputs = [torch.where(torch.isfinite(y), y, 0.0) for y in outputs]
-            total = sum((y * weigh(y)).sum() for y in outputs)
-            own = {}
-            for number, leaf in enumerate(leaves):
-                updated = mode.statistics.get(id(leaf))
-                if updated is not None:
-                    weighted = updated * weigh(updated)
-                    total, own[number] = total + weighted.sum(), weighted.detach()
-            slopes = _gradients(total, leaves)
-    finally:
-        for leaf in leaves:
-            leaf.requires_grad_(False)
-    result = torch.zeros_like(w)
-    for number, (entry, leaf, by_leaf) in enumerate(zip(entries, leaves, slopes)):
-        result[entry.slice] = (
-            (by_leaf * leaf - own.get(number, 0.0)).detach().reshape(-1)
-        )
-    return result
+                leaf.requires_grad_(False)
+        own = iter(weights[len(outputs) :])
+        for entry, leaf, by_leaf, value in zip(entries, leaves, slopes, updated):
+            along = result[:, entry.slice].view(count, *entry.shape)
+            torch.mul(by_leaf, leaf, out=along)
+            if value is not None:
+                along -= next(own) * value.detach()
+        return result
+
+    def _gradients(self, results, weights, leaves) -> list[Tensor]:
+        """By each leaf, one more axis in front."""
+        if len(weights[0]) > 1 and self._batched is None:
+            # Operations of a user's own may not know of it, and some of torch's are wrong.
+            first = [weight[:1] for weight in weights]
+            single = self._one_by_one(results, first, leaves, retain=True)
+            several = _all_at_once(results, weights, leaves)
+            self._batched = several is not None and all(
+                torch.allclose(b[:1], a, rtol=1e-9, atol=1e-12)
+                for a, b in zip(single, several)
+            )
+        if len(weights[0]) > 1 and self._batched:
+            several = _all_at_once(results, weights, leaves)
+            if several is not None:
+                return several
+        return self._one_by_one(results, weights, leaves)
+
+    def _one_by_one(self, results, weights, leaves, retain=False) -> list[Tensor]:
+        rows, count = [], len(weights[0])
+        for number in range(count):
+            total = sum(
+                (y * weight[number]).sum() for y, weight in zip(results, weights)
+            )
+            rows.append(self._gradient(total, leaves, retain or number + 1 < count))
+        return [torch.stack(columns) for columns in zip(*rows)]
+
+    def _gradient(self, total: Tensor, leaves, retain: bool) -> tuple[Tensor, ...]:
+        try:
+            return torch.autograd.grad(
+                total,
+                leaves,
+                retain_graph=retain,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.replica.caller}: autograd has no derivative of this model: "
+                f"{first_line(error)}"
+            ) from error
 
 
-def _gradients(total: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+def _all_at_once(results, weights, leaves) -> list[Tensor] | None:
+    """The gradients of every weighted sum in one pass, or nothing where that fails."""
+    kept = [(y, weight) for y, weight in zip(results, weights) if y.requires_grad]
+    if not kept:
+        return None
+    outputs, grads = zip(*kept)
     try:
-        return torch.autograd.grad(
-            total, leaves, allow_unused=True, materialize_grads=True
-        )
-    except RuntimeError as error:
-        raise ValueError(
-            f"verify_complete: autograd has no derivative of this model: {first_line(error)}"
-        ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            slopes = torch.autograd.grad(
+                outputs, leaves, grads, retain_graph=True, allow_unused=True,
+                is_grads_batched=True,
+            )  # fmt: skip
+    except Exception:  # whatever an operation of a user's own raises on batched tensors
+        return None
+    count = len(weights[0])
+    return [
+        leaf.new_zeros(count, *leaf.shape) if slope is None else slope
+        for slope, leaf in zip(slopes, leaves)
+    ]
 
 
 class _Differentiable(Exact):
@@ -106,6 +171,8 @@ class _Differentiable(Exact):
         if (kwargs or {}).get("out") is not None:
             with torch.no_grad():
                 return function(*args, **kwargs)
+        if function in (Tensor.numpy, Tensor.__array__):
+            return function(args[0].detach(), *args[1:], **kwargs or {})
         if function in (Tensor.detach, torch.detach, Tensor.data.__get__):
             return args[0]
         if function is F.batch_norm:

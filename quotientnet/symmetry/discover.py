@@ -70,17 +70,8 @@ def discover(
         >>> symmetry.group.names[1]
         '0 channel 1: rows of 0.weight and bias, columns of 2.weight'
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"discover: model must be a torch.nn.Module, got {type(model).__name__}"
-        )
+    layout = layout_of(model, layout, "discover")
     args, kwargs = call_arguments(example_inputs, "discover")
-    layout = _own_layout(model) if layout is None else layout
-    if not isinstance(layout, ParameterLayout):
-        raise TypeError(
-            f"discover: layout must be a ParameterLayout, got {type(layout).__name__}"
-        )
-    require_layout(model, layout, "discover")
     program = export(model, args, kwargs)
     walk = Walk(program, layout)
     solution = walk.equations.solve()
@@ -95,13 +86,28 @@ def discover(
     )
 
 
-def _own_layout(model: nn.Module) -> ParameterLayout:
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(
-            f"discover: {type(model).__name__} has no parameters that require a gradient; pass "
-            "layout=ParameterLayout.from_module(model, include_frozen=True) to scale frozen ones"
+def layout_of(
+    model: nn.Module, layout: ParameterLayout | None, caller: str
+) -> ParameterLayout:
+    """A layout that fits the model, by default that of all that requires a gradient."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}"
         )
-    return ParameterLayout.from_module(model)
+    if layout is None:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(
+                f"{caller}: {type(model).__name__} has no parameters that require a gradient; pass "
+                "layout=ParameterLayout.from_module(model, include_frozen=True) to scale frozen "
+                "ones"
+            )
+        layout = ParameterLayout.from_module(model)
+    if not isinstance(layout, ParameterLayout):
+        raise TypeError(
+            f"{caller}: layout must be a ParameterLayout, got {type(layout).__name__}"
+        )
+    require_layout(model, layout, caller)
+    return layout
 
 
 def _measured_eps(walk: Walk, args: tuple, kwargs: Mapping):

@@ -108,8 +108,8 @@ class Symmetry:
 
     def __str__(self) -> str:
         mode = "train" if self.training else "eval"
-        lines = [f"{_count(self.group.dimension, 'generator')} ({mode} mode)"]
-        lines += [f"  {line}" for line in _units(self.namings)]
+        lines = [f"{count_of(self.group.dimension, 'generator')} ({mode} mode)"]
+        lines += [f"  {line}" for line in units_of(self.namings)]
         if self.pinned:
             lines.append("pinned channels")
             lines += [
@@ -128,7 +128,7 @@ class Symmetry:
         return "\n".join(lines)
 
 
-def _units(namings: Sequence[Naming]) -> list[str]:
+def units_of(namings: Sequence[Naming]) -> list[str]:
     """Generators of one kind and place on one line."""
     units: dict[tuple, list] = {}
     for n in namings:
@@ -143,7 +143,7 @@ def _units(namings: Sequence[Naming]) -> list[str]:
     return lines
 
 
-def _count(number: int, noun: str) -> str:
+def count_of(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

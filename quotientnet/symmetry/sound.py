@@ -21,7 +21,7 @@ from quotientnet.symmetry.replica import (
     shapes_of,
 )
 
-__all__ = ["Soundness", "verify_sound"]
+__all__ = ["Soundness", "Trial", "verify_sound"]
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def verify_sound(
         for number, (label, (args, kwargs)) in enumerate(cases):
             checked.append(f"{mode} mode, {label}")
             start = elsewhere if number == 1 else own
-            trial = _Trial(replica, group, mode, args, kwargs, start)
+            trial = Trial(replica, group, mode, args, kwargs, start)
             for sample in range(samples):
                 reach = decades * log(10) / 2 if sample else log(2)
                 t = _element(group, reach, generator).to(own.device)
@@ -178,7 +178,7 @@ def _distinct_modes(model: nn.Module, modes: Sequence[str]) -> list[str]:
 
 
 @dataclass
-class _Trial:
+class Trial:
     """A model in one mode, on one input, from one point."""
 
     replica: Replica
