@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.equations import Equations
+from quotientnet.symmetry.guards import Guard, guards_of
 from quotientnet.symmetry.nodes import (
     aliased,
     by_position,
@@ -49,6 +50,7 @@ class Record:
         node: Its name in the graph.
         kind: The class of the module.
         called: Whether it is an operation, not an input or output of the graph.
+        guard: If all it does is to guard a division, how.
     """
 
     place: str
@@ -59,6 +61,7 @@ class Record:
     called: bool = True
     outputs: LogScale | None = None
     eps: tuple[float, LogScale] | None = None
+    guard: Guard | None = None
 
     def __str__(self) -> str:
         kind = f" ({self.kind})" if self.kind else ""
@@ -90,6 +93,7 @@ class Walk:
         self._base: dict[Node, Node] = {}
         self._replay: dict[Node, Callable] = {}
         self._uncertain: set[Node] = set()
+        self._guards: dict[Node, Guard] = {}
         self._returned: dict[Node, Sequence] = {}
         self._writes = any(
             writes_floats(m.graph) for m in graphs(self.program.graph_module)
@@ -117,6 +121,7 @@ class Walk:
             caller: The node of the call.
         """
         given, live, names = iter(inputs), live_nodes(module.graph), iter(outer)
+        self._guards.update(guards_of(module.graph, live))
         for node in module.graph.nodes:
             if node not in live:
                 continue
@@ -201,6 +206,10 @@ class Walk:
             args = (torch.empty(value.shape, dtype=value.dtype), *args[1:])
         if next(scales_among([args, kwargs]), None) is None:
             return self._constant(node, args, kwargs)
+        if node in self._guards:
+            record.treatment, record.guard = "rule", self._guards[node]
+            record.eps = (record.guard.eps, args[0])
+            return args[0]
         if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
             args = (self.equations.constant(args[0]), *args[1:])
         rule = find_rule(operation)
