@@ -15,8 +15,8 @@ class Words(Architecture):
 
     def inputs(self) -> torch.Tensor:
         """Seeded inputs, every word among them."""
-        generator = torch.Generator().manual_seed(3)
-        return torch.randint(7, self.shape, generator=generator)
+        order = torch.randperm(15, generator=torch.Generator().manual_seed(3))
+        return (order % 7).view(self.shape)
 
 
 def words(dimension, make):
@@ -187,6 +187,36 @@ def feed_forward(width, hidden, activation=F.gelu):
     )
 
 
+class Experts(nn.Module):
+    """A mixture of three gated units, of which each token takes two.
+
+    Args:
+        bias: Whether the first layers have one.
+        sort: Whether tokens are sorted by their experts, instead of weights picked for each.
+    """
+
+    def __init__(self, width=4, hidden=3, experts=3, bias=False, sort=False):
+        super().__init__()
+        self.router, self.sort = nn.Linear(width, experts), sort
+        self.up = parameter(experts, 2 * hidden, width)
+        self.bias = parameter(experts, 2 * hidden) if bias else None
+        self.down = parameter(experts, width, hidden)
+
+    def forward(self, x):
+        """Shape ``(..., width)``."""
+        shares, chosen = self.router(x).softmax(-1).topk(2, -1)
+        shape, tokens, chosen = x.shape, x.reshape(-1, x.shape[-1]), chosen.reshape(-1)
+        tokens = tokens.repeat_interleave(2, 0)
+        order = chosen.argsort() if self.sort else torch.arange(len(chosen))
+        chosen = chosen[order]
+        h = torch.bmm(self.up[chosen], tokens[order].unsqueeze(-1)).squeeze(-1)
+        h = h if self.bias is None else h + self.bias[chosen]
+        gate, value = h.chunk(2, -1)
+        y = torch.einsum("si,soi->so", F.silu(gate) * value, self.down[chosen])
+        y = (y * shares.reshape(-1)[order, None])[order.argsort()]
+        return y.view(*shape[:-1], 2, -1).sum(-2)
+
+
 def pre_norm(attention, mlp, norm=layer_norm, width=4):
     """A block that adds to a stream what it makes of the normalised stream."""
 
@@ -308,6 +338,18 @@ ATTENTION = {
         a=nn.Linear(4, 6), b=nn.Linear(3, 2))),
     "glu": on(TOKENS, 3, lambda: nn.Sequential(nn.Linear(4, 6), nn.GLU(), nn.Linear(3, 2))),
     "gated by ReLU": on(TOKENS, 6, lambda: gated(4, 3, F.relu)),
+    "experts": on(TOKENS, 9, Experts),
+    "experts with biases": on(TOKENS, 9, lambda: Experts(bias=True)),
+    "experts, sorted": on(TOKENS, 9, lambda: Experts(sort=True)),
+    "experts in a stream": on(TOKENS, 1 + 3 * 4 + 8 + 9, lambda: nn.Sequential(
+        nn.Linear(4, 4), pre_norm(Attention(), Experts(bias=True)), layer_norm(4),
+        nn.Linear(4, 2))),
+    # seven words, each with a scale of its own where the first thing is a normalisation
+    "normalised words": words(7 + 4, lambda: language_model(norm=layer_norm)),
+    "normalised words, written out": words(7 + 4, lambda: language_model(norm=RootMeanSquare)),
+    "normalised projected words": words(7 + 3 + 4, lambda: nn.Sequential(
+        nn.Embedding(7, 3), nn.Linear(3, 4, bias=False), nn.RMSNorm(4, eps=EPS),
+        nn.Linear(4, 2))),
     "experts, all of them": on(TOKENS, 9, lambda: Block(
         lambda m, x: (m.router(x).softmax(-1)[..., None] * torch.stack(
             [e(x) for e in m.experts], -2)).sum(-2),

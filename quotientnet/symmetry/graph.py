@@ -15,6 +15,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
 from quotientnet.layout import ParameterLayout
+from quotientnet.symmetry.choices import Choice
 from quotientnet.symmetry.equations import Equations
 from quotientnet.symmetry.guards import Guard, guards_of
 from quotientnet.symmetry.nodes import (
@@ -32,6 +33,7 @@ from quotientnet.symmetry.nodes import (
     writes_floats,
 )
 from quotientnet.symmetry.rules import Call, find_rule
+from quotientnet.symmetry.rules.shapes import MOVES
 from quotientnet.symmetry.scales import Leaf, LogScale, Unset, scales_among
 
 __all__ = ["Record", "Walk"]
@@ -163,6 +165,8 @@ class Walk:
             if known and (literal or not value.is_floating_point()):
                 return value.cpu()
         value = self._fake[spec.arg.name]
+        if isinstance(value, Tensor) and _chooses(value.dtype):
+            return self.equations.choices.variables(*value.shape)
         return (
             self.equations.pinned(*value.shape) if isinstance(value, Tensor) else value
         )
@@ -252,6 +256,11 @@ class Walk:
             )
         if not (dtype_of(node).is_floating_point or dtype_of(node).is_complex):
             self._pin(first)  # rounding knows no scale
+        if not _chooses(dtype_of(node)):
+            return result
+        kept = operation_of(node) in _KEEPS_INTEGERS
+        if isinstance(result, LogScale) and not (kept and isinstance(result, Choice)):
+            return self.equations.choices.variables(*result.shape)
         return result
 
     def _constant(self, node: Node, args, kwargs):
@@ -276,6 +285,8 @@ class Walk:
         """The pinned results of an operation about which nothing is known."""
 
         def pinned(value):
+            if isinstance(value, Tensor) and _chooses(value.dtype):
+                return self.equations.choices.variables(*value.shape)
             if isinstance(value, Tensor):
                 return self.equations.pinned(*value.shape)
             symbolic = isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
@@ -395,6 +406,24 @@ _INLINED = {
     "wrap_with_set_grad_enabled", "wrap_with_autocast", "tag_activation_checkpoint", "wrap",
 }  # fmt: skip
 """Operations that only run a graph of their own."""
+
+
+_KEEPS_INTEGERS = {
+    *MOVES,
+    "clone",
+    "detach",
+    "alias",
+    "contiguous",
+    "lift_fresh",
+    "index",
+}
+"""Operations whose results are integers that they were given."""
+
+
+def _chooses(dtype: torch.dtype) -> bool:
+    """Whether numbers of a type can choose entries of a table."""
+    real = dtype.is_floating_point or dtype.is_complex
+    return not real and dtype != torch.bool
 
 
 def _as_scale(equations: Equations, value) -> LogScale:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from quotientnet.symmetry.choices import Choice
+from quotientnet.symmetry.chosen import choose, for_each_choice, rows_and_columns
 from quotientnet.symmetry.rules.registry import rule
-from quotientnet.symmetry.scales import LogScale
+from quotientnet.symmetry.scales import LogScale, Unset
 
 __all__ = []
 
@@ -105,8 +107,31 @@ def embedding(call, weight, index, *args):
     weight = call.scale(weight)
     if not isinstance(index, LogScale):
         return weight.map(lambda t: t[index])
-    row = call.equations.uniform(weight, [0])
-    return call.spread(row.map(lambda t: t[0]))
+    if (
+        isinstance(weight, Unset)
+        and weight.leaf.known is None
+        and weight.order() == [0, 1]
+    ):
+        rows_and_columns(call.equations, weight)
+    places = index.map(lambda t: t.unsqueeze(-1))
+    return call.spread(choose(call.equations, weight.map(lambda t: t.t()), places))
+
+
+@rule("aten::_grouped_mm", "transformers::grouped_mm_fallback")
+def grouped_matmul(call, x, weights, offs=None, bias=None, out_dtype=None):
+    """Rows of ``x``, in groups between bounds that the data choose, times one of many matrices."""
+    eq = call.equations
+    if len(x.shape) != 2 or len(weights.shape) != 3 or bias is not None:
+        return call.unsupported(x, weights, offs, bias)
+    if not isinstance(offs, Choice):
+        offs = eq.choices.variables(len(weights))
+    places = Choice(eq.choices.groups(offs, x.shape[0])[:, None])
+    each = for_each_choice(eq, call.scale(x), places, weights.shape[0])
+    # (experts, rows, outputs, inputs)
+    weights = call.scale(weights).map(lambda t: t.transpose(1, 2).unsqueeze(1))
+    out = eq.contract(weights, each.map(lambda t: t.unsqueeze(2)), [-1])
+    call.outputs = out.map(lambda t: t[:, 0, :, 0].flatten())
+    return call.spread(choose(eq, out.map(lambda t: t[..., 0].movedim(0, -1)), places))
 
 
 @rule("aten::_weight_norm")
