@@ -82,7 +82,9 @@ class _Probe(torch.fx.Interpreter):
             if record.guard is not None:
                 self.sizes[node.name] = record.guard.change(args[0])
             else:
-                by = Guard(record.eps[0], clamps=False, rooted=True)
+                cosine = record.operation == "cosine_similarity"
+                eps = record.eps[0] ** 2 if cosine else record.eps[0]
+                by = Guard(eps, clamps=cosine, rooted=True)
                 self.sizes[node.name] = by.change(_variance(record.operation, args))
         return super().run_node(node)
 
@@ -95,6 +97,8 @@ def _variance(operation: str, args) -> Tensor:
             return args[4]
         keep = (1,) if operation == "batch_norm" else (0, 1)
         return x.var([a for a in range(x.ndim) if a not in keep], correction=0)
+    if operation == "cosine_similarity":
+        return x.square().sum(args[2])
     if operation == "group_norm":
         return x.reshape(x.shape[0], args[1], -1).var(-1, correction=0)
     axes = list(range(-len(args[1]), 0))

@@ -179,7 +179,7 @@ class Equations:
             w, x = x, w
         x = self.simplify(self.resolve(x))
         if self.has_zeros(x):
-            return self.uniform(self._resolve_with_effect(w, x) + x, axes)
+            return self.uniform(self.resolve_with_effect(w, x) + x, axes)
         if not isinstance(w, Unset) or w.leaf.known is not None:
             return self.uniform(self.resolve(w) + x, axes)
         dims = max(len(w.shape), len(x.shape))
@@ -287,7 +287,7 @@ class Equations:
         self._shifts.append(int(shift.terms[0][1]))
         return shift
 
-    def _resolve_with_effect(self, w: LogScale, x: LogScale) -> LogScale:
+    def resolve_with_effect(self, w: LogScale, x: LogScale) -> LogScale:
         """``w``, its entries left undetermined where ``x`` is always zero: they have no effect."""
         if not isinstance(w, Unset) or w.leaf.complete:
             return self.resolve(w)

@@ -198,9 +198,25 @@ class Walk:
                 args[start], args[start + 1 :], node.args[start + 1 :], node
             )
             return list(result) if isinstance(result, tuple) else result
+        if str(node.target) == "cond" and isinstance(args[0], LogScale):
+            return self._either(node, args)
         if next(scales_among([args, kwargs]), None) is not None:
             return self._unknown(node, [args, kwargs])
         return node.target(*args, **kwargs)
+
+    def _either(self, node: Node, args):
+        """Two graphs, of which the data choose one: their results are alike."""
+        _, *graphs, operands = args
+        outer = node.args[-1]
+        self.records[-1].treatment = "rule"
+        results = [list(self._run(g, operands, outer, node)) for g in graphs]
+        del self._returned[node]
+        return [
+            self.equations.equal(
+                _as_scale(self.equations, a), _as_scale(self.equations, b)
+            )
+            for a, b in zip(*results)
+        ]
 
     def _apply(self, node: Node, args, kwargs):
         record, operation = self.records[-1], node.target
@@ -217,7 +233,7 @@ class Walk:
         if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
             args = (self.equations.constant(args[0]), *args[1:])
         rule = find_rule(operation)
-        call = Call(self.equations, shape_of(node), dtype_of(node))
+        call = _call(self.equations, node)
         written = any(
             a.kwarg_only and is_written(a) for a in operation._schema.arguments
         )
@@ -333,7 +349,7 @@ class Walk:
 
     def _note_view(self, node: Node, target: Node, args, kwargs) -> None:
         rule, rest = find_rule(node.target), args[1:]
-        call = Call(self.equations, shape_of(node), dtype_of(node))
+        call = _call(self.equations, node)
         known = (
             target is node.args[0]
             and rule is not None
@@ -428,6 +444,12 @@ def _chooses(dtype: torch.dtype) -> bool:
 
 def _as_scale(equations: Equations, value) -> LogScale:
     return value if isinstance(value, LogScale) else equations.constant(value)
+
+
+def _call(equations: Equations, node: Node) -> Call:
+    call = Call(equations, shape_of(node), dtype_of(node))
+    call.operation = node.target._schema.name
+    return call
 
 
 def _takes(rule: Callable, call: Call, args: tuple, kwargs: Mapping) -> bool:

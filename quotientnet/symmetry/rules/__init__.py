@@ -6,10 +6,12 @@ from quotientnet.symmetry.rules import (
     elementwise,
     normalisations,
     products,
+    recurrences,
     shapes,
     sums,
+    writes,
 )
 from quotientnet.symmetry.rules.registry import RULES, Call, find_rule, rule
 
 __all__ = ["RULES", "Call", "rule", "find_rule", "attention", "complex_numbers", "elementwise",
-           "normalisations", "products", "shapes", "sums"]  # fmt: skip
+           "normalisations", "products", "recurrences", "writes", "shapes", "sums"]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quotientnet.symmetry.choices import Choice
 from quotientnet.symmetry.chosen import choose, for_each_choice, rows_and_columns
-from quotientnet.symmetry.rules.registry import rule
+from quotientnet.symmetry.rules.registry import Call, rule
 from quotientnet.symmetry.scales import LogScale, Unset
 
 __all__ = []
@@ -49,6 +49,69 @@ def addmm(call, bias, x, y, *, beta=1, alpha=1):
     if beta == 0:  # what is there is not even read
         return matmul(call, x, y)
     return call.equations.equal(matmul(call, x, y), call.scale(bias))
+
+
+@rule("aten::linalg_multi_dot", "aten::chain_matmul")
+def multi_dot(call, matrices):
+    """Products one by one."""
+    eq, out = call.equations, call.scale(matrices[0])
+    for matrix in matrices[1:]:
+        shape = (*out.shape[:-1], *matrix.shape[1:])
+        out = matmul(Call(eq, shape), out, matrix)
+    return out
+
+
+@rule("aten::bilinear")
+def bilinear(call, x, y, weight, bias=None):
+    """``W[o, i, j]`` has the scale of ``out_o / (x_i y_j)``."""
+    eq = call.equations
+    x = eq.resolve(call.scale(x)).map(lambda t: t[..., None, :, None])
+    y = eq.resolve(call.scale(y)).map(lambda t: t[..., None, None, :])
+    out = eq.contract(call.scale(weight), x + y, [-1, -2]).map(lambda t: t[..., 0, 0])
+    call.outputs = out = call.spread(out)
+    return out if bias is None else eq.equal(out, call.scale(bias))
+
+
+@rule("aten::outer", "aten::ger")
+def outer(call, x, y):
+    eq = call.equations
+    x, y = (eq.resolve(call.scale(z)) for z in (x, y))
+    return x.map(lambda t: t[:, None]) + y
+
+
+@rule("aten::addr")
+def addr(call, bias, x, y, *, beta=1, alpha=1):
+    product = outer(call, x, y)
+    return product if beta == 0 else call.equations.equal(product, call.scale(bias))
+
+
+@rule("aten::kron")
+def kron(call, x, y):
+    """Entry by entry of the first, all of the second."""
+    eq = call.equations
+    x, y = (eq.resolve(call.scale(z)) for z in (x, y))
+    if len(x.shape) != len(y.shape):
+        return call.unsupported(x, y)
+    times = x.shape
+    for axis, length in enumerate(y.shape):
+        x = x.map(lambda t, a=axis, n=length: t.repeat_interleave(n, a))
+    return x + y.map(lambda t: t.repeat(times))
+
+
+@rule("aten::inner")
+def inner(call, x, y):
+    y = call.scale(y)
+    return matmul(call, x, y if len(y.shape) == 1 else y.map(lambda t: t.mT))
+
+
+@rule("aten::embedding_bag")
+def embedding_bag(call, weight, *args, **kwargs):
+    """What the data choose and add up is alike."""
+    for x in args[1:]:
+        if isinstance(x, LogScale):
+            call.equations.pin(x)
+    row = call.equations.uniform(weight, [0])
+    return [call.spread(row), None, None, None]
 
 
 @rule("aten::einsum")

@@ -140,3 +140,19 @@ def reflection_pad(call, x, padding):
 @rule("aten::replication_pad1d", "aten::replication_pad2d", "aten::replication_pad3d")
 def replication_pad(call, x, padding):
     return pad(call, x, padding, "replicate")
+
+
+@rule("aten::tril", "aten::triu")
+def triangle(call, x, diagonal=0):
+    """What is left out fits any scale."""
+    ones, x = torch.ones(x.shape[-2:], dtype=torch.bool), call.scale(x)
+    upper = call.operation.endswith("triu")
+    kept = ones.triu(diagonal) if upper else ones.tril(diagonal)
+    effect = LogScale([(1, torch.where(kept, PINNED, ZERO))], x.shape)
+    x = call.equations.single(call.equations.resolve_with_effect(x, effect))
+    return LogScale([(1, torch.where(kept, x.terms[0][1], ZERO))], x.shape)
+
+
+@rule("aten::broadcast_tensors")
+def broadcast_tensors(call, tensors):
+    return [call.scale(x).map(lambda t: t.expand(call.shape)) for x in tensors]
