@@ -466,15 +466,6 @@ def test_attributes_that_the_forward_assigns_stay_real():
     assert model.calls == 0 and model.seen == [] and not hasattr(model, "hidden")
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_attention_pins_and_is_listed(training):
-    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
-    inputs = torch.randn(2, 3, 8)
-    symmetry = qn.discover(model.train(training), inputs)
-    assert symmetry.unknown
-    qn.verify_sound(model, symmetry, inputs).require()
-
-
 def test_a_number_taken_from_a_tensor_is_pinned():
     model = Block(
         lambda m, x: m.o(F.relu(m.a(x))) * m.a.weight.norm().item(),

@@ -9,13 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quotientnet.symmetry.replica import (
-    EXACT,
-    Exact,
-    Replica,
-    first_line,
-    refuse_constant,
-)
+from quotientnet.symmetry.exactly import EXACT, Exact, refuse_constant
+from quotientnet.symmetry.replica import Replica, first_line
 
 __all__ = ["Slopes"]
 
@@ -175,6 +170,10 @@ class _Differentiable(Exact):
             return function(args[0].detach(), *args[1:], **kwargs or {})
         if function in (Tensor.detach, torch.detach, Tensor.data.__get__):
             return args[0]
+        if function in (F.embedding, torch.embedding):
+            # The row of the padding has no gradient, but an effect.
+            args = args[:2]
+            kwargs = {k: v for k, v in (kwargs or {}).items() if "norm" in k}
         if function is F.batch_norm:
             return self._batch_norm(*args, **kwargs or {})
         if function is F.instance_norm:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.export.graph_signature import InputKind
 
 from quotientnet.symmetry.graph import Record, Walk
+from quotientnet.symmetry.guards import Guard
 from quotientnet.symmetry.nodes import by_position
 
 __all__ = ["Approximation", "measure_eps"]
@@ -77,8 +78,14 @@ class _Probe(torch.fx.Interpreter):
     def run_node(self, node):
         if node.name in self.records:
             args = self.map_nodes_to_values(by_position(node)[0], node)
-            variance = _variance(self.records[node.name].operation, args)
-            self.sizes[node.name] = _change(variance, self.records[node.name].eps[0])
+            record = self.records[node.name]
+            if record.guard is not None:
+                self.sizes[node.name] = record.guard.change(args[0])
+            else:
+                cosine = record.operation == "cosine_similarity"
+                eps = record.eps[0] ** 2 if cosine else record.eps[0]
+                by = Guard(eps, clamps=cosine, rooted=True)
+                self.sizes[node.name] = by.change(_variance(record.operation, args))
         return super().run_node(node)
 
 
@@ -90,15 +97,11 @@ def _variance(operation: str, args) -> Tensor:
             return args[4]
         keep = (1,) if operation == "batch_norm" else (0, 1)
         return x.var([a for a in range(x.ndim) if a not in keep], correction=0)
+    if operation == "cosine_similarity":
+        return x.square().sum(args[2])
     if operation == "group_norm":
         return x.reshape(x.shape[0], args[1], -1).var(-1, correction=0)
     axes = list(range(-len(args[1]), 0))
     return (
         x.square().mean(axes) if operation == "rms_norm" else x.var(axes, correction=0)
     )
-
-
-def _change(variance: Tensor, eps: float) -> float:
-    """``1 − √((v + ε)/(v + 4ε))`` at its largest; a constant channel is 0 at every scale."""
-    v = variance[~(variance <= 0)].double()
-    return float((1 - ((v + eps) / (v + 4 * eps)).sqrt()).max()) if v.numel() else 0.0

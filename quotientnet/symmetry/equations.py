@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import breadth_first_order
 from torch import Tensor
 
 from quotientnet import exact
+from quotientnet.symmetry.choices import Choices
 from quotientnet.symmetry.scales import PINNED, ZERO, LogScale, Unset, compact
 
 __all__ = ["Equations", "Solution"]
@@ -38,6 +39,7 @@ class Equations:
         self._rows: list[tuple[np.ndarray, np.ndarray, int]] = []
         self._edges: list[tuple[np.ndarray, np.ndarray, int]] = []
         self._reason = -1
+        self.choices = Choices()
 
     # -- unknowns ---
 
@@ -131,7 +133,7 @@ class Equations:
         result = LogScale([t for t in x.terms if not _varies(t[1], axes)], x.shape)
         varying = [(i.numpy(), c) for c, i in x.terms if _varies(i, axes)]
         # A sum of functions of different axes is uniform iff each of them is.
-        for group in _groups_of_axes(varying):
+        for group in self._groups_of_axes(varying):
             part = LogScale([(c, torch.from_numpy(i)) for i, c in group], x.shape)
             local = len(group) > 1 and not any(
                 _varies(i, others) for _, i in part.terms
@@ -151,7 +153,8 @@ class Equations:
             return int(exponent) * x
         x = self.single(x)
         index = compact(x.terms[0][1])
-        root = self.fresh(*index.shape)
+        root = self._fresh_like(index.reshape(-1, 1)).view(index.shape)
+        root = LogScale([(1, root)], index.shape)
         whole = LogScale([(exponent.numerator, index)], index.shape)
         self._impose(exponent.denominator * root - whole)
         if self.has_zeros(x):
@@ -176,7 +179,7 @@ class Equations:
             w, x = x, w
         x = self.simplify(self.resolve(x))
         if self.has_zeros(x):
-            return self.uniform(self._resolve_with_effect(w, x) + x, axes)
+            return self.uniform(self.resolve_with_effect(w, x) + x, axes)
         if not isinstance(w, Unset) or w.leaf.known is not None:
             return self.uniform(self.resolve(w) + x, axes)
         dims = max(len(w.shape), len(x.shape))
@@ -206,7 +209,7 @@ class Equations:
         indices = torch.broadcast_tensors(*(compact(index) for _, index in x.terms))
         rows = torch.stack(indices, -1).reshape(-1, len(indices))
         unique, inverse = torch.unique(rows, dim=0, return_inverse=True)
-        new = self.fresh(len(unique))
+        new = LogScale([(1, self._fresh_like(unique))], [len(unique)])
         sums = LogScale(
             [(c, unique[:, m]) for m, (c, _) in enumerate(x.terms)], new.shape
         )
@@ -220,7 +223,7 @@ class Equations:
 
     def simplify(self, x: LogScale) -> LogScale:
         """``x`` with merged unknowns, equal terms added up and terms that are 0 left out."""
-        terms = _collected(x.terms, self._find)
+        terms = _collected(x.terms, self._merged)
         return LogScale([(c, torch.from_numpy(i)) for i, c in terms], x.shape)
 
     @contextmanager
@@ -232,7 +235,51 @@ class Equations:
         finally:
             self._reason = previous
 
+    def chosen_unknowns(self, tables: Sequence[np.ndarray], variables) -> np.ndarray:
+        """For each pair of a table and a variable, the unknown for the entry it chooses."""
+        numbers = []
+        for table, variable in zip(tables, variables.tolist()):
+            key = self.choices.key(variable, len(table))
+            number = self.choices.known(table, key)
+            if number is None:
+                number = int(self._plain(1)[0])
+                self.choices.add(np.array([number]), [table], np.array([key]))
+                self.choices.remember(table, key, number)
+            numbers.append(number)
+        return np.array(numbers, dtype=np.int64)
+
     # -- inside ---
+
+    def _fresh_like(self, rows: Tensor) -> Tensor:
+        """A new unknown for each row of others, chosen by the data as they are."""
+        keys = self.choices.keys(rows.numpy())
+        key, new = keys.max(1, initial=-1), self._plain(len(rows))
+        one = (key >= 0) & ((keys < 0) | (keys == key[:, None])).all(1)
+        tables = []
+        for row in rows.numpy()[one]:
+            size = max(
+                len(t) for t in self.choices.tables(row[self.choices.among(row)])
+            )
+            tables.append(self._plain(size))
+        # Numbers of chosen unknowns grow, and tables are made before them.
+        own = self._plain(int(one.sum()))
+        self.choices.add(own, tables, key[one])
+        new[one] = own
+        return torch.from_numpy(new)
+
+    def _settled(self, x: LogScale) -> LogScale:
+        """``x``, which cannot depend on a choice, without unknowns that do."""
+        terms = []
+        for c, index in x.terms:
+            chosen = self.choices.among(compact(index).numpy())
+            if chosen.any():
+                index = compact(index).clone()
+                plain = self.fresh(*index.shape).terms[0][1]
+                plain = torch.where(torch.from_numpy(chosen), plain, index)
+                self._impose(LogScale([(1, index), (-1, plain)], index.shape))
+                index = plain
+            terms.append((c, index))
+        return LogScale(terms, x.shape)
 
     def _shift(self, dims: int) -> LogScale:
         """A new unknown common to many entries; free where it can be: generators stay local."""
@@ -240,7 +287,7 @@ class Equations:
         self._shifts.append(int(shift.terms[0][1]))
         return shift
 
-    def _resolve_with_effect(self, w: LogScale, x: LogScale) -> LogScale:
+    def resolve_with_effect(self, w: LogScale, x: LogScale) -> LogScale:
         """``w``, its entries left undetermined where ``x`` is always zero: they have no effect."""
         if not isinstance(w, Unset) or w.leaf.complete:
             return self.resolve(w)
@@ -256,6 +303,7 @@ class Equations:
         extra = [a for a, n in enumerate(shape) if a < lead or w.shape[a - lead] != n]
         value = self.uniform(LogScale(value.terms, shape), extra)
         narrow = LogScale([(c, i[(0,) * lead]) for c, i in value.terms], w.shape)
+        narrow = self._settled(narrow)
         undetermined = w.leaf.known is None or not (
             w.leaf.complete or bool(w.leaf.known[w.entries].any())
         )
@@ -300,11 +348,12 @@ class Equations:
 
     def _impose(self, x: LogScale) -> None:
         """Impose ``x = 0`` on every entry."""
-        terms = _collected(x.terms, self._find)
-        if any((index == ZERO).any() for index, _ in terms):
+        terms = _collected(x.terms, self._merged)
+        chosen = sum(bool(self.choices.among(index).any()) for index, _ in terms)
+        if chosen > 1 or any((index == ZERO).any() for index, _ in terms):
             self._add_rows(terms)
             return
-        groups = _groups_of_axes(terms)
+        groups = self._groups_of_axes(terms)
         if len(groups) <= 1:
             self._add_rows(terms)
             return
@@ -316,6 +365,14 @@ class Equations:
         for group, constant in zip(groups, constants):
             self._add_rows(group + constant)
 
+    def _groups_of_axes(self, terms):
+        """Terms joined while they vary along a common axis, or depend on a choice."""
+        groups = _groups_of_axes(terms)
+        own = [g for g in groups if any(self.choices.among(i).any() for i, _ in g)]
+        if len(own) < 2:
+            return groups
+        return [g for g in groups if g not in own] + [sum(own, [])]
+
     def _add_rows(self, terms: Sequence[tuple[np.ndarray, int]]) -> None:
         if not terms:
             return
@@ -324,7 +381,22 @@ class Equations:
         rows = rows[(rows != ZERO).all(1)]
         coefficients = np.array([c for _, c in terms])
         rows, coefficients = rows[:, coefficients != 0], coefficients[coefficients != 0]
-        if not len(coefficients):
+        chosen = (
+            self.choices.among(rows).any(1) if rows.size else np.zeros(0, dtype=bool)
+        )
+        if chosen.any():
+            several, rows = np.unique(rows[chosen], axis=0), rows[~chosen]
+            for lines, by in self.choices.spelled_out(
+                several, coefficients, self._plain
+            ):
+                self._add_lines(lines, by)
+        self._add_lines(rows, coefficients)
+
+    def _plain(self, number: int) -> np.ndarray:
+        return self.fresh(number).terms[0][1].numpy()
+
+    def _add_lines(self, rows: np.ndarray, coefficients: np.ndarray) -> None:
+        if not len(coefficients) or not len(rows):
             return
         if len(coefficients) == 2 and coefficients.sum() == 0:
             self._union(rows[:, 0], rows[:, 1], self._reason)
@@ -332,6 +404,11 @@ class Equations:
             self._union(rows[:, 0], np.zeros_like(rows[:, 0]), self._reason)
         else:
             self._rows.append((np.unique(rows, axis=0), coefficients, self._reason))
+
+    def _merged(self, index: np.ndarray) -> np.ndarray:
+        """The representative of each unknown; those chosen alike, whatever the choice, as well."""
+        merged = self._find(index)
+        return self.choices.collapsed(merged, self._find)
 
     def _find(self, index: np.ndarray) -> np.ndarray:
         """The representative of each unknown, the least one merged with it."""

@@ -100,6 +100,7 @@ def _quietly():
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*assigned during export.*")
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
             yield
     finally:
         for handler in handlers:

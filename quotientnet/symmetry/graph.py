@@ -15,7 +15,9 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
 from quotientnet.layout import ParameterLayout
+from quotientnet.symmetry.choices import Choice
 from quotientnet.symmetry.equations import Equations
+from quotientnet.symmetry.guards import Guard, guards_of
 from quotientnet.symmetry.nodes import (
     aliased,
     by_position,
@@ -31,6 +33,7 @@ from quotientnet.symmetry.nodes import (
     writes_floats,
 )
 from quotientnet.symmetry.rules import Call, find_rule
+from quotientnet.symmetry.rules.shapes import MOVES
 from quotientnet.symmetry.scales import Leaf, LogScale, Unset, scales_among
 
 __all__ = ["Record", "Walk"]
@@ -49,6 +52,7 @@ class Record:
         node: Its name in the graph.
         kind: The class of the module.
         called: Whether it is an operation, not an input or output of the graph.
+        guard: If all it does is to guard a division, how.
     """
 
     place: str
@@ -59,6 +63,7 @@ class Record:
     called: bool = True
     outputs: LogScale | None = None
     eps: tuple[float, LogScale] | None = None
+    guard: Guard | None = None
 
     def __str__(self) -> str:
         kind = f" ({self.kind})" if self.kind else ""
@@ -90,6 +95,7 @@ class Walk:
         self._base: dict[Node, Node] = {}
         self._replay: dict[Node, Callable] = {}
         self._uncertain: set[Node] = set()
+        self._guards: dict[Node, Guard] = {}
         self._returned: dict[Node, Sequence] = {}
         self._writes = any(
             writes_floats(m.graph) for m in graphs(self.program.graph_module)
@@ -117,6 +123,7 @@ class Walk:
             caller: The node of the call.
         """
         given, live, names = iter(inputs), live_nodes(module.graph), iter(outer)
+        self._guards.update(guards_of(module.graph, live))
         for node in module.graph.nodes:
             if node not in live:
                 continue
@@ -158,6 +165,8 @@ class Walk:
             if known and (literal or not value.is_floating_point()):
                 return value.cpu()
         value = self._fake[spec.arg.name]
+        if isinstance(value, Tensor) and _chooses(value.dtype):
+            return self.equations.choices.variables(*value.shape)
         return (
             self.equations.pinned(*value.shape) if isinstance(value, Tensor) else value
         )
@@ -189,9 +198,25 @@ class Walk:
                 args[start], args[start + 1 :], node.args[start + 1 :], node
             )
             return list(result) if isinstance(result, tuple) else result
+        if str(node.target) == "cond" and isinstance(args[0], LogScale):
+            return self._either(node, args)
         if next(scales_among([args, kwargs]), None) is not None:
             return self._unknown(node, [args, kwargs])
         return node.target(*args, **kwargs)
+
+    def _either(self, node: Node, args):
+        """Two graphs, of which the data choose one: their results are alike."""
+        _, *graphs, operands = args
+        outer = node.args[-1]
+        self.records[-1].treatment = "rule"
+        results = [list(self._run(g, operands, outer, node)) for g in graphs]
+        del self._returned[node]
+        return [
+            self.equations.equal(
+                _as_scale(self.equations, a), _as_scale(self.equations, b)
+            )
+            for a, b in zip(*results)
+        ]
 
     def _apply(self, node: Node, args, kwargs):
         record, operation = self.records[-1], node.target
@@ -201,10 +226,14 @@ class Walk:
             args = (torch.empty(value.shape, dtype=value.dtype), *args[1:])
         if next(scales_among([args, kwargs]), None) is None:
             return self._constant(node, args, kwargs)
+        if node in self._guards:
+            record.treatment, record.guard = "rule", self._guards[node]
+            record.eps = (record.guard.eps, args[0])
+            return args[0]
         if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
             args = (self.equations.constant(args[0]), *args[1:])
         rule = find_rule(operation)
-        call = Call(self.equations, shape_of(node), dtype_of(node))
+        call = _call(self.equations, node)
         written = any(
             a.kwarg_only and is_written(a) for a in operation._schema.arguments
         )
@@ -243,6 +272,11 @@ class Walk:
             )
         if not (dtype_of(node).is_floating_point or dtype_of(node).is_complex):
             self._pin(first)  # rounding knows no scale
+        if not _chooses(dtype_of(node)):
+            return result
+        kept = operation_of(node) in _KEEPS_INTEGERS
+        if isinstance(result, LogScale) and not (kept and isinstance(result, Choice)):
+            return self.equations.choices.variables(*result.shape)
         return result
 
     def _constant(self, node: Node, args, kwargs):
@@ -267,6 +301,8 @@ class Walk:
         """The pinned results of an operation about which nothing is known."""
 
         def pinned(value):
+            if isinstance(value, Tensor) and _chooses(value.dtype):
+                return self.equations.choices.variables(*value.shape)
             if isinstance(value, Tensor):
                 return self.equations.pinned(*value.shape)
             symbolic = isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
@@ -313,7 +349,7 @@ class Walk:
 
     def _note_view(self, node: Node, target: Node, args, kwargs) -> None:
         rule, rest = find_rule(node.target), args[1:]
-        call = Call(self.equations, shape_of(node), dtype_of(node))
+        call = _call(self.equations, node)
         known = (
             target is node.args[0]
             and rule is not None
@@ -388,8 +424,32 @@ _INLINED = {
 """Operations that only run a graph of their own."""
 
 
+_KEEPS_INTEGERS = {
+    *MOVES,
+    "clone",
+    "detach",
+    "alias",
+    "contiguous",
+    "lift_fresh",
+    "index",
+}
+"""Operations whose results are integers that they were given."""
+
+
+def _chooses(dtype: torch.dtype) -> bool:
+    """Whether numbers of a type can choose entries of a table."""
+    real = dtype.is_floating_point or dtype.is_complex
+    return not real and dtype != torch.bool
+
+
 def _as_scale(equations: Equations, value) -> LogScale:
     return value if isinstance(value, LogScale) else equations.constant(value)
+
+
+def _call(equations: Equations, node: Node) -> Call:
+    call = Call(equations, shape_of(node), dtype_of(node))
+    call.operation = node.target._schema.name
+    return call
 
 
 def _takes(rule: Callable, call: Call, args: tuple, kwargs: Mapping) -> bool:

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from quotientnet.layout import ParameterLayout
+from quotientnet.symmetry.exactly import Degenerate, Exact
 
 __all__ = [
-    "Replica", "Degenerate", "Exact", "drawn_again", "first_line", "refuse_constant",
-    "relative_change", "require_layout", "shapes_of",
+    "Replica", "drawn_again", "first_line", "relative_change", "require_layout", "shapes_of",
 ]  # fmt: skip
-
-EXACT = 1e-200
-"""The ``eps`` that stands in for 0, which batch normalisation refuses in train mode."""
-
-
-class Degenerate(ArithmeticError):
-    """A channel is constant where it is to be normalised."""
 
 
 def require_layout(model: nn.Module, layout: ParameterLayout, caller: str) -> None:
@@ -152,55 +142,6 @@ def _loose_tensors(model: nn.Module) -> dict[int, Tensor]:
         for t in held
         if isinstance(t, Tensor) and not t.is_leaf
     }
-
-
-class Exact(TorchFunctionMode):
-    """Normalisations with an ``eps`` that has no effect. Constant channels are refused."""
-
-    def __init__(self):
-        super().__init__()
-        self.normalises = False
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function not in _EPS:
-            return function(*args, **kwargs)
-        self.normalises = True
-        if function in _SIGNATURES:
-            bound = _SIGNATURES[function].bind(*args, **kwargs)
-            if bound.arguments.get("training") or bound.arguments.get(
-                "use_input_stats"
-            ):
-                x = bound.arguments["input"]
-                first = 2 if function is F.instance_norm else 0
-                refuse_constant(x, [a for a in range(x.ndim) if a >= first and a != 1])
-            bound.arguments["eps"] = EXACT
-            return function(*bound.args, **bound.kwargs)
-        place = _EPS[function]
-        if len(args) > place:
-            return function(*args[:place], EXACT, *args[place + 1 :], **kwargs)
-        return function(*args, **kwargs | {"eps": EXACT})
-
-
-_EPS = {
-    F.batch_norm: 7, F.instance_norm: 7, F.layer_norm: 4, F.group_norm: 4, F.rms_norm: 3,
-    torch.batch_norm: 7, torch.instance_norm: 7, torch.layer_norm: 4, torch.group_norm: 4,
-    torch.rms_norm: 3,
-}  # fmt: skip
-"""Where normalisations have their ``eps``."""
-
-_SIGNATURES = {
-    function: inspect.signature(function)
-    for function in (F.batch_norm, F.instance_norm)
-}
-
-
-def refuse_constant(x: Tensor, axes, *, zeros: bool = False) -> None:
-    """Refuse channels whose variance is lost to rounding; those that are zero on request."""
-    square = x.detach().square().mean(axes)
-    lost = x.detach().var(axes, correction=0) <= 1e-20 * square
-    if (lost if zeros else lost & (square > 0)).any():
-        raise Degenerate("a channel is constant where it is to be normalised")
 
 
 def _copied(arguments):

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from quotientnet.symmetry.derivative import Slopes
+from quotientnet.symmetry.exactly import Degenerate
 from quotientnet.symmetry.replica import (
-    Degenerate,
     Replica,
     drawn_again,
     relative_change,

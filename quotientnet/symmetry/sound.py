@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_map_only
 
 from quotientnet.group import ScalingGroup, as_group
 from quotientnet.symmetry.discover import call_arguments
+from quotientnet.symmetry.exactly import Degenerate
 from quotientnet.symmetry.explanation import Symmetry
 from quotientnet.symmetry.replica import (
-    Degenerate,
     Replica,
     drawn_again,
     relative_change,

@@ -14,7 +14,7 @@ __all__ = []
 
 HOMOGENEOUS = (
     "relu leaky_relu rrelu abs neg dropout feature_dropout positive clone detach alias contiguous "
-    "lift_fresh lift_fresh_copy detach_copy"
+    "lift_fresh lift_fresh_copy detach_copy nan_to_num"
 ).split()
 
 PINNING = (
@@ -24,6 +24,9 @@ PINNING = (
     "logsigmoid exp expm1 log log1p log2 log10 sin cos tan atan asin acos sinh cosh erf erfc "
     "erfinv "
     "round floor ceil trunc frac logsumexp cumprod "
+    "logaddexp logaddexp2 logcumsumexp special_expit cross_entropy_loss nll_loss "
+    "nll_loss_nd nll_loss2d binary_cross_entropy binary_cross_entropy_with_logits kl_div "
+    "huber_loss smooth_l1_loss mse_loss l1_loss pairwise_distance "
     "fmod remainder isnan isinf isfinite"
 ).split()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from quotientnet.symmetry.rules.registry import rule
-from quotientnet.symmetry.scales import LogScale
+from quotientnet.symmetry.choices import Choice
+from quotientnet.symmetry.chosen import choose, for_each_choice, rows_and_columns
+from quotientnet.symmetry.rules.registry import Call, rule
+from quotientnet.symmetry.scales import LogScale, Unset
 
 __all__ = []
 
@@ -43,8 +45,73 @@ def matmul(call, x, y):
 
 
 @rule("aten::addmm", "aten::baddbmm", "aten::addmv")
-def addmm(call, bias, x, y, **kwargs):
+def addmm(call, bias, x, y, *, beta=1, alpha=1):
+    if beta == 0:  # what is there is not even read
+        return matmul(call, x, y)
     return call.equations.equal(matmul(call, x, y), call.scale(bias))
+
+
+@rule("aten::linalg_multi_dot", "aten::chain_matmul")
+def multi_dot(call, matrices):
+    """Products one by one."""
+    eq, out = call.equations, call.scale(matrices[0])
+    for matrix in matrices[1:]:
+        shape = (*out.shape[:-1], *matrix.shape[1:])
+        out = matmul(Call(eq, shape), out, matrix)
+    return out
+
+
+@rule("aten::bilinear")
+def bilinear(call, x, y, weight, bias=None):
+    """``W[o, i, j]`` has the scale of ``out_o / (x_i y_j)``."""
+    eq = call.equations
+    x = eq.resolve(call.scale(x)).map(lambda t: t[..., None, :, None])
+    y = eq.resolve(call.scale(y)).map(lambda t: t[..., None, None, :])
+    out = eq.contract(call.scale(weight), x + y, [-1, -2]).map(lambda t: t[..., 0, 0])
+    call.outputs = out = call.spread(out)
+    return out if bias is None else eq.equal(out, call.scale(bias))
+
+
+@rule("aten::outer", "aten::ger")
+def outer(call, x, y):
+    eq = call.equations
+    x, y = (eq.resolve(call.scale(z)) for z in (x, y))
+    return x.map(lambda t: t[:, None]) + y
+
+
+@rule("aten::addr")
+def addr(call, bias, x, y, *, beta=1, alpha=1):
+    product = outer(call, x, y)
+    return product if beta == 0 else call.equations.equal(product, call.scale(bias))
+
+
+@rule("aten::kron")
+def kron(call, x, y):
+    """Entry by entry of the first, all of the second."""
+    eq = call.equations
+    x, y = (eq.resolve(call.scale(z)) for z in (x, y))
+    if len(x.shape) != len(y.shape):
+        return call.unsupported(x, y)
+    times = x.shape
+    for axis, length in enumerate(y.shape):
+        x = x.map(lambda t, a=axis, n=length: t.repeat_interleave(n, a))
+    return x + y.map(lambda t: t.repeat(times))
+
+
+@rule("aten::inner")
+def inner(call, x, y):
+    y = call.scale(y)
+    return matmul(call, x, y if len(y.shape) == 1 else y.map(lambda t: t.mT))
+
+
+@rule("aten::embedding_bag")
+def embedding_bag(call, weight, *args, **kwargs):
+    """What the data choose and add up is alike."""
+    for x in args[1:]:
+        if isinstance(x, LogScale):
+            call.equations.pin(x)
+    row = call.equations.uniform(weight, [0])
+    return [call.spread(row), None, None, None]
 
 
 @rule("aten::einsum")
@@ -103,8 +170,31 @@ def embedding(call, weight, index, *args):
     weight = call.scale(weight)
     if not isinstance(index, LogScale):
         return weight.map(lambda t: t[index])
-    row = call.equations.uniform(weight, [0])
-    return call.spread(row.map(lambda t: t[0]))
+    if (
+        isinstance(weight, Unset)
+        and weight.leaf.known is None
+        and weight.order() == [0, 1]
+    ):
+        rows_and_columns(call.equations, weight)
+    places = index.map(lambda t: t.unsqueeze(-1))
+    return call.spread(choose(call.equations, weight.map(lambda t: t.t()), places))
+
+
+@rule("aten::_grouped_mm", "transformers::grouped_mm_fallback")
+def grouped_matmul(call, x, weights, offs=None, bias=None, out_dtype=None):
+    """Rows of ``x``, in groups between bounds that the data choose, times one of many matrices."""
+    eq = call.equations
+    if len(x.shape) != 2 or len(weights.shape) != 3 or bias is not None:
+        return call.unsupported(x, weights, offs, bias)
+    if not isinstance(offs, Choice):
+        offs = eq.choices.variables(len(weights))
+    places = Choice(eq.choices.groups(offs, x.shape[0])[:, None])
+    each = for_each_choice(eq, call.scale(x), places, weights.shape[0])
+    # (experts, rows, outputs, inputs)
+    weights = call.scale(weights).map(lambda t: t.transpose(1, 2).unsqueeze(1))
+    out = eq.contract(weights, each.map(lambda t: t.unsqueeze(2)), [-1])
+    call.outputs = out.map(lambda t: t[:, 0, :, 0].flatten())
+    return call.spread(choose(eq, out.map(lambda t: t[..., 0].movedim(0, -1)), places))
 
 
 @rule("aten::_weight_norm")

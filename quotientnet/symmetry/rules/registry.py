@@ -29,6 +29,7 @@ class Call:
         eps: What a normalisation adds to its variance, and the log-scales of its channels.
         pinned: Whether the rule pinned its inputs as such.
         unknown: Whether it did so because it does not know these arguments.
+        operation: Its name, such as ``"aten::relu"``.
     """
 
     equations: Equations
@@ -38,6 +39,7 @@ class Call:
     eps: tuple[float, LogScale] | None = None
     pinned: bool = False
     unknown: bool = False
+    operation: str = ""
 
     def scale(self, x: LogScale | Tensor | float) -> LogScale:
         """The log-scale of an argument: its own, or that of a constant."""

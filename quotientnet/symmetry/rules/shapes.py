@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quotientnet.symmetry.choices import Choice
+from quotientnet.symmetry.chosen import choose
 from quotientnet.symmetry.rules.registry import rule
 from quotientnet.symmetry.scales import PINNED, ZERO, LogScale, scales_among
 
@@ -60,6 +62,11 @@ for _name in MOVES:
 def index(call, x, indices):
     """Entries at places that the data choose are alike."""
     by_data = [a for a, i in enumerate(indices) if isinstance(i, LogScale)]
+    if len(indices) == 1 and by_data and isinstance(indices[0], Choice):
+        places = indices[0].map(lambda t: t[(..., *[None] * (len(x.shape) - 1))])
+        return choose(
+            call.equations, call.scale(x).map(lambda t: t.movedim(0, -1)), places
+        )
     x = call.equations.uniform(call.scale(x), by_data) if by_data else call.scale(x)
     places = [_first_place(i) if a in by_data else i for a, i in enumerate(indices)]
     return move(torch.ops.aten.index, x, (places,), {})
@@ -68,6 +75,14 @@ def index(call, x, indices):
 @rule("aten::index_select", "aten::gather")
 def index_along(call, x, dim, places, **kwargs):
     by_data = isinstance(places, LogScale)
+    if isinstance(places, Choice) and len(places.shape) == len(x.shape) > 1:
+        # (..., places along dim, entries along dim)
+        x = call.scale(x).map(lambda t: t.unsqueeze(dim).movedim(dim % t.ndim + 1, -1))
+        others = tuple(slice(0, n) for n in places.shape)
+        others = [
+            slice(None) if a == dim % len(others) else s for a, s in enumerate(others)
+        ]
+        return choose(call.equations, x.map(lambda t: t[tuple(others)]), places)
     x = call.equations.uniform(call.scale(x), [dim]) if by_data else call.scale(x)
     operation = (
         torch.ops.aten.index_select if len(places.shape) <= 1 else torch.ops.aten.gather
@@ -125,3 +140,19 @@ def reflection_pad(call, x, padding):
 @rule("aten::replication_pad1d", "aten::replication_pad2d", "aten::replication_pad3d")
 def replication_pad(call, x, padding):
     return pad(call, x, padding, "replicate")
+
+
+@rule("aten::tril", "aten::triu")
+def triangle(call, x, diagonal=0):
+    """What is left out fits any scale."""
+    ones, x = torch.ones(x.shape[-2:], dtype=torch.bool), call.scale(x)
+    upper = call.operation.endswith("triu")
+    kept = ones.triu(diagonal) if upper else ones.tril(diagonal)
+    effect = LogScale([(1, torch.where(kept, PINNED, ZERO))], x.shape)
+    x = call.equations.single(call.equations.resolve_with_effect(x, effect))
+    return LogScale([(1, torch.where(kept, x.terms[0][1], ZERO))], x.shape)
+
+
+@rule("aten::broadcast_tensors")
+def broadcast_tensors(call, tensors):
+    return [call.scale(x).map(lambda t: t.expand(call.shape)) for x in tensors]

@@ -135,3 +135,37 @@ for _dims in (1, 2, 3):
 )  # fmt: skip
 def interpolate(call, x, *args, **kwargs):
     return call.spread(call.equations.uniform(x, range(2, len(x.shape))))
+
+
+@rule("aten::var_mean")
+def var_mean(call, x, dim=None, *args, **kwargs):
+    mean = reduction(call, x, dim)
+    return [2 * mean, mean]
+
+
+@rule("aten::std_mean")
+def std_mean(call, x, dim=None, *args, **kwargs):
+    mean = reduction(call, x, dim)
+    return [mean, mean]
+
+
+@rule("aten::cosine_similarity")
+def cosine_similarity(call, x, y, dim=1, eps=1e-8):
+    """Each vector has one scale, which is forgotten."""
+    for vector in (x, y):
+        call.equations.uniform(call.scale(vector), [dim])
+    call.eps = (eps, call.scale(x))
+    return call.equations.pinned(*call.shape)
+
+
+@rule("aten::dist", "aten::cdist")
+def distance(call, x, y, *args, **kwargs):
+    """All entries have one scale along what is summed."""
+    eq, x, y = call.equations, call.scale(x), call.scale(y)
+    if not call.shape:
+        return eq.uniform(eq.equal(x, y), range(len(x.shape))).map(
+            lambda t: t.reshape(())
+        )
+    x = eq.uniform(x, [-1])
+    y = eq.uniform(y, [-1]).map(lambda t: t.transpose(-1, -2))
+    return eq.equal(x, y)

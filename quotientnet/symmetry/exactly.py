@@ -1,0 +1,130 @@
+"""What a module computes in float64 when the ``eps`` of its normalisations has no effect."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from quotientnet.symmetry.guards import LARGEST, PASSING, REDUCTIONS
+
+__all__ = ["Degenerate", "Exact", "EXACT", "refuse_constant"]
+
+EXACT = 1e-200
+"""The ``eps`` that stands in for 0, which batch normalisation refuses in train mode."""
+
+
+class Degenerate(ArithmeticError):
+    """A channel is constant where it is to be normalised."""
+
+
+class Exact(TorchFunctionMode):
+    """Normalisations with an ``eps`` that has no effect, float64 where a module asks for less.
+
+    Normalisations may be functions of torch, or written out: a small constant that guards a
+    division by a size is left out there. Constant channels are refused.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.normalises = False
+        self._sizes: dict[int, Tensor] = {}
+        self._unguarded: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        args, kwargs = tree_map_only(torch.dtype, _double, (args, kwargs or {}))
+        function = Tensor.double if function in _SHORTENS else function
+        if function not in _EPS:
+            return self._without_guards(function, args, kwargs)
+        self.normalises = True
+        if function in _SIGNATURES:
+            bound = _SIGNATURES[function].bind(*args, **kwargs)
+            if bound.arguments.get("training") or bound.arguments.get(
+                "use_input_stats"
+            ):
+                x = bound.arguments["input"]
+                first = 2 if function is F.instance_norm else 0
+                refuse_constant(x, [a for a in range(x.ndim) if a >= first and a != 1])
+            bound.arguments["eps"] = EXACT
+            return function(*bound.args, **bound.kwargs)
+        place = _EPS[function]
+        if len(args) > place:
+            return function(*args[:place], EXACT, *args[place + 1 :], **kwargs)
+        return function(*args, **kwargs | {"eps": EXACT})
+
+    # -- normalisations that are written out ---
+
+    def _without_guards(self, function, args, kwargs):
+        """A call, its divisors without the constants that guard them; keeps track of those."""
+        name = getattr(function, "__name__", "").strip("_")
+        place = _DIVISOR.get(name)
+        if name == "pow" and len(args) == 2 and isinstance(args[1], (int, float)):
+            place = 0 if args[1] < 0 else None
+        if (
+            place is not None
+            and len(args) > place
+            and id(args[place]) in self._unguarded
+        ):
+            self.normalises = True
+            free = self._unguarded[id(args[place])][1] + EXACT
+            args = (*args[:place], free, *args[place + 1 :])
+        result = function(*args, **kwargs)
+        if args and isinstance(result, Tensor) and isinstance(args[0], Tensor):
+            self._follow(name, function, args, kwargs, result)
+        return result
+
+    def _follow(self, name: str, function, args, kwargs, result: Tensor) -> None:
+        """Remember a result if it is a size, or a size and a guard, with what it is without."""
+        first, passes = id(args[0]), name in (*PASSING, *_ALSO_PASSING)
+        if name in REDUCTIONS or (passes and first in self._sizes):
+            self._sizes[id(result)] = result
+        elif passes and first in self._unguarded:
+            free = function(self._unguarded[first][1], *args[1:], **kwargs)
+            self._unguarded[id(result)] = result, free
+        elif name in ("add", "radd", "clamp_min", "clamp") and first in self._sizes:
+            numbers = [v for v in (*args[1:], *kwargs.values()) if v is not None]
+            if (
+                len(numbers) == 1
+                and isinstance(numbers[0], float)
+                and numbers[0] <= LARGEST
+            ):
+                self._unguarded[id(result)] = result, args[0]
+
+
+def _double(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype.is_floating_point else dtype
+
+
+_SHORTENS = {Tensor.float, Tensor.half, Tensor.bfloat16}
+
+_DIVISOR = {
+    "div": 1, "divide": 1, "true_divide": 1, "truediv": 1, "itruediv": 1, "div_": 1,
+    "rsqrt": 0, "reciprocal": 0, "rtruediv": 0, "rdiv": 0,
+}  # fmt: skip
+"""Which argument a function divides by, or by the root of."""
+
+_ALSO_PASSING = ("float", "double", "half", "bfloat16", "pow", "type", "getitem")
+
+_EPS = {
+    F.batch_norm: 7, F.instance_norm: 7, F.layer_norm: 4, F.group_norm: 4, F.rms_norm: 3,
+    torch.batch_norm: 7, torch.instance_norm: 7, torch.layer_norm: 4, torch.group_norm: 4,
+    torch.rms_norm: 3, F.normalize: 3, F.cosine_similarity: 3, torch.cosine_similarity: 3,
+}  # fmt: skip
+"""Where normalisations have their ``eps``."""
+
+_SIGNATURES = {
+    function: inspect.signature(function)
+    for function in (F.batch_norm, F.instance_norm)
+}
+
+
+def refuse_constant(x: Tensor, axes, *, zeros: bool = False) -> None:
+    """Refuse channels whose variance is lost to rounding; those that are zero on request."""
+    square = x.detach().square().mean(axes)
+    lost = x.detach().var(axes, correction=0) <= 1e-20 * square
+    if (lost if zeros else lost & (square > 0)).any():
+        raise Degenerate("a channel is constant where it is to be normalised")
