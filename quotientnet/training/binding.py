@@ -91,7 +91,7 @@ class BoundParameter(geoopt.ManifoldParameter):
     def _give(self, tensors: dict[str, Tensor]) -> None:
         views = self.manifold.layout.unflatten(self._gradient)
         for name, tensor in tensors.items():
-            tensor.grad = views[name]
+            tensor.grad = views[name].data  # no view to autograd
 
     def _tied(self) -> dict[str, Tensor]:
         """The module's parameters by name, checked to be views of this vector."""
