@@ -65,3 +65,76 @@ def test_what_is_not_the_gradient_of_the_loss_is_refused_in_every_mode():
     assert torch.equal(w, before)
     RiemannianSGD([w], lr=1e-3, check_invariance=False).step()
     assert not torch.equal(w, before)
+
+
+def bound_mlp(quotient=qn.NodeWiseQuotient):
+    model, symmetry, batches, _ = task("mlp")
+    model = copy.deepcopy(model)
+    return model, bind(model, quotient(symmetry)), batches
+
+
+@pytest.mark.parametrize("method", [RiemannianSGD, RiemannianAdam])
+def test_views_of_a_bound_point_are_refused_in_its_place(method):
+    model, w, batches = bound_mlp()
+    with pytest.raises(ValueError, match="view of a bound point.*pass the vector"):
+        method(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="view of a bound point"):
+        method([{"params": [w]}, {"params": model.parameters()}], lr=0.1)
+    gradient(model, batches[0])
+    with pytest.raises(ValueError, match="clip_grad_norm_: got a parameter.*view of a"):
+        qn.training.clip_grad_norm_(model.parameters(), 1.0)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # no longer views
+    method(model.parameters(), lr=0.1)
+    assert qn.training.clip_grad_norm_(model.parameters(), 1.0) > 0
+    method(copy.deepcopy(model).parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("quotient", [qn.NodeWiseQuotient, qn.BalancedQuotient])
+def test_a_step_that_overflows_says_so_and_train_goes_back(quotient):
+    model, w, batches = bound_mlp(quotient)
+    before = w.detach().clone()
+    optimizer = RiemannianSGD([w], lr=1e308)
+    gradient(model, batches[0])
+    w.grad.mul_(1e3)
+    with pytest.raises(FloatingPointError, match="step overflows; lower the learning"):
+        optimizer.step()
+    assert torch.equal(w, before)
+    with pytest.raises(
+        qn.training.NotFiniteError, match="step [01].*lower the learning rate"
+    ):
+        qn.training.train(model, optimizer, nn.CrossEntropyLoss(), batches, epochs=1)
+    assert torch.equal(w, before)
+
+
+def test_zeros_are_refused_with_remedies_that_work():
+    model, symmetry, batches, _ = task("mlp")
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "bias" in n).zero_()
+    with pytest.raises(qn.NotOnManifoldError, match="layout.flatten.*BalancedQuotient"):
+        bind(model, qn.NodeWiseQuotient(symmetry))
+    w = symmetry.group.layout.flatten(model)
+    assert bind(model, qn.NodeWiseQuotient(symmetry, frozen_zeros=w)).shape == w.shape
+    assert bind(model, qn.BalancedQuotient(symmetry)).shape == w.shape
+
+
+def test_closures_without_a_gradient_and_options_of_another_kind_are_refused():
+    model, w, batches = bound_mlp()
+    with pytest.raises(ValueError, match="no gradient; call loss.backward"):
+        RiemannianSGD([w], lr=0.1).step(lambda: model(batches[0][0]).sum())
+    with pytest.raises(TypeError, match="lr must be a number, got '1e-3'"):
+        RiemannianAdam([w], lr="1e-3")
+    with pytest.raises(TypeError, match="max_norm must be a number"):
+        qn.training.clip_grad_norm_(w, "1")
+    options = {"loss": nn.CrossEntropyLoss(), "batches": batches, "epochs": 1}
+    with pytest.raises(TypeError, match="optimizer must be one"):
+        qn.training.train(model, torch.optim.SGD, **options)
+    optimizer = RiemannianSGD([w], lr=0.1)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    for scheduler in (plateau, "cosine"):
+        with pytest.raises(TypeError, match="scheduler must be one that is stepped"):
+            qn.training.train(model, optimizer, scheduler=scheduler, **options)
+    with pytest.raises(TypeError, match=r"a tuple of 3; one batch alone is \[\(inputs"):
+        options["batches"] = [(*batches[0], 1)]
+        qn.training.train(model, optimizer, **options)
