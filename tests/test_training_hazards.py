@@ -138,3 +138,21 @@ def test_closures_without_a_gradient_and_options_of_another_kind_are_refused():
     with pytest.raises(TypeError, match=r"a tuple of 3; one batch alone is \[\(inputs"):
         options["batches"] = [(*batches[0], 1)]
         qn.training.train(model, optimizer, **options)
+
+
+def test_first_moments_of_entries_keep_their_frame_coordinates():
+    model, symmetry, batches, _ = task("mlp")
+    model, manifold = copy.deepcopy(model), qn.LayerScaleQuotient(symmetry)
+    w = bind(model, manifold)
+    optimizer = RiemannianAdam([w], lr=0.1, moments="entries")
+    gradient(model, batches[0])
+    x = w.detach().clone()
+    g = manifold.egrad2rgrad(x, w.grad)
+    optimizer.step()
+    assert not torch.allclose(manifold.frame(w.detach()), manifold.frame(x), rtol=1e-3)
+    torch.testing.assert_close(
+        manifold.frame(w.detach()) * optimizer.state[w]["exp_avg"],
+        0.1 * manifold.frame(x) * g,
+        rtol=1e-10,
+        atol=1e-14,
+    )
