@@ -307,3 +307,11 @@ def test_sam_around_a_riemannian_optimizer():
     optimizer = qn.training.SAM(model, base, rho=0.05)
     losses = [float(optimizer.step(closure_of(model, x))) for _ in range(20)]
     assert losses[-1] < losses[0]
+
+
+def test_a_module_can_be_converted_and_discovered_after_a_step():
+    model = make()
+    Average(model, torch.optim.SGD(model.parameters(), 0.1)).step(closure_of(model))
+    model.double()
+    assert all(p.grad.dtype == torch.float64 for p in model.parameters())
+    assert qn.discover(model, X.double()).group.dimension > 0

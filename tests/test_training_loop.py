@@ -314,7 +314,7 @@ def test_bad_input_is_refused(capsys):
         (
             {"batches": [X]},
             TypeError,
-            r"must be a pair \(inputs, targets\), got Tensor",
+            r"must be a pair \(inputs, targets\), got a Tensor",
         ),
         (
             {"loss": nn.CrossEntropyLoss(reduction="none")},

@@ -65,7 +65,7 @@ class Power(Method):
         for _ in range(_TRIALS):
             kept = shift[rows] + _ROUNDING * least[rows]  # a block without slope stays
             old, down = here.take(rows), start.take(rows).egrad
-            target = torch.addcmul(-down, column(kept, x), old.point)
+            target = (-down).addcmul_(column(kept, x), old.point)
             new, slopes = problem.evaluate(problem.manifold.projx(target))
             good = _better(new, old)
             finite = finite.index_put((rows,), finite[rows] | torch.isfinite(new.value))

@@ -95,7 +95,10 @@ class Problem:
         if self._batched:
             values = self._function(x)
         else:
-            values = torch.stack([self._single(row) for row in x])
+            rows = (
+                [x.reshape(x.shape[1:])] if len(x) == 1 else x
+            )  # a view, also backward
+            values = torch.stack([self._single(row) for row in rows])
         if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values)
             remedy = "pass batched=False if it takes one point at a time"

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+from weakref import ref
 
 import geoopt
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from quotientnet.errors import NotOnManifoldError
 from quotientnet.layout import tensors_of
 from quotientnet.manifolds.vectors import LayoutManifold
 
-__all__ = ["BoundParameter", "bind"]
+__all__ = ["BoundParameter", "bind", "require_unbound"]
+
+_OWNERS = WeakTensorKeyDictionary()
+"""A weak reference to the vector that a parameter is a view of."""
 
 
 class BoundParameter(geoopt.ManifoldParameter):
@@ -91,7 +96,7 @@ class BoundParameter(geoopt.ManifoldParameter):
     def _give(self, tensors: dict[str, Tensor]) -> None:
         views = self.manifold.layout.unflatten(self._gradient)
         for name, tensor in tensors.items():
-            tensor.grad = views[name]
+            tensor.grad = views[name].data  # no view to autograd
 
     def _tied(self) -> dict[str, Tensor]:
         """The module's parameters by name, checked to be views of this vector."""
@@ -131,6 +136,8 @@ def bind(module: nn.Module, manifold: LayoutManifold) -> BoundParameter:
     This changes the module: its tensors keep their values, names and identity, and share memory
     with the vector from now on, so that an optimizer which moves the vector moves the module.
     The vector is what an optimizer for manifolds is given: one of this package's, or geoopt's.
+    (Weight decay of torch's own would move running statistics, too.) What is frozen is not bound,
+    and not trained if it is no longer frozen: bind again then.
     ``module.to(...)``, and whatever else gives the module new memory, unties them; the next use of
     the gradient refuses that.
 
@@ -165,7 +172,11 @@ def bind(module: nn.Module, manifold: LayoutManifold) -> BoundParameter:
     own = _require_layout(module, manifold)
     reason = manifold._check_point_on_manifold(manifold.layout.flatten(own))[1]
     if reason is not None:
-        raise NotOnManifoldError(f"bind: {reason}")
+        raise NotOnManifoldError(
+            f"bind: {reason}. Here w is manifold.layout.flatten(module). What is held or excluded "
+            "is not trained here; zeros are no obstacle on BalancedQuotient, and small random "
+            "numbers in their place are none anywhere"
+        )
     return _tie(module, manifold)
 
 
@@ -177,7 +188,26 @@ def _tie(module: nn.Module, manifold: LayoutManifold, requires_grad=True):
     w._trained = {e.name: own[e.name].requires_grad for e in layout.entries}
     for name, view in layout.unflatten(w.data).items():
         own[name].data = view
+        _OWNERS[own[name]] = ref(w)
     return w
+
+
+def require_unbound(parameter: Tensor, caller: str) -> None:
+    """Refuse a parameter that is a view of a bound vector.
+
+    Raises:
+        ValueError: It is one, still.
+    """
+    owner = _OWNERS[parameter]() if parameter in _OWNERS else None
+    if owner is None:
+        return
+    start, size = owner.data_ptr(), owner.numel() * owner.element_size()
+    if start <= parameter.data_ptr() < start + size:
+        raise ValueError(
+            f"{caller}: got a parameter of shape {tuple(parameter.shape)} that is a view of a "
+            "bound point and knows no manifold; pass the vector that bind returned, alone or "
+            "beside parameters that are not bound"
+        )
 
 
 def _require_layout(module: nn.Module, manifold: LayoutManifold) -> dict[str, Tensor]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import isnan
+from numbers import Real
 
 import geoopt
 import torch
 from torch import Tensor
 
+from quotientnet.training.binding import require_unbound
 from quotientnet.training.riemannian import manifold_of
 
 __all__ = ["clip_grad_norm_"]
@@ -39,7 +41,8 @@ def clip_grad_norm_(
         The length before, a scalar: a class invariant.
 
     Raises:
-        ValueError: ``max_norm`` is not positive.
+        TypeError: ``max_norm`` is no number.
+        ValueError: It is not positive; or a parameter is a view of a bound vector.
         FloatingPointError: The length is NaN or infinite. Nothing is changed.
 
     Example:
@@ -53,12 +56,16 @@ def clip_grad_norm_(
         >>> bool(before > 1e-3), round(float(qn.training.clip_grad_norm_(w, 1.0)), 6)
         (True, 0.001)
     """
+    if not isinstance(max_norm, (Real, Tensor)):
+        raise TypeError(f"clip_grad_norm_: max_norm must be a number, got {max_norm!r}")
     if isnan(max_norm) or max_norm <= 0:
         raise ValueError(
             f"clip_grad_norm_: max_norm must be positive, got {max_norm}; to leave gradients as "
             "they are, pass float('inf')"
         )
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    for parameter in parameters:
+        require_unbound(parameter, "clip_grad_norm_")
     found = [(p, p.grad) for p in parameters if p.grad is not None]
     if not found:
         return torch.zeros(())

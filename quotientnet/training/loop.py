@@ -92,7 +92,8 @@ def train(
     Raises:
         NotFiniteError: A loss, a gradient or, at the end of an epoch, a parameter or a running
             statistic is NaN or infinite.
-        TypeError: A batch that is no pair; a loss that is no scalar; no number of epochs.
+        TypeError: A batch that is no pair; a loss that is no scalar; no number of epochs; an
+            optimizer or schedule that is none, or a schedule that needs a loss.
         ValueError: ``epochs`` below 1; an epoch without batches, such as the second one through a
             generator.
 
@@ -114,6 +115,7 @@ def train(
         (20, True)
     """
     epochs = require_count(epochs, "train", "epochs")
+    _require_kinds(optimizer, scheduler)
     _require_repeatable(batches, epochs)
     run, ends = _Run(module, optimizer, loss, scheduler), []
     label = progress if isinstance(progress, str) else "training"
@@ -172,10 +174,11 @@ class _Run:
             _size([p.detach() for p in self._parameters] + statistics)
         ):
             last = len(self.losses) - 1
-            name = _first(self.module, lambda p: p)
+            named = [*self.module.named_parameters(), *self.module.named_buffers()]
+            name = next(name for name, each in named if not _finite(each))
             self._good.restore()
             raise NotFiniteError(
-                f"train: step {last} made {name or 'a running statistic'!r} NaN or infinite; lower "
+                f"train: step {last} made {name!r} NaN or infinite; lower "
                 "the learning rate, or look for infinite entries in the batches. The module and "
                 "the optimizer are what they were before it",
                 last,
@@ -190,7 +193,10 @@ class _Run:
         loss = self.loss(self.module(inputs), targets)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise TypeError(f"train: loss must return a scalar tensor, got {got}")
+            raise TypeError(
+                f"train: loss must return a scalar tensor, got {got}; take its mean, and return "
+                "the tensor that backward() starts from"
+            )
         loss.backward()
         value = loss.detach().reshape(())
         gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -247,6 +253,20 @@ class _Run:
         )
 
 
+def _require_kinds(optimizer, scheduler) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            "train: optimizer must be one, such as torch.optim.Adam(module.parameters()), got "
+            f"{optimizer!r}"
+        )
+    by_loss = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    if scheduler is not None and (by_loss or not hasattr(scheduler, "step")):
+        raise TypeError(
+            f"train: scheduler must be one that is stepped without a loss, got {scheduler!r}; "
+            "step others in on_epoch"
+        )
+
+
 def _require_repeatable(batches, epochs: int) -> None:
     if isinstance(batches, Iterator) and epochs > 1:
         raise ValueError(
@@ -257,9 +277,11 @@ def _require_repeatable(batches, epochs: int) -> None:
 
 def _pair(batch) -> tuple:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        got = f"a {type(batch).__name__}"
+        got += f" of {len(batch)}" if isinstance(batch, (tuple, list, dict)) else ""
         raise TypeError(
-            "train: a batch must be a pair (inputs, targets), got "
-            f"{type(batch).__name__}"
+            f"train: a batch must be a pair (inputs, targets), got {got}; one batch alone is "
+            "[(inputs, targets)], and what is more complicated needs a loop of its own"
         )
     return tuple(batch)
 

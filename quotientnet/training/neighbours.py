@@ -67,7 +67,8 @@ class Neighbours:
         self._return()
         self._settled, views = True, self.layout.unflatten(g)
         for name, parameter in self._parameters.items():
-            parameter.grad = views[name] if name in self._used else None
+            # .data: no view to autograd, so that module.to(...) may convert it.
+            parameter.grad = views[name].data if name in self._used else None
 
     def _return(self) -> None:
         self._move(self.w)

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
+from numbers import Real
 
 import geoopt
 import torch
@@ -16,6 +17,7 @@ from quotientnet.manifolds import QuotientManifold
 from quotientnet.manifolds.vectors import LayoutManifold, listed
 from quotientnet.optimization.paths import Path, path_on
 from quotientnet.orbit import require_flat_orbit
+from quotientnet.training.binding import require_unbound
 from quotientnet.training.decay import decay
 from quotientnet.training.neighbours import require_loss
 
@@ -59,6 +61,7 @@ class Here:
 
         Raises:
             NotOnManifoldError: The curve leaves the manifold on the way.
+            FloatingPointError: Its end is beyond the numbers of the dtype.
         """
         if isinstance(self.manifold, LayoutManifold):
             rows = (t.reshape(-1, t.shape[-1]) for t in (self.x, u))
@@ -70,7 +73,16 @@ class Here:
                     "is singular; lower the learning rate or use along='geodesic'. Nothing was "
                     "changed"
                 )
-        return self.path.settled(self.path.move(self.x, u))
+        try:
+            return self.path.settled(self.path.move(self.x, u))
+        except ValueError as error:
+            ended = torch.isfinite((self.x + u).sum())
+            if isinstance(error, NotOnManifoldError) and ended:
+                raise  # a network that has no place on the manifold
+            raise FloatingPointError(
+                f"{self.caller}: the step overflows; lower the learning rate. ({error}) Nothing "
+                "was changed"
+            ) from error
 
     def carry(self, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """``v``, tangent here, carried to ``y = move(u)``."""
@@ -113,7 +125,11 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         self.require_range(options, "weight_decay", 0, inf)
 
     def require_range(self, options: dict, name: str, low: float, high: float) -> None:
-        """Raise ValueError unless ``low <= options[name] < high``."""
+        """Raise ValueError unless ``low <= options[name] < high``, TypeError for no number."""
+        if not isinstance(options[name], (Real, Tensor)):
+            raise TypeError(
+                f"{type(self).__name__}: {name} must be a number, got {options[name]!r}"
+            )
         if not low <= options[name] < high:
             raise ValueError(
                 f"{type(self).__name__}: {name} must be at least {low} and less than {high}, got "
@@ -131,9 +147,9 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         try:
             self.check_options(group)
             for parameter in group["params"]:
-                manifold = manifold_of(parameter)
-                path_on(manifold, group["along"], type(self).__name__)
-        except ValueError:
+                require_unbound(parameter, type(self).__name__)
+                path_on(manifold_of(parameter), group["along"], type(self).__name__)
+        except (TypeError, ValueError):
             self.param_groups.pop()
             raise
 
@@ -149,10 +165,11 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError: The closure returns no loss.
-            FloatingPointError: The loss or a gradient is NaN or infinite; names the parameter.
+            FloatingPointError: The loss or a gradient is NaN or infinite; names the parameter. Or
+                the step overflows.
             ValueError: At the first step, and the first in another mode of a bound module: the
                 loss is not invariant under the group of a parameter's manifold. Or a gradient is
-                sparse.
+                sparse, or the closure computes none.
             NotOnManifoldError: A step would leave the manifold, or weight decay has no canonical
                 network.
 
@@ -177,6 +194,11 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                     here = self._here(parameter, gradient, group, i, value)
                     state = self.state.get(parameter, {})
                     proposals.append((parameter, *self.propose(here, state, group)))
+        if closure is not None and not proposals:
+            raise ValueError(
+                f"{type(self).__name__}: the closure computed no gradient; call loss.backward() in "
+                "it"
+            )
         for parameter, point, state in proposals:
             parameter.copy_(point)
             self.state[parameter] = state

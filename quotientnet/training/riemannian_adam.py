@@ -28,8 +28,8 @@ class RiemannianAdam(RiemannianOptimizer):
 
     .. math:: m \leftarrow \beta_1 \Gamma m + (1 - \beta_1) g, \qquad
         v_b \leftarrow \beta_2 v_b + (1 - \beta_2) \|g_b\|_w^2, \qquad
-        w \leftarrow R_w\Big(-\eta \Big[P \frac{\hat m_b}{\sqrt{\hat v_b} + \epsilon}
-        + \lambda \operatorname{grad} F\Big]\Big).
+        w \leftarrow R_w\left(-\eta \left[P \frac{\hat m_b}{\sqrt{\hat v_b} + \epsilon}
+        + \lambda \operatorname{grad} F\right]\right).
 
     Blocks are those of a log-polar metric (tensors, filters or entries), and on other quotients the
     single entries. Lengths in the metric are the same on the whole orbit, and so are those of

@@ -43,7 +43,9 @@ class SGDS(Wrapper):
     :math:`h_i(\alpha w) = h_i(w) / \alpha_i`. Both are good to :math:`O(\delta^2)` as long as the
     slope along ``v`` outweighs the curvature, :math:`\delta |v^\top H v| \ll |g^\top v|`. Close to
     a minimum it does not: there ``R`` is of the order of :math:`(\delta v^\top H v)^p`, and ``h``
-    still the gradient of :math:`\tfrac{2}{p+1} (g^\top v)^p`, its limit for small ``δ``.
+    still the gradient of :math:`\tfrac{2}{p+1} (g^\top v)^p`, its limit for small ``δ``. Nor is it
+    so where the loss has kinks within ``δ``: with ReLU, gradients jump, and ``h`` is dominated by
+    the jumps as ``δ`` falls.
 
     Without search steps ``v`` is along the gradient, filter by filter, which is the answer for
     small ``δ``. A search, by :func:`~quotientnet.optimization.maximize` from there, follows Eq.
@@ -60,8 +62,8 @@ class SGDS(Wrapper):
             ``"conv1.weight"``, whose first axis counts filters while the bias is one of the rest,
             or of layers such as ``"conv1"``, weight and bias together.
         p: The exponent, even.
-        delta: ``δ``, relative to the filters. Differences of gradients lose
-            ``ε/δ`` of their digits, with ε the precision: in float32 take 1e-4 or more.
+        delta: ``δ``, relative to the filters. Differences of gradients lose ``ε/δ`` of their
+            digits, with ε the precision: for smooth losses in float32 take 1e-4 or more.
         regularization: ``λ`` at the beginning.
         growth: What ``λ`` is multiplied by ...
         growth_every: ... each time as many steps have been made; those of an epoch, in the paper,

@@ -132,7 +132,7 @@ class _Rise:
         sides = self._probe(self._kept, v)
         if self.best is None or sides.rise > self.best[1].rise:
             self.best = v, replace(sides, mean=None)
-        slope = sides.mean
+        slope = sides.mean  # nobody else's
         if not self._every:
             slope = slope * self._probe.blocks.expand(self._kept).to(v)
         return sides.rise.to(v.dtype), slope
@@ -148,4 +148,4 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upward):
-        return upward * ctx.slope, None
+        return ctx.slope.mul_(upward), None  # it is asked for once
