@@ -279,15 +279,16 @@ def test_a_doubtful_rank_is_refused_with_the_parameters():
         discover_numerically(model, INPUTS)
 
 
-def test_a_small_eps_is_no_symmetry():
+def test_a_small_eps_is_left_out_as_by_discover_and_a_larger_one_is_not():
     def forward(m, x, eps):
         h = m.a(x)
         return m.b(h / (h.square().mean(1, keepdim=True) + eps).sqrt())
 
-    for eps, dimension in ((1e-6, 0), (0.0, 1)):
+    for eps, dimension in ((0.0, 1), (1e-6, 1), (1e-2, 0)):
         model = built(lambda: Block(
             lambda m, x: forward(m, x, eps), a=nn.Linear(4, 5), b=nn.Linear(5, 2)))  # fmt: skip
         assert discover_numerically(model, INPUTS).group.dimension == dimension
+        assert qn.discover(model, INPUTS).group.dimension == dimension
 
 
 def test_exponents_that_are_no_small_integers_are_refused():
