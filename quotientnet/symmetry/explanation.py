@@ -49,8 +49,41 @@ class Coverage:
     places: tuple[str, ...]
 
 
+class Found:
+    """What every account of a symmetry has: a group, and the mode of the module it is of."""
+
+    group: ScalingGroup
+    training: bool
+
+    @cached_property
+    def layer_scales(self) -> ScalingGroup:
+        """The coarsest subgroup, whose exponents are uniform on each tensor."""
+        return layer_scale_group(self.group)
+
+    @cached_property
+    def table(self) -> tuple[Link, ...]:
+        """For each parameter and axes, the generators that scale it along these."""
+        return tuple(
+            links_of(self.group.layout, self.group.incidence, self.group.classes)
+        )
+
+    def facts(self) -> dict:
+        """What its JSON says of the group."""
+        links = [
+            {
+                "parameter": link.parameter, "axes": link.axes, "exponent": link.exponent,
+                "generators": link.generators.tolist(),
+            }
+            for link in self.table
+        ]  # fmt: skip
+        return {
+            "dimension": self.group.dimension, "training": self.training,
+            "generators": list(self.group.names), "table": links,
+        }  # fmt: skip
+
+
 @dataclass(frozen=True)
-class Symmetry:
+class Symmetry(Found):
     """The scaling group of a module, and why it is not larger. ``print`` it for a summary.
 
     Attributes:
@@ -74,37 +107,14 @@ class Symmetry:
         """The operations without a rule: a larger symmetry may hide behind them."""
         return tuple(c for c in self.coverage if c.treatment == "unknown")
 
-    @cached_property
-    def layer_scales(self) -> ScalingGroup:
-        """The coarsest subgroup, whose exponents are uniform on each tensor."""
-        return layer_scale_group(self.group)
-
-    @cached_property
-    def table(self) -> tuple[Link, ...]:
-        """For each parameter and axes, the generators that scale it along these."""
-        return tuple(
-            links_of(self.group.layout, self.group.incidence, self.group.classes)
-        )
-
     def to_json(self) -> str:
         """Everything as JSON: names, the table of generators, pinned channels, coverage."""
-        return json.dumps(
-            {
-                "dimension": self.group.dimension,
-                "training": self.training,
-                "generators": list(self.group.names),
-                "table": [
-                    {
-                        "parameter": link.parameter, "axes": link.axes, "exponent": link.exponent,
-                        "generators": link.generators.tolist(),
-                    }
-                    for link in self.table
-                ],
-                "pinned": [vars(p) for p in self.pinned],
-                "approximate": [vars(a) for a in self.approximate],
-                "coverage": [vars(c) for c in self.coverage],
-            }
-        )  # fmt: skip
+        facts = {
+            "pinned": [vars(p) for p in self.pinned],
+            "approximate": [vars(a) for a in self.approximate],
+            "coverage": [vars(c) for c in self.coverage],
+        }
+        return json.dumps(self.facts() | facts)
 
     def __str__(self) -> str:
         mode = "train" if self.training else "eval"

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from quotientnet.group import ScalingGroup
-from quotientnet.symmetry.coarsest import layer_scale_group
-from quotientnet.symmetry.explanation import count_of, units_of
-from quotientnet.symmetry.links import Link, Naming, links_of
+from quotientnet.symmetry.explanation import Found, count_of, units_of
+from quotientnet.symmetry.links import Naming
 from quotientnet.symmetry.sound import Soundness
 
 __all__ = ["NumericalSymmetry"]
 
 
 @dataclass(frozen=True)
-class NumericalSymmetry:
+class NumericalSymmetry(Found):
     """The scaling group of a module as its derivatives show it. ``print`` it for a summary.
 
     Attributes:
@@ -50,42 +48,14 @@ class NumericalSymmetry:
     jumps: tuple[Naming, ...]
     soundness: Soundness = field(repr=False)
 
-    @cached_property
-    def layer_scales(self) -> ScalingGroup:
-        """The coarsest subgroup, whose exponents are uniform on each tensor."""
-        return layer_scale_group(self.group)
-
-    @cached_property
-    def table(self) -> tuple[Link, ...]:
-        """For each parameter and axes, the generators that scale it along these."""
-        return tuple(
-            links_of(self.group.layout, self.group.incidence, self.group.classes)
-        )
-
     def to_json(self) -> str:
         """Everything as JSON: names, the table of generators, how it was found and verified."""
-        return json.dumps(
-            {
-                "dimension": self.group.dimension,
-                "training": self.training,
-                "generators": list(self.group.names),
-                "table": [
-                    {
-                        "parameter": link.parameter, "axes": link.axes, "exponent": link.exponent,
-                        "generators": link.generators.tolist(),
-                    }
-                    for link in self.table
-                ],
-                "candidates": self.candidates,
-                "gap": self.gap,
-                "rows": self.rows,
-                "points": self.points,
-                "idle": self.idle,
-                "unseen": self.unseen,
-                "jumps": [str(naming) for naming in self.jumps],
-                "violation": self.soundness.violation,
-            }
-        )  # fmt: skip
+        names = ("candidates", "gap", "rows", "points", "idle", "unseen")
+        facts = {name: getattr(self, name) for name in names} | {
+            "jumps": [str(naming) for naming in self.jumps],
+            "violation": self.soundness.violation,
+        }
+        return json.dumps(self.facts() | facts)
 
     def __str__(self) -> str:
         mode = "train" if self.training else "eval"
