@@ -12,13 +12,13 @@ from torch.utils._pytree import tree_leaves
 
 from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.epsilon import measure_eps
-from quotientnet.symmetry.equations import Solution
 from quotientnet.symmetry.explanation import Coverage, Pinned, Symmetry
 from quotientnet.symmetry.export import export
 from quotientnet.symmetry.graph import Walk
 from quotientnet.symmetry.links import named_group
 from quotientnet.symmetry.replica import require_layout
 from quotientnet.symmetry.scales import PINNED, Leaf, compact
+from quotientnet.symmetry.solution import Solution
 from quotientnet.units import Term
 
 __all__ = ["discover"]

@@ -14,7 +14,7 @@ __all__ = ["Solution"]
 
 
 class Solution:
-    """The null space of :class:`~quotientnet.symmetry.equations.Equations`: each unknown as a combination of free ones.
+    """The null space of equations: each unknown as a combination of free ones.
 
     Attributes:
         basis: Sparse integer matrix, distinct unknowns × free ones.
