@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import quotientnet as qn
+
 EPS = 1e-30
 """Of normalisations: so small that their symmetry is exact. Train mode refuses 0."""
 
@@ -405,3 +407,10 @@ ARCHITECTURES = {
             lambda h: F.relu(m.b(F.relu(h))), m.a(x), use_reentrant=False)),
         a=nn.Linear(4, 5), b=nn.Linear(5, 3), o=nn.Linear(3, 2))),
 }  # fmt: skip
+
+
+def derive(name, training=False):
+    """A network, its inputs and its symmetry."""
+    architecture = ARCHITECTURES[name]
+    model, inputs = architecture.build().train(training), architecture.inputs()
+    return model, inputs, qn.discover(model, inputs)

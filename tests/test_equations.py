@@ -88,7 +88,7 @@ def test_tensor_equations_are_those_of_every_entry(terms, axes, uniform):
         if (seed, mask) not in pool:
             pool[seed, mask] = eq.fresh(*own)
         total = total + c * pool[seed, mask]
-    count = eq._size
+    count = eq._unknowns.size
     dense = np.zeros((12, count))
     for c, index in total.terms:
         np.add.at(dense, (np.arange(12), index.reshape(-1).numpy()), c)

@@ -8,18 +8,23 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
-from quotientnet import exact
 from quotientnet.symmetry.choices import Choices
-from quotientnet.symmetry.scales import PINNED, ZERO, LogScale, Unset, compact
-from quotientnet.symmetry.solution import Solution
+from quotientnet.symmetry.scales import (
+    PINNED,
+    ZERO,
+    LogScale,
+    Unset,
+    compact,
+    first,
+    varies,
+)
+from quotientnet.symmetry.solution import Solution, solve
+from quotientnet.symmetry.terms import Terms, collected, groups_of_axes
+from quotientnet.symmetry.unions import Unions
 
 __all__ = ["Equations"]
-
-_LARGEST = 1 << 10
-"""The largest exponent: a scale of 2 to this power overflows."""
 
 
 class Equations:
@@ -32,11 +37,9 @@ class Equations:
     """
 
     def __init__(self):
-        self._parent = np.zeros(1 << 10, dtype=np.int64)
-        self._size = 1
+        self._unknowns = Unions()
         self._shifts: list[int] = []
         self._rows: list[tuple[np.ndarray, np.ndarray, int]] = []
-        self._edges: list[tuple[np.ndarray, np.ndarray, int]] = []
         self._reason = -1
         self.choices = Choices()
 
@@ -45,11 +48,8 @@ class Equations:
     def fresh(self, *shape: int) -> LogScale:
         """One new unknown for each entry of a tensor."""
         number = torch.Size(shape).numel()
-        first, self._size = self._size, self._size + number
-        while self._size > len(self._parent):
-            self._parent = np.concatenate([self._parent, np.zeros_like(self._parent)])
-        self._parent[first : self._size] = np.arange(first, self._size)
-        index = torch.arange(first, self._size).view(shape)
+        start = self._unknowns.new(number)
+        index = torch.arange(start, start + number).view(shape)
         return LogScale([(1, index)], shape)
 
     def pinned(self, *shape: int) -> LogScale:
@@ -77,18 +77,11 @@ class Equations:
         """``x`` with unknowns for the entries whose log-scale was not determined yet."""
         if not isinstance(x, Unset):
             return x
-        leaf, order = x.leaf, x.order()
-        if leaf.known is None and order is not None:
-            leaf.complete_with(self.fresh(*leaf.shape).terms)
-        elif not leaf.complete:
+        if x.leaf.known is None and x.order() is not None:
+            x.leaf.complete_with(self.fresh(*x.leaf.shape).terms)
+        elif not x.leaf.complete:
             self._fill(x)
-        if order is not None:
-            ordered = [x.shape[a] for a in order]
-            back = [order.index(a) for a in range(len(order))]
-            terms = [(c, i.reshape(ordered).permute(back)) for c, i in leaf.terms]
-        else:
-            terms = [(c, i.reshape(-1)[x.entries]) for c, i in leaf.terms]
-        return LogScale([(c, compact(index)) for c, index in terms], x.shape)
+        return x.read()
 
     def _fill(self, x: Unset) -> None:
         """Determine the entries of ``x`` that are not, by new unknowns."""
@@ -96,7 +89,7 @@ class Equations:
         if x.leaf.known is not None:
             entries = entries[~x.leaf.known[entries]]
         if len(entries):
-            self._determine(Unset(x.leaf, entries), self.fresh(len(entries)))
+            Unset(x.leaf, entries).determine(self.fresh(len(entries)))
 
     # -- equations ---
 
@@ -121,26 +114,24 @@ class Equations:
     def uniform(self, x: LogScale, axes: Sequence[int]) -> LogScale:
         """Impose that ``x`` does not vary along ``axes``, and return it with these of length 1."""
         axes = sorted({axis % len(x.shape) for axis in axes}) if x.shape else []
-        if isinstance(x, Unset) and x.leaf.known is None and _distinct(x):
+        if isinstance(x, Unset) and x.leaf.known is None and x.distinct:
             common = self.fresh(*(1 if a in axes else n for a, n in enumerate(x.shape)))
-            self._determine(x, LogScale(common.terms, x.shape))
+            x.determine(LogScale(common.terms, x.shape))
             return common
         x = self.simplify(self.resolve(x))
         if self.has_zeros(x):
             return self._uniform_with_zeros(x, axes)
         others = [a for a in range(len(x.shape)) if a not in axes]
-        result = LogScale([t for t in x.terms if not _varies(t[1], axes)], x.shape)
-        varying = [(i.numpy(), c) for c, i in x.terms if _varies(i, axes)]
+        result = LogScale([t for t in x.terms if not varies(t[1], axes)], x.shape)
+        varying = [(i.numpy(), c) for c, i in x.terms if varies(i, axes)]
         # A sum of functions of different axes is uniform iff each of them is.
-        for group in self._groups_of_axes(varying):
+        for group in self._joined(varying):
             part = LogScale([(c, torch.from_numpy(i)) for i, c in group], x.shape)
-            local = len(group) > 1 and not any(
-                _varies(i, others) for _, i in part.terms
-            )
-            common = self._shift(len(x.shape)) if local else _first(part, axes)
+            local = len(group) > 1 and not any(varies(i, others) for _, i in part.terms)
+            common = self._shift(len(x.shape)) if local else first(part, axes)
             self._impose(part - common)
             result = result + common
-        return _first(result, axes)
+        return first(result, axes)
 
     def pin(self, x: LogScale) -> LogScale:
         """Impose that nothing of ``x`` can be scaled."""
@@ -188,10 +179,10 @@ class Equations:
         rows = [a for a in range(dims) if w.shape[a] == 1 and a not in axes]
         kept = [a for a in range(dims) if a not in axes and a not in rows]
         out = self.fresh(*(w.shape[a] if a in kept else 1 for a in range(dims)))
-        if not any(_varies(index, rows) for _, index in x.terms):
-            column, row = _first(x, rows), self.pinned(*(1,) * dims)
+        if not any(varies(index, rows) for _, index in x.terms):
+            column, row = first(x, rows), self.pinned(*(1,) * dims)
         else:
-            row = _first(x, axes)
+            row = first(x, axes)
             column = self.uniform(x - row, rows)
         self._define(w, out - column, torch.broadcast_shapes(w.shape, column.shape))
         whole = torch.broadcast_shapes(w.shape, x.shape)
@@ -222,7 +213,7 @@ class Equations:
 
     def simplify(self, x: LogScale) -> LogScale:
         """``x`` with merged unknowns, equal terms added up and terms that are 0 left out."""
-        terms = _collected(x.terms, self._merged)
+        terms = collected(x.terms, self._merged)
         return LogScale([(c, torch.from_numpy(i)) for i, c in terms], x.shape)
 
     @contextmanager
@@ -246,6 +237,10 @@ class Equations:
                 self.choices.remember(table, key, number)
             numbers.append(number)
         return np.array(numbers, dtype=np.int64)
+
+    def solve(self) -> Solution:
+        """The null space: every log-scale as an integer combination of free ones."""
+        return solve(self._unknowns, self._rows, self._shifts)
 
     # -- inside ---
 
@@ -303,39 +298,11 @@ class Equations:
         value = self.uniform(LogScale(value.terms, shape), extra)
         narrow = LogScale([(c, i[(0,) * lead]) for c, i in value.terms], w.shape)
         narrow = self._settled(narrow)
-        undetermined = w.leaf.known is None or not (
-            w.leaf.complete or bool(w.leaf.known[w.entries].any())
-        )
-        if undetermined and _distinct(w):
-            self._determine(w, narrow)
+        if w.undetermined and w.distinct:
+            w.determine(narrow)
         else:
             self._impose(self.resolve(w) - narrow)
         return LogScale(narrow.terms, shape)
-
-    def _determine(self, w: Unset, value: LogScale) -> None:
-        leaf, order = w.leaf, w.order()
-        if leaf.known is None and order is not None:
-            leaf.complete_with(
-                [(c, i.permute(order).reshape(leaf.shape)) for c, i in value.terms]
-            )
-            return
-        if leaf.known is None:
-            leaf.known = torch.zeros(leaf.numel, dtype=torch.bool)
-        where = w.entries.reshape(-1)
-        slots = [(c, index.reshape(-1).clone()) for c, index in leaf.terms]
-        free = list(range(len(slots)))
-        for c, index in value.terms:
-            slot = next((m for m in free if slots[m][0] == c), None)
-            if slot is None:
-                slots.append((c, torch.full((leaf.numel,), PINNED)))
-                slot = len(slots) - 1
-            else:
-                free.remove(slot)
-            slots[slot][1][where] = index.reshape(-1)
-        leaf.terms = [(c, index.view(leaf.shape)) for c, index in slots]
-        leaf.known[where] = True
-        if bool(leaf.known.all()):
-            leaf.known = torch.empty(0, dtype=torch.bool)
 
     def _uniform_with_zeros(self, x: LogScale, axes: Sequence[int]) -> LogScale:
         """As :meth:`uniform`, where entries that are always zero do not count."""
@@ -343,16 +310,16 @@ class Equations:
         index = compact(x.terms[0][1])
         reference = index.amax(axes, keepdim=True) if axes else index
         self._impose(LogScale([(1, index), (-1, reference)], index.shape))
-        return LogScale([(1, reference)], _first(x, axes).shape)
+        return LogScale([(1, reference)], first(x, axes).shape)
 
     def _impose(self, x: LogScale) -> None:
         """Impose ``x = 0`` on every entry."""
-        terms = _collected(x.terms, self._merged)
+        terms = collected(x.terms, self._merged)
         chosen = sum(bool(self.choices.among(index).any()) for index, _ in terms)
         if chosen > 1 or any((index == ZERO).any() for index, _ in terms):
             self._add_rows(terms)
             return
-        groups = self._groups_of_axes(terms)
+        groups = self._joined(terms)
         if len(groups) <= 1:
             self._add_rows(terms)
             return
@@ -364,15 +331,15 @@ class Equations:
         for group, constant in zip(groups, constants):
             self._add_rows(group + constant)
 
-    def _groups_of_axes(self, terms):
+    def _joined(self, terms: Terms):
         """Terms joined while they vary along a common axis, or depend on a choice."""
-        groups = _groups_of_axes(terms)
+        groups = groups_of_axes(terms)
         own = [g for g in groups if any(self.choices.among(i).any() for i, _ in g)]
         if len(own) < 2:
             return groups
         return [g for g in groups if g not in own] + [sum(own, [])]
 
-    def _add_rows(self, terms: Sequence[tuple[np.ndarray, int]]) -> None:
+    def _add_rows(self, terms: Terms) -> None:
         if not terms:
             return
         indices = np.broadcast_arrays(*(index for index, _ in terms))
@@ -398,146 +365,13 @@ class Equations:
         if not len(coefficients) or not len(rows):
             return
         if len(coefficients) == 2 and coefficients.sum() == 0:
-            self._union(rows[:, 0], rows[:, 1], self._reason)
+            self._unknowns.merge(rows[:, 0], rows[:, 1], self._reason)
         elif len(coefficients) == 1:
-            self._union(rows[:, 0], np.zeros_like(rows[:, 0]), self._reason)
+            self._unknowns.merge(rows[:, 0], np.zeros_like(rows[:, 0]), self._reason)
         else:
             self._rows.append((np.unique(rows, axis=0), coefficients, self._reason))
 
     def _merged(self, index: np.ndarray) -> np.ndarray:
         """The representative of each unknown; those chosen alike, whatever the choice, as well."""
-        merged = self._find(index)
-        return self.choices.collapsed(merged, self._find)
-
-    def _find(self, index: np.ndarray) -> np.ndarray:
-        """The representative of each unknown, the least one merged with it."""
-        if (index == ZERO).any():
-            return np.where(index == ZERO, ZERO, self._find(np.maximum(index, 0)))
-        root = np.asarray(self._parent[index])
-        while True:
-            above = np.asarray(self._parent[root])
-            if (above == root).all():
-                break
-            root = above
-        self._parent[index] = root
-        return root
-
-    def _union(self, a: np.ndarray, b: np.ndarray, reason: int) -> None:
-        pairs = np.unique(np.stack([a, b], axis=1), axis=0)
-        a, b = pairs[:, 0], pairs[:, 1]
-        self._edges.append((a, b, reason))
-        while True:
-            a, b = self._find(a), self._find(b)
-            apart = a != b
-            if not apart.any():
-                return
-            a, b = a[apart], b[apart]
-            np.minimum.at(self._parent, np.maximum(a, b), np.minimum(a, b))
-
-    def solve(self) -> Solution:
-        """The null space: every log-scale as an integer combination of free ones."""
-        rows = self._reduced_rows()
-        roots = np.unique(self._find(np.arange(self._size)))
-        # Elimination keeps the least columns free: shifts come first, so that they stay.
-        early = np.isin(roots, np.array(self._shifts, dtype=np.int64))
-        order = np.concatenate([roots[:1], roots[early], roots[~early][1:]])
-        place = np.zeros(self._size, dtype=np.int64)
-        place[order] = np.arange(len(order))
-        pivots = exact.echelon(
-            {int(place[name]): c for name, c in row.items()} for row, _ in rows
-        )
-        pivots[PINNED] = {PINNED: 1}
-        basis = sparse.csr_array(exact.null_space(pivots, len(order)))
-        blamed = {int(place[name]): reason for row, reason in rows for name in row}
-        return Solution(
-            basis, place[self._find(np.arange(self._size))], self._edges, blamed
-        )
-
-    def _reduced_rows(self) -> list[tuple[dict[int, int], int]]:
-        """The equations of three unknowns or more, after merging through those of fewer."""
-        rows = [
-            (_added(line.tolist(), coefficients.tolist()), reason)
-            for lines, coefficients, reason in self._rows
-            for line in lines
-        ]
-        while True:
-            names = [name for row, _ in rows for name in row]
-            roots = iter(self._find(np.array(names, dtype=np.int64)).tolist())
-            merged, left = [], []
-            for row, reason in rows:
-                row = _added([next(roots) for _ in row], row.values())
-                row.pop(PINNED, None)
-                if len(row) == 1 or (len(row) == 2 and sum(row.values()) == 0):
-                    merged.append(((*row, PINNED)[:2], reason))
-                elif row:
-                    left.append((row, reason))
-            rows = left
-            if not merged:
-                return rows
-            for (a, b), reason in merged:
-                self._union(np.array([a]), np.array([b]), reason)
-
-
-def _varies(index: Tensor, axes: Sequence[int]) -> bool:
-    """Whether an index tensor varies along one of the axes; it is 1 long where it does not."""
-    return any(index.shape[a] > 1 and index.stride(a) != 0 for a in axes)
-
-
-def _first(x: LogScale, axes: Sequence[int]) -> LogScale:
-    """``x`` at the first place along ``axes``, which are kept with length 1."""
-    shape = [1 if a in axes else n for a, n in enumerate(x.shape)]
-
-    def narrow(index: Tensor) -> Tensor:
-        return index[tuple(slice(0, n) for n in shape)]
-
-    return LogScale([(c, narrow(index)) for c, index in x.terms], shape)
-
-
-def _distinct(w: Unset) -> bool:
-    """Whether no entry of a parameter is seen twice."""
-    if any(n > 1 and s == 0 for n, s in zip(w.shape, w.entries.stride())):
-        return False
-    return w.order() is not None or len(w.entries.unique()) == w.entries.numel()
-
-
-def _collected(terms, find) -> list[tuple[np.ndarray, int]]:
-    """Terms with merged unknowns, compact, coefficients of equal ones added, zeros left out."""
-    total: dict[tuple, tuple[np.ndarray, int]] = {}
-    for c, index in terms:
-        merged = find(compact(index).numpy())
-        merged = compact(torch.from_numpy(merged)).contiguous().numpy()
-        if not merged.any():
-            continue
-        key = (merged.shape, merged.tobytes())
-        total[key] = (merged, total.get(key, (merged, 0))[1] + c)
-        if abs(total[key][1]) > _LARGEST:
-            raise OverflowError(f"an exponent beyond {_LARGEST}")
-    return [(index, c) for index, c in total.values() if c or (index == ZERO).any()]
-
-
-def _groups_of_axes(terms) -> list[list[tuple[np.ndarray, int]]]:
-    """Terms joined while they vary along a common axis; constants with the last of them."""
-    groups: list[tuple[set[int], list]] = []
-    constants = []
-    for index, c in terms:
-        axes = {a for a, n in enumerate(index.shape) if n > 1 and index.strides[a]}
-        if not axes:
-            constants.append((index, c))
-            continue
-        joined = [(index, c)]
-        for other in [group for group in groups if group[0] & axes]:
-            groups.remove(other)
-            axes, joined = axes | other[0], other[1] + joined
-        groups.append((axes, joined))
-    if not groups:
-        return [constants] if constants else []
-    groups[-1][1].extend(constants)
-    return [joined for _, joined in groups]
-
-
-def _added(names, coefficients) -> dict[int, int]:
-    """Coefficients by name, those of one name added, zeros left out."""
-    row: dict[int, int] = {}
-    for name, c in zip(names, coefficients):
-        row[name] = row.get(name, 0) + c
-    return {name: c for name, c in row.items() if c}
+        merged = self._unknowns.find(index)
+        return self.choices.collapsed(merged, self._unknowns.find)

@@ -23,7 +23,6 @@ from quotientnet.symmetry.nodes import (
     by_position,
     dtype_of,
     graphs,
-    in_place,
     is_written,
     live_nodes,
     module_of,
@@ -35,6 +34,7 @@ from quotientnet.symmetry.nodes import (
 from quotientnet.symmetry.rules import Call, find_rule
 from quotientnet.symmetry.rules.shapes import MOVES
 from quotientnet.symmetry.scales import Leaf, LogScale, Unset, scales_among
+from quotientnet.symmetry.views import Views, as_scale, chooses, opaque
 
 __all__ = ["Record", "Walk"]
 
@@ -92,9 +92,7 @@ class Walk:
 
     def __post_init__(self):
         self._values: dict[Node, object] = {}
-        self._base: dict[Node, Node] = {}
-        self._replay: dict[Node, Callable] = {}
-        self._uncertain: set[Node] = set()
+        self._views = Views(self.equations, self._values)
         self._guards: dict[Node, Guard] = {}
         self._returned: dict[Node, Sequence] = {}
         self._writes = any(
@@ -135,7 +133,7 @@ class Walk:
                 if node.op == "placeholder":
                     self.records[-1].called = False
                     self._values[node] = next(given)
-                    self._same_as(node, next(names, None))
+                    self._views.same(node, next(names, None))
                 elif node.op == "get_attr":
                     self.records[-1].called = False
                     self._values[node] = operator.attrgetter(node.target)(module)
@@ -165,7 +163,7 @@ class Walk:
             if known and (literal or not value.is_floating_point()):
                 return value.cpu()
         value = self._fake[spec.arg.name]
-        if isinstance(value, Tensor) and _chooses(value.dtype):
+        if isinstance(value, Tensor) and chooses(value.dtype):
             return self.equations.choices.variables(*value.shape)
         return (
             self.equations.pinned(*value.shape) if isinstance(value, Tensor) else value
@@ -178,10 +176,9 @@ class Walk:
             self.records[-1].called = False
             container, index = node.args
             if container in self._returned:
-                self._same_as(node, self._returned[container][index])
-            elif container in self._base:
-                self._base[node] = container
-                self._replay[node] = operator.itemgetter(index)
+                self._views.same(node, self._returned[container][index])
+            else:
+                self._views.item(node, container, index)
             return self._values[container][index]
         args, kwargs = (self._arguments(a) for a in by_position(node))
         if isinstance(node.target, torch._ops.OpOverload):
@@ -213,7 +210,7 @@ class Walk:
         del self._returned[node]
         return [
             self.equations.equal(
-                _as_scale(self.equations, a), _as_scale(self.equations, b)
+                as_scale(self.equations, a), as_scale(self.equations, b)
             )
             for a, b in zip(*results)
         ]
@@ -257,11 +254,11 @@ class Walk:
 
     def _completed(self, result, node: Node):
         """A rule's result, checked; pinned what it left out, such as the indices of a maximum."""
-        opaque = self._opaque(node)
-        if isinstance(opaque, list):
-            result = [b if a is None else a for a, b in zip(result, opaque)]
+        rest = opaque(self.equations, node)
+        if isinstance(rest, list):
+            result = [b if a is None else a for a, b in zip(result, rest)]
         elif result is None:
-            result = opaque
+            result = rest
         first = result[0] if isinstance(result, list) else result
         if isinstance(first, Tensor):
             first = result = self.equations.pinned(*first.shape)
@@ -272,7 +269,7 @@ class Walk:
             )
         if not (dtype_of(node).is_floating_point or dtype_of(node).is_complex):
             self._pin(first)  # rounding knows no scale
-        if not _chooses(dtype_of(node)):
+        if not chooses(dtype_of(node)):
             return result
         kept = operation_of(node) in _KEEPS_INTEGERS
         if isinstance(result, LogScale) and not (kept and isinstance(result, Choice)):
@@ -282,7 +279,7 @@ class Walk:
     def _constant(self, node: Node, args, kwargs):
         """The value of an operation on constants, none of which is touched."""
         if torch.Tag.nondeterministic_seeded in node.target.tags:
-            return self._opaque(node)
+            return opaque(self.equations, node)
         kwargs = dict(kwargs) | ({"device": "cpu"} if "device" in kwargs else {})
         args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
         return tree_map_only(Tensor, Tensor.cpu, node.target(*args, **kwargs))
@@ -295,22 +292,7 @@ class Walk:
         ):
             self.records[-1].treatment = "unknown"
         self._pin(arguments)
-        return self._opaque(node)
-
-    def _opaque(self, node: Node):
-        """The pinned results of an operation about which nothing is known."""
-
-        def pinned(value):
-            if isinstance(value, Tensor) and _chooses(value.dtype):
-                return self.equations.choices.variables(*value.shape)
-            if isinstance(value, Tensor):
-                return self.equations.pinned(*value.shape)
-            symbolic = isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
-            return self.equations.pinned() if symbolic else value
-
-        values = node.meta.get("val")
-        several = isinstance(values, (list, tuple))
-        return [pinned(value) for value in values] if several else pinned(values)
+        return opaque(self.equations, node)
 
     def _pin(self, arguments) -> None:
         for scale in scales_among(arguments):
@@ -319,12 +301,18 @@ class Walk:
     def _arguments(self, arguments):
         return torch.fx.node.map_arg(arguments, lambda node: self._values[node])
 
-    # -- views, and operations in place ---
-
-    def _same_as(self, node: Node, other) -> None:
-        """``node`` is the same tensor as ``other``."""
-        if isinstance(other, Node):
-            self._base[node], self._replay[node] = other, lambda value: value
+    def _replay_of(self, node: Node, target: Node, args, kwargs) -> Callable | None:
+        """What makes a view of ``target`` again, after that was overwritten; None if unknown."""
+        rule, rest = find_rule(node.target), args[1:]
+        call = _call(self.equations, node)
+        known = (
+            target is node.args[0]
+            and rule is not None
+            and _takes(rule, call, args, kwargs)
+        )
+        if not known or self.records[-1].treatment == "unknown":
+            return None
+        return lambda value: rule(call, value, *rest, **kwargs)
 
     def _note_alias(self, node: Node, args, kwargs) -> None:
         """Remember views, and carry what is written in place to all views of the same tensor."""
@@ -336,77 +324,16 @@ class Walk:
         target = node.args[0] if node.args and isinstance(node.args[0], Node) else None
         for operand in written:
             if operand is not target:
-                self._write(operand, self.equations.pinned(*shape_of(operand)))
+                self._views.write(operand, self.equations.pinned(*shape_of(operand)))
         shape_only = torch.Tag.inplace_view in node.target.tags
         if target is not None and target in written and not shape_only:
-            self._write(target, self._values[node])
-            self._same_as(node, target)
-        elif target is not None and shape_only:
-            self._note_view(node, target, args, kwargs)
-        elif self._writes:
-            for other in aliased(node):
-                self._note_view(node, other, args, kwargs)
-
-    def _note_view(self, node: Node, target: Node, args, kwargs) -> None:
-        rule, rest = find_rule(node.target), args[1:]
-        call = _call(self.equations, node)
-        known = (
-            target is node.args[0]
-            and rule is not None
-            and _takes(rule, call, args, kwargs)
-        )
-        self._base[node] = target
-        if known and self.records[-1].treatment != "unknown":
-            self._replay[node] = lambda value: rule(call, value, *rest, **kwargs)
-        else:
-            self._replay[node] = lambda value: self._opaque(node)
-            self._uncertain.add(self._root(target))
-
-    def _root(self, node: Node) -> Node:
-        while node in self._base:
-            node = self._base[node]
-        return node
-
-    def _write(self, target: Node, result) -> None:
-        """``target`` now holds ``result``: so do the tensor it is a view of and all its views."""
-        eq, root = self.equations, self._root(target)
-        family = [node for node in self._base if self._root(node) is root]
-        chain, node = [], target
-        while node is not root:
-            chain.insert(0, node)
-            node = self._base[node]
-        if root.op == "placeholder" and isinstance(self._values[root], LogScale):
-            # State keeps its scale from call to call.
-            eq.equal(_as_scale(eq, self._values[target]), _as_scale(eq, result))
+            self._views.write(target, self._values[node])
+            self._views.same(node, target)
             return
-        if root in self._uncertain or not isinstance(root.meta.get("val"), Tensor):
-            self._pin([_as_scale(eq, self._values[root]), _as_scale(eq, result)])
-            self._values[root] = self._opaque(root)
-        elif all(in_place(node) for node in chain):
-            self._values[root] = result
-        else:
-            self._values[root] = self._written(root, chain, result)
-        for node in family:
-            value = self._values[self._base[node]]
-            self._values[node] = self._replay[node](
-                value if isinstance(value, list) else _as_scale(eq, value)
-            )
-
-    def _written(self, root: Node, chain: Sequence[Node], result) -> LogScale:
-        """``root`` after a view of it, at the end of a chain of views, was overwritten."""
-        eq, old = self.equations, _as_scale(self.equations, self._values[root])
-        result = _as_scale(eq, result)
-        index = eq.single(old).terms[0][1].clone(memory_format=torch.contiguous_format)
-        view = LogScale([(1, index)], index.shape)
-        for node in chain:
-            view = self._replay[node](view)
-        seen = view.terms[0][1]
-        copied = seen.untyped_storage().data_ptr() != index.untyped_storage().data_ptr()
-        if copied:
-            self._pin([old, result])
-            return eq.pinned(*shape_of(root))
-        seen.copy_(eq.single(result).terms[0][1])
-        return LogScale([(1, index)], index.shape)
+        others = aliased(node) if self._writes else []
+        for other in [target] if target is not None and shape_only else others:
+            replay = self._replay_of(node, other, args, kwargs)
+            self._views.note(node, other, replay)
 
 
 _OWN_RULES = find_rule.__module__.rpartition(".")[0]
@@ -434,16 +361,6 @@ _KEEPS_INTEGERS = {
     "index",
 }
 """Operations whose results are integers that they were given."""
-
-
-def _chooses(dtype: torch.dtype) -> bool:
-    """Whether numbers of a type can choose entries of a table."""
-    real = dtype.is_floating_point or dtype.is_complex
-    return not real and dtype != torch.bool
-
-
-def _as_scale(equations: Equations, value) -> LogScale:
-    return value if isinstance(value, LogScale) else equations.constant(value)
 
 
 def _call(equations: Equations, node: Node) -> Call:

@@ -9,7 +9,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["PINNED", "ZERO", "LogScale", "Leaf", "Unset", "compact", "scales_among"]
+__all__ = [
+    "PINNED",
+    "ZERO",
+    "LogScale",
+    "Leaf",
+    "Unset",
+    "compact",
+    "scales_among",
+    "varies",
+    "first",
+]
 
 PINNED = 0
 """The unknown that is 0: what it scales cannot be scaled."""
@@ -130,6 +140,59 @@ class Unset(LogScale):
         axes = sorted(range(self.entries.ndim), key=lambda a: -self.entries.stride(a))
         return axes if self.entries.permute(axes).is_contiguous() else None
 
+    @property
+    def distinct(self) -> bool:
+        """Whether no entry of the leaf is seen twice."""
+        if any(n > 1 and s == 0 for n, s in zip(self.shape, self.entries.stride())):
+            return False
+        whole = self.order() is not None
+        return whole or len(self.entries.unique()) == self.entries.numel()
+
+    @property
+    def undetermined(self) -> bool:
+        """Whether no entry is determined."""
+        known = self.leaf.known
+        return known is None or not (
+            self.leaf.complete or bool(known[self.entries].any())
+        )
+
+    def read(self) -> LogScale:
+        """The log-scale of these entries, all of which are determined."""
+        leaf, order = self.leaf, self.order()
+        if order is not None:
+            ordered = [self.shape[a] for a in order]
+            back = [order.index(a) for a in range(len(order))]
+            terms = [(c, i.reshape(ordered).permute(back)) for c, i in leaf.terms]
+        else:
+            terms = [(c, i.reshape(-1)[self.entries]) for c, i in leaf.terms]
+        return LogScale([(c, compact(index)) for c, index in terms], self.shape)
+
+    def determine(self, value: LogScale) -> None:
+        """Let these entries of the leaf have the log-scale ``value``, of the same shape."""
+        leaf, order = self.leaf, self.order()
+        if leaf.known is None and order is not None:
+            leaf.complete_with(
+                [(c, i.permute(order).reshape(leaf.shape)) for c, i in value.terms]
+            )
+            return
+        if leaf.known is None:
+            leaf.known = torch.zeros(leaf.numel, dtype=torch.bool)
+        where = self.entries.reshape(-1)
+        slots = [(c, index.reshape(-1).clone()) for c, index in leaf.terms]
+        free = list(range(len(slots)))
+        for c, index in value.terms:
+            slot = next((m for m in free if slots[m][0] == c), None)
+            if slot is None:
+                slots.append((c, torch.full((leaf.numel,), PINNED)))
+                slot = len(slots) - 1
+            else:
+                free.remove(slot)
+            slots[slot][1][where] = index.reshape(-1)
+        leaf.terms = [(c, index.view(leaf.shape)) for c, index in slots]
+        leaf.known[where] = True
+        if bool(leaf.known.all()):
+            leaf.known = torch.empty(0, dtype=torch.bool)
+
 
 def compact(index: Tensor) -> Tensor:
     """``index`` with each axis along which it does not vary narrowed to length 1."""
@@ -150,3 +213,18 @@ def scales_among(arguments) -> Iterator[LogScale]:
     elif isinstance(arguments, (list, tuple)):
         for argument in arguments:
             yield from scales_among(argument)
+
+
+def varies(index: Tensor, axes: Sequence[int]) -> bool:
+    """Whether an index tensor varies along one of the axes; it is 1 long where it does not."""
+    return any(index.shape[a] > 1 and index.stride(a) != 0 for a in axes)
+
+
+def first(x: LogScale, axes: Sequence[int]) -> LogScale:
+    """``x`` at the first place along ``axes``, which are kept with length 1."""
+    shape = [1 if a in axes else n for a, n in enumerate(x.shape)]
+
+    def narrow(index: Tensor) -> Tensor:
+        return index[tuple(slice(0, n) for n in shape)]
+
+    return LogScale([(c, narrow(index)) for c, index in x.terms], shape)

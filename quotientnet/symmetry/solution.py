@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import breadth_first_order
 
+from quotientnet import exact
 from quotientnet.symmetry.scales import PINNED
+from quotientnet.symmetry.terms import added
+from quotientnet.symmetry.unions import Unions
 
-__all__ = ["Solution"]
+__all__ = ["Solution", "solve"]
 
 
 class Solution:
@@ -48,3 +52,58 @@ class Solution:
             else:
                 reasons[name] = why[first[np.searchsorted(keys, name)]]
         return reasons
+
+
+def solve(
+    unknowns: Unions,
+    lines: Sequence[tuple[np.ndarray, np.ndarray, int]],
+    early: Sequence[int],
+) -> Solution:
+    """The null space: every unknown as an integer combination of free ones.
+
+    Args:
+        unknowns: Merged where they are equal.
+        lines: Equations ``Σ coefficient · unknown = 0``: unknowns, one equation a line; the
+            coefficient of each column; a reason.
+        early: Unknowns to be kept free where they can be.
+    """
+    rows = _reduced(unknowns, lines)
+    roots = unknowns.roots
+    # Elimination keeps the least columns free.
+    kept = np.isin(roots, np.array(early, dtype=np.int64))
+    order = np.concatenate([roots[:1], roots[kept], roots[~kept][1:]])
+    place = np.zeros(unknowns.size, dtype=np.int64)
+    place[order] = np.arange(len(order))
+    pivots = exact.echelon(
+        {int(place[name]): c for name, c in row.items()} for row, _ in rows
+    )
+    pivots[PINNED] = {PINNED: 1}
+    basis = sparse.csr_array(exact.null_space(pivots, len(order)))
+    blamed = {int(place[name]): reason for row, reason in rows for name in row}
+    row = place[unknowns.find(np.arange(unknowns.size))]
+    return Solution(basis, row, unknowns.edges, blamed)
+
+
+def _reduced(unknowns: Unions, lines) -> list[tuple[dict[int, int], int]]:
+    """The equations of three unknowns or more, after merging through those of fewer."""
+    rows = [
+        (added(line.tolist(), coefficients.tolist()), reason)
+        for several, coefficients, reason in lines
+        for line in several
+    ]
+    while True:
+        names = [name for row, _ in rows for name in row]
+        roots = iter(unknowns.find(np.array(names, dtype=np.int64)).tolist())
+        merged, left = [], []
+        for row, reason in rows:
+            row = added([next(roots) for _ in row], row.values())
+            row.pop(PINNED, None)
+            if len(row) == 1 or (len(row) == 2 and sum(row.values()) == 0):
+                merged.append(((*row, PINNED)[:2], reason))
+            elif row:
+                left.append((row, reason))
+        rows = left
+        if not merged:
+            return rows
+        for (a, b), reason in merged:
+            unknowns.merge(np.array([a]), np.array([b]), reason)
