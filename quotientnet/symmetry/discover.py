@@ -17,8 +17,9 @@ from quotientnet.symmetry.export import export
 from quotientnet.symmetry.graph import Walk
 from quotientnet.symmetry.links import named_group
 from quotientnet.symmetry.replica import require_layout
-from quotientnet.symmetry.scales import PINNED, Leaf, compact
+from quotientnet.symmetry.scales import PINNED, Leaf, LogScale, compact
 from quotientnet.symmetry.solution import Solution
+from quotientnet.symmetry.zeros import any_scale
 from quotientnet.units import Term
 
 __all__ = ["discover"]
@@ -162,7 +163,7 @@ def _pinned(walk: Walk, solution: Solution):
     for record in walk.records:
         if record.outputs is None or not record.outputs.shape:
             continue
-        channels = record.outputs.map(lambda t: t[(0,) * (t.ndim - 1)])
+        channels = _channels(record.outputs)
         reasons = np.full(channels.shape, -1)
         total = sparse.csr_array(
             (len(reasons), solution.basis.shape[1]), dtype=np.int64
@@ -172,11 +173,19 @@ def _pinned(walk: Walk, solution: Solution):
             own = solution.reasons[index.numpy()]
             reasons = np.where(own >= 0, own, reasons)
         total.eliminate_zeros()
-        stuck = np.diff(total.indptr) == 0
+        stuck = (np.diff(total.indptr) == 0) & ~any_scale(channels).numpy()
         for reason in np.unique(reasons[stuck]).tolist():
             why = str(walk.records[reason]) if reason >= 0 else _WHAT_IT_READS
             numbers = np.flatnonzero(stuck & (reasons == reason))
             yield Pinned(record.place or record.node, tuple(numbers.tolist()), why)
+
+
+def _channels(outputs: LogScale) -> LogScale:
+    """The log-scales of channels, along the last axis, at the first place where all have one."""
+    places = (~any_scale(outputs)).all(-1).nonzero()
+    place = places[0].tolist() if len(places) else [0] * (len(outputs.shape) - 1)
+    # An index is 1 long, or expanded, along axes that the mask is 1 long along.
+    return outputs.map(lambda t: t[tuple(place)])
 
 
 _WHAT_IT_READS = (

@@ -23,6 +23,13 @@ from quotientnet.symmetry.scales import (
 from quotientnet.symmetry.solution import Solution, solve
 from quotientnet.symmetry.terms import Terms, collected, groups_of_axes
 from quotientnet.symmetry.unions import Unions
+from quotientnet.symmetry.zeros import (
+    any_scale,
+    focused,
+    merged,
+    with_any_scale,
+    without_gaps,
+)
 
 __all__ = ["Equations"]
 
@@ -107,7 +114,12 @@ class Equations:
         x = self.resolve(x)
         self._impose(x - y)
         if self.has_zeros(x) or self.has_zeros(y):
-            a, b = (self.single(z).terms[0][1].expand(shape) for z in (x, y))
+            gaps, others = any_scale(x), any_scale(y)
+            if not bool((others & ~gaps).any()):
+                return LogScale(y.terms, shape)
+            if not bool((gaps & ~others).any()):
+                return LogScale(x.terms, shape)
+            a, b = (compact(self.single(z).terms[0][1]) for z in (x, y))
             return LogScale([(1, torch.where(a == ZERO, b, a))], shape)
         return LogScale(min(x.terms, y.terms, key=len), shape)
 
@@ -120,7 +132,10 @@ class Equations:
             return common
         x = self.simplify(self.resolve(x))
         if self.has_zeros(x):
-            return self._uniform_with_zeros(x, axes)
+            apart = without_gaps(x, axes)
+            if apart is None:
+                return self._uniform_with_zeros(x, axes)
+            return with_any_scale(self.uniform(apart[0], axes), apart[1])
         others = [a for a in range(len(x.shape)) if a not in axes]
         result = LogScale([t for t in x.terms if not varies(t[1], axes)], x.shape)
         varying = [(i.numpy(), c) for c, i in x.terms if varies(i, axes)]
@@ -169,7 +184,7 @@ class Equations:
             w, x = x, w
         x = self.simplify(self.resolve(x))
         if self.has_zeros(x):
-            return self.uniform(self.resolve_with_effect(w, x) + x, axes)
+            return self._contract_with_zeros(w, x, axes)
         if not isinstance(w, Unset) or w.leaf.known is not None:
             return self.uniform(self.resolve(w) + x, axes)
         dims = max(len(w.shape), len(x.shape))
@@ -196,6 +211,8 @@ class Equations:
             return LogScale([(1, torch.tensor(PINNED))], x.shape)
         if len(x.terms) == 1 and x.terms[0][0] == 1:
             return x
+        if self.has_zeros(x) and (known := merged(x)) is not None:
+            return known
         indices = torch.broadcast_tensors(*(compact(index) for _, index in x.terms))
         rows = torch.stack(indices, -1).reshape(-1, len(indices))
         unique, inverse = torch.unique(rows, dim=0, return_inverse=True)
@@ -206,6 +223,16 @@ class Equations:
         self._impose(new - sums)
         index = torch.where((unique == ZERO).any(1), ZERO, new.terms[0][1])[inverse]
         return LogScale([(1, index.view(indices[0].shape))], x.shape)
+
+    def where_read(self, x: LogScale, read: Tensor) -> LogScale:
+        """``x``, and any scale outside of a mask, of a shape that broadcasts to that of ``x``.
+
+        Of a parameter only what is read is determined.
+        """
+        if isinstance(x, Unset):
+            effect = with_any_scale(self.pinned(*x.shape), ~read)
+            x = self.resolve_with_effect(x, effect)
+        return with_any_scale(x, ~read)
 
     def has_zeros(self, x: LogScale) -> bool:
         """Whether an entry of ``x`` is known to be always zero."""
@@ -312,9 +339,21 @@ class Equations:
         self._impose(LogScale([(1, index), (-1, reference)], index.shape))
         return LogScale([(1, reference)], first(x, axes).shape)
 
+    def _contract_with_zeros(self, w: LogScale, x: LogScale, axes) -> LogScale:
+        """As :meth:`contract`; whole rows that fit any scale do not count."""
+        dims = max(len(w.shape), len(x.shape))
+        x = x.map(lambda t: t[(None,) * (dims - t.ndim)])
+        of_w = [a for a in range(-len(w.shape), 0) if w.shape[a] > 1]
+        apart = without_gaps(x, [*axes, *of_w]) if isinstance(w, Unset) else None
+        if apart is None:
+            return self.uniform(self.resolve_with_effect(w, x) + x, axes)
+        return with_any_scale(self.contract(w, apart[0], axes), apart[1])
+
     def _impose(self, x: LogScale) -> None:
         """Impose ``x = 0`` on every entry."""
         terms = collected(x.terms, self._merged)
+        if any((index == ZERO).any() for index, _ in terms):
+            terms = focused(terms)
         chosen = sum(bool(self.choices.among(index).any()) for index, _ in terms)
         if chosen > 1 or any((index == ZERO).any() for index, _ in terms):
             self._add_rows(terms)

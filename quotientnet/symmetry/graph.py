@@ -18,6 +18,7 @@ from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.choices import Choice
 from quotientnet.symmetry.equations import Equations
 from quotientnet.symmetry.guards import Guard, guards_of
+from quotientnet.symmetry.live import needed_entries
 from quotientnet.symmetry.nodes import (
     aliased,
     by_position,
@@ -95,6 +96,7 @@ class Walk:
         self._views = Views(self.equations, self._values)
         self._guards: dict[Node, Guard] = {}
         self._returned: dict[Node, Sequence] = {}
+        self._needed: dict[Node, dict[Node, Tensor]] = {}
         self._writes = any(
             writes_floats(m.graph) for m in graphs(self.program.graph_module)
         )
@@ -122,6 +124,9 @@ class Walk:
         """
         given, live, names = iter(inputs), live_nodes(module.graph), iter(outer)
         self._guards.update(guards_of(module.graph, live))
+        places = [node for node in module.graph.nodes if node.op == "placeholder"]
+        known = {n: x for n, x in zip(places, inputs) if isinstance(x, Tensor)}
+        self._needed.update(needed_entries(module.graph, live, known))
         for node in module.graph.nodes:
             if node not in live:
                 continue
@@ -180,7 +185,8 @@ class Walk:
             else:
                 self._views.item(node, container, index)
             return self._values[container][index]
-        args, kwargs = (self._arguments(a) for a in by_position(node))
+        needed = self._needed.get(node, {})
+        args, kwargs = (self._arguments(a, needed) for a in by_position(node))
         if isinstance(node.target, torch._ops.OpOverload):
             self._values[node] = self._apply(node, args, kwargs)
             self._note_alias(node, args, kwargs)
@@ -298,8 +304,25 @@ class Walk:
         for scale in scales_among(arguments):
             self.equations.pin(scale)
 
-    def _arguments(self, arguments):
-        return torch.fx.node.map_arg(arguments, lambda node: self._values[node])
+    def _arguments(self, arguments, needed: Mapping[Node, Tensor] | None = None):
+        """The log-scales of arguments; what is not needed of them fits any."""
+
+        def value(node: Node):
+            own = self._values[node]
+            if not needed or node not in needed:
+                return own
+            return self._where_read(own, needed[node], node)
+
+        return torch.fx.node.map_arg(arguments, value)
+
+    def _where_read(self, x, mask: Tensor, node: Node):
+        if isinstance(x, Tensor) and x.is_floating_point():
+            x = self.equations.constant(x)
+        if not isinstance(x, LogScale) or isinstance(x, Choice):
+            return x
+        if isinstance(x, Unset) and x.leaf.known is None and _used_once(node):
+            return x  # this determines it: what is not read gets a scale of its own
+        return self.equations.where_read(x, mask)
 
     def _replay_of(self, node: Node, target: Node, args, kwargs) -> Callable | None:
         """What makes a view of ``target`` again, after that was overwritten; None if unknown."""
@@ -367,6 +390,15 @@ def _call(equations: Equations, node: Node) -> Call:
     call = Call(equations, shape_of(node), dtype_of(node))
     call.operation = node.target._schema.name
     return call
+
+
+def _used_once(node: Node) -> bool:
+    """Whether a parameter, seen through changes of shape, has no other use."""
+    while len(node.users) == 1:
+        if node.op == "placeholder":
+            return True
+        node = node.args[0]
+    return False
 
 
 def _takes(rule: Callable, call: Call, args: tuple, kwargs: Mapping) -> bool:

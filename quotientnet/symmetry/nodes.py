@@ -21,6 +21,8 @@ __all__ = [
     "module_of",
     "operation_of",
     "by_position",
+    "arguments_of",
+    "keeps_state",
 ]
 
 
@@ -112,6 +114,25 @@ def _writes_statistics(node: Node) -> bool:
     """Whether a normalisation updates its running statistics, which its schema does not say."""
     normalises = node.target._schema.name in ("aten::batch_norm", "aten::instance_norm")
     return normalises and by_position(node)[0][5] is True
+
+
+def keeps_state(node: Node) -> bool:
+    """Whether an operation writes to its arguments, or may to the running statistics it has."""
+    return in_place(node) or (
+        node.target._schema.name in ("aten::batch_norm", "aten::instance_norm")
+        and by_position(node)[0][3] is not None
+    )
+
+
+def arguments_of(node: Node) -> dict:
+    """The arguments of a call by their names, defaults included."""
+    given = {argument.name: value for argument, value in operands(node)}
+    defaults = {
+        argument.name: argument.default_value
+        for argument in node.target._schema.arguments
+        if argument.has_default_value()
+    }
+    return defaults | given
 
 
 def by_position(node: Node) -> tuple[tuple, dict]:

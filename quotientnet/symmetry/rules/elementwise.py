@@ -123,8 +123,7 @@ def div(call, x, y, *, rounding_mode=None):
     eq, x, y = call.equations, call.scale(x), call.scale(y)
     if _without_effect(y) and x.shape == call.shape:
         return x
-    y = eq.resolve(y)
-    return call.pin(x, y) if eq.has_zeros(y) else eq.simplify(eq.resolve(x) - y)
+    return eq.simplify(eq.resolve(x) - eq.resolve(y))
 
 
 def _without_effect(x) -> bool:
@@ -170,10 +169,7 @@ def pow(call, x, exponent):
 
 
 def _power(call, x, exponent: Fraction):
-    x = call.equations.resolve(x)
-    if exponent <= 0 and call.equations.has_zeros(x):
-        return call.pin(x)
-    return call.equations.power(x, exponent)
+    return call.equations.power(call.equations.resolve(x), exponent)
 
 
 @rule("aten::glu")

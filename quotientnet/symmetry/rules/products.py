@@ -7,7 +7,7 @@ from quotientnet.symmetry.chosen import choose, for_each_choice, rows_and_column
 from quotientnet.symmetry.rules.registry import Call, rule
 from quotientnet.symmetry.scales import LogScale, Unset
 
-__all__ = []
+__all__ = ["axis_names"]
 
 
 @rule("aten::linear")
@@ -118,7 +118,7 @@ def embedding_bag(call, weight, *args, **kwargs):
 def einsum(call, equation, tensors, **kwargs):
     """Sums of products with named axes; a repeated name within one tensor is not supported."""
     tensors = [call.scale(t) for t in tensors]
-    names, output = _axis_names(equation, [len(t.shape) for t in tensors])
+    names, output = axis_names(equation, [len(t.shape) for t in tensors])
     if any(len(set(own)) < len(own) for own in names):
         return call.unsupported(*tensors)
     summed = sorted(set().union(*names) - set(output))
@@ -144,7 +144,7 @@ def einsum(call, equation, tensors, **kwargs):
     return call.outputs
 
 
-def _axis_names(equation: str, dims: list[int]) -> tuple[list[list[str]], list[str]]:
+def axis_names(equation: str, dims: list[int]) -> tuple[list[list[str]], list[str]]:
     """The names of the axes of each tensor and of the result, ``...`` spelled out."""
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     inputs = inputs.split(",")
