@@ -20,6 +20,7 @@ from quotientnet.symmetry.equations import Equations
 from quotientnet.symmetry.guards import Guard, guards_of
 from quotientnet.symmetry.live import needed_entries
 from quotientnet.symmetry.nodes import (
+    SHAPE_ONLY,
     aliased,
     by_position,
     dtype_of,
@@ -224,7 +225,7 @@ class Walk:
     def _apply(self, node: Node, args, kwargs):
         record, operation = self.records[-1], node.target
         name = operation._schema.name.removeprefix("aten::")
-        if name in _SHAPE_ONLY:
+        if name in SHAPE_ONLY:
             value = node.args[0].meta["val"]
             args = (torch.empty(value.shape, dtype=value.dtype), *args[1:])
         if next(scales_among([args, kwargs]), None) is None:
@@ -361,12 +362,6 @@ class Walk:
 
 _OWN_RULES = find_rule.__module__.rpartition(".")[0]
 """Where rules are that look at parameters before their log-scales are determined."""
-
-_SHAPE_ONLY = {
-    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros",
-    "new_ones", "new_full", "new_empty", "randint_like", "sym_size", "size", "zero", "fill",
-}  # fmt: skip
-"""Operations that need only the shape of their first argument."""
 
 _INLINED = {
     "wrap_with_set_grad_enabled", "wrap_with_autocast", "tag_activation_checkpoint", "wrap",

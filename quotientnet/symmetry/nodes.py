@@ -23,7 +23,14 @@ __all__ = [
     "by_position",
     "arguments_of",
     "keeps_state",
+    "SHAPE_ONLY",
 ]
+
+SHAPE_ONLY = {
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros",
+    "new_ones", "new_full", "new_empty", "randint_like", "sym_size", "size", "zero", "fill",
+}  # fmt: skip
+"""Operations that need only the shape of their first argument."""
 
 
 def graphs(module: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from quotientnet.symmetry.nodes import name_of, shape_of
+from quotientnet.symmetry.nodes import SHAPE_ONLY, name_of, shape_of
 from quotientnet.symmetry.reads.registry import (
     Reading,
     anywhere,
@@ -26,6 +26,12 @@ def entry_by_entry(reading: Reading):
     """The same entries of all arguments, wherever they are broadcast to."""
     arguments = reading.node.all_input_nodes
     return {a: fitted(reading.mask, shape_of(a)) for a in arguments}
+
+
+@reads(*SHAPE_ONLY)
+def nothing(reading: Reading):
+    """Only how long the axes are."""
+    return {reading.node.args[0]: torch.zeros((), dtype=torch.bool)}
 
 
 @reads("prelu", "tril", "triu")
