@@ -2,16 +2,24 @@
 
 from quotientnet.symmetry.rules import (
     attention,
+    axis_products,
     complex_numbers,
     elementwise,
+    fourier,
+    linear_algebra,
+    losses,
     normalisations,
+    pins,
     products,
     recurrences,
     shapes,
     sums,
+    windows,
     writes,
 )
-from quotientnet.symmetry.rules.registry import RULES, Call, find_rule, rule
+from quotientnet.symmetry.rules.registry import RULES, Call, find_rule, reason_of, rule
 
-__all__ = ["RULES", "Call", "rule", "find_rule", "attention", "complex_numbers", "elementwise",
-           "normalisations", "products", "recurrences", "writes", "shapes", "sums"]  # fmt: skip
+__all__ = ["RULES", "Call", "rule", "find_rule", "reason_of", "attention", "axis_products",
+           "complex_numbers", "elementwise", "fourier", "linear_algebra", "losses",
+           "normalisations", "pins", "products", "recurrences", "shapes", "sums", "windows",
+           "writes"]  # fmt: skip

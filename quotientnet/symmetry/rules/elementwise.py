@@ -14,20 +14,7 @@ __all__ = []
 
 HOMOGENEOUS = (
     "relu leaky_relu rrelu abs neg dropout feature_dropout positive clone detach alias contiguous "
-    "lift_fresh lift_fresh_copy detach_copy nan_to_num"
-).split()
-
-PINNING = (
-    "gelu silu mish sigmoid tanh softmax _softmax log_softmax _log_softmax relu6 hardtanh "
-    "hardsigmoid "
-    "hardswish elu selu celu softplus softsign softshrink hardshrink tanhshrink log_sigmoid "
-    "logsigmoid exp expm1 log log1p log2 log10 sin cos tan atan asin acos sinh cosh erf erfc "
-    "erfinv "
-    "round floor ceil trunc frac logsumexp cumprod "
-    "logaddexp logaddexp2 logcumsumexp special_expit cross_entropy_loss nll_loss "
-    "nll_loss_nd nll_loss2d binary_cross_entropy binary_cross_entropy_with_logits kl_div "
-    "huber_loss smooth_l1_loss mse_loss l1_loss pairwise_distance "
-    "fmod remainder isnan isinf isfinite"
+    "lift_fresh lift_fresh_copy detach_copy nan_to_num deg2rad rad2deg"
 ).split()
 
 
@@ -37,25 +24,22 @@ def homogeneous(call, x, *args, **kwargs):
     return x
 
 
-@rule(*(f"aten::{name}" for name in PINNING))
-def pinning(call, *args, **kwargs):
-    """Not homogeneous: neither argument nor result can be scaled."""
-    return call.pin(*args, *kwargs.values())
-
-
 @rule("aten::alpha_dropout", "aten::feature_alpha_dropout")
 def alpha_dropout(call, x, p, train):
+    """Dropped entries get a fixed value in train mode, which pins; otherwise the scale passes."""
     return call.pin(x) if train and p > 0 else x
 
 
 @rule("aten::prelu")
 def prelu(call, x, slope):
+    """The scale passes; slopes are pinned."""
     call.equations.pin(call.scale(slope))
     return call.scale(x)
 
 
 @rule("aten::threshold")
 def threshold(call, x, threshold, value):
+    """Homogeneous at zero only; pinned at other thresholds."""
     return x if threshold == value == 0 else call.pin(x)
 
 
@@ -71,10 +55,17 @@ def clamp(call, x, min=None, max=None):
 
 @rule("aten::clamp_min", "aten::clamp_max")
 def clamp_one_side(call, x, bound):
+    """A maximum or minimum: homogeneous in both arguments together."""
     return clamp(call, x, bound)
 
 
-@rule("aten::add", "aten::sub", "aten::rsub")
+@rule("aten::normal")
+def normal(call, mean, deviation, *args, **kwargs):
+    """Mean and deviation have one scale."""
+    return call.spread(call.equations.equal(call.scale(mean), call.scale(deviation)))
+
+
+@rule("aten::add", "aten::sub", "aten::rsub", "aten::subtract")
 def add(call, x, y, *args, alpha=1):
     """Terms of a sum have one scale."""
     return call.equations.equal(call.scale(x), call.scale(y))
@@ -97,11 +88,13 @@ def alike(call, x, y, *args):
 
 @rule("aten::where")
 def where(call, condition, x, y):
+    """What is selected from has one scale."""
     return call.spread(call.equations.equal(call.scale(x), call.scale(y)))
 
 
 @rule("aten::masked_fill")
 def masked_fill(call, x, mask, value):
+    """What is filled in has the scale of the rest; zeros and infinities fit any."""
     return call.spread(call.equations.equal(call.scale(x), call.scale(value)))
 
 
@@ -118,6 +111,7 @@ def mul(call, x, y):
 
 @rule("aten::div", "aten::divide", "aten::true_divide")
 def div(call, x, y, *, rounding_mode=None):
+    """Scales divide; pinned by rounding, and by a divisor that is zero somewhere."""
     if rounding_mode is not None:
         return call.pin(x, y)
     eq, x, y = call.equations, call.scale(x), call.scale(y)
@@ -133,11 +127,13 @@ def _without_effect(x) -> bool:
 
 @rule("aten::addcmul")
 def addcmul(call, x, y, z, *, value=1):
+    """A sum with a product."""
     return add(call, x, mul(call, y, z))
 
 
 @rule("aten::addcdiv")
 def addcdiv(call, x, y, z, *, value=1):
+    """A sum with a quotient."""
     return add(call, x, div(call, y, z))
 
 
@@ -146,6 +142,7 @@ def power_rule(name: str, exponent: Fraction) -> None:
 
     @rule(f"aten::{name}")
     def fixed_power(call, x):
+        """Scales take the power."""
         return _power(call, x, exponent)
 
 
@@ -174,6 +171,7 @@ def _power(call, x, exponent: Fraction):
 
 @rule("aten::glu")
 def glu(call, x, dim=-1):
+    """Values pass, gates are pinned."""
     half = x.shape[dim] // 2
     value, gate = (x.map(lambda t: t.narrow(dim, start, half)) for start in (0, half))
     call.equations.pin(gate)
@@ -186,10 +184,33 @@ def no_result(call, *args, **kwargs):
     return None
 
 
-@rule("aten::sign", "aten::sgn")
-def sign(call, x):
+@rule(
+    "aten::sign", "aten::sgn", "aten::signbit", "aten::isnan", "aten::isinf", "aten::isfinite",
+    "aten::logical_not", "aten::logical_and", "aten::logical_or", "aten::logical_xor",
+    "aten::count_nonzero", "aten::any", "aten::all", "aten::isneginf", "aten::isposinf",
+)  # fmt: skip
+def sign(call, x, *args, **kwargs):
     """Unchanged by any positive scale."""
     return call.equations.pinned(*call.shape)
+
+
+@rule("aten::copysign")
+def copysign(call, x, sign):
+    """The scale of the first; of the second only signs count."""
+    return call.spread(call.equations.resolve(call.scale(x)))
+
+
+@rule("aten::heaviside")
+def heaviside(call, x, values):
+    """Unchanged by any positive scale; what is taken at zero is pinned."""
+    return call.equations.pin(call.scale(values).map(lambda t: t.expand(call.shape)))
+
+
+@rule("aten::ldexp")
+def ldexp(call, x, exponent):
+    """The scale passes; exponents are pinned."""
+    call.equations.pin(call.scale(exponent))
+    return call.spread(call.equations.resolve(call.scale(x)))
 
 
 @rule("aten::gt", "aten::ge", "aten::lt", "aten::le", "aten::eq", "aten::ne")
@@ -201,11 +222,13 @@ def compare(call, x, y):
 
 @rule("aten::copy", "aten::copy_")
 def copy(call, target, source, non_blocking=False):
+    """The scale of what is copied."""
     return call.spread(call.equations.resolve(call.scale(source)))
 
 
 @rule("aten::fill", "aten::zero")
 def fill(call, x, value=0.0):
+    """The scale of what is filled in; zero fits any."""
     return call.spread(call.scale(value))
 
 

@@ -37,12 +37,14 @@ def layer_norm(call, x, shape, weight=None, bias=None, eps=1e-5, *args):
 
 @rule("aten::rms_norm")
 def rms_norm(call, x, shape, weight=None, eps=None):
+    """One scale a normalised group."""
     eps = torch.finfo(call.dtype).eps if eps is None else eps
     return layer_norm(call, x, shape, weight, None, eps)
 
 
 @rule("aten::group_norm")
 def group_norm(call, x, groups, weight=None, bias=None, eps=1e-5, *args):
+    """One scale a normalised group."""
     split = x.map(lambda t: t.reshape(t.shape[0], groups, -1))
     call.eps = (eps, call.equations.uniform(split, [2]))
     out = _affine(call, (x.shape[1],), weight, bias)

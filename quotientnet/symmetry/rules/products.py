@@ -28,6 +28,7 @@ def linear(call, x, weight, bias=None):
 
 @rule("aten::matmul", "aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::vdot")
 def matmul(call, x, y):
+    """A sum of products has one scale for each result."""
     eq, x, y = call.equations, call.scale(x), call.scale(y)
     row, column = len(x.shape) == 1, len(y.shape) == 1
     x = x.map(lambda t: t.unsqueeze(0)) if row else x
@@ -46,6 +47,7 @@ def matmul(call, x, y):
 
 @rule("aten::addmm", "aten::baddbmm", "aten::addmv")
 def addmm(call, bias, x, y, *, beta=1, alpha=1):
+    """A product of matrices, and a term that has its scale."""
     if beta == 0:  # what is there is not even read
         return matmul(call, x, y)
     return call.equations.equal(matmul(call, x, y), call.scale(bias))
@@ -74,6 +76,7 @@ def bilinear(call, x, y, weight, bias=None):
 
 @rule("aten::outer", "aten::ger")
 def outer(call, x, y):
+    """Scales of factors multiply."""
     eq = call.equations
     x, y = (eq.resolve(call.scale(z)) for z in (x, y))
     return x.map(lambda t: t[:, None]) + y
@@ -81,6 +84,7 @@ def outer(call, x, y):
 
 @rule("aten::addr")
 def addr(call, bias, x, y, *, beta=1, alpha=1):
+    """Scales of factors multiply, and a term has the scale of the product."""
     product = outer(call, x, y)
     return product if beta == 0 else call.equations.equal(product, call.scale(bias))
 
@@ -100,27 +104,55 @@ def kron(call, x, y):
 
 @rule("aten::inner")
 def inner(call, x, y):
+    """A sum of products has one scale for each result."""
     y = call.scale(y)
     return matmul(call, x, y if len(y.shape) == 1 else y.map(lambda t: t.mT))
 
 
-@rule("aten::embedding_bag")
-def embedding_bag(call, weight, *args, **kwargs):
-    """What the data choose and add up is alike."""
-    for x in args[1:]:
-        if isinstance(x, LogScale):
-            call.equations.pin(x)
-    row = call.equations.uniform(weight, [0])
-    return [call.spread(row), None, None, None]
+@rule("aten::embedding_bag", "aten::_embedding_bag")
+def embedding_bag(call, weight, places, offsets, by_frequency=False, mode=0, sparse=False,
+                  shares=None, *args):  # fmt: skip
+    """What the data choose and add up has one scale, times that of its shares."""
+    eq = call.equations
+    out = eq.uniform(call.scale(weight), [0])
+    if shares is not None:
+        shares = eq.uniform(call.scale(shares), range(len(shares.shape)))
+        out = out + shares.map(lambda t: t.reshape(1, 1))
+    return [call.spread(out), None, None, None]
+
+
+@rule("aten::tensordot")
+def tensordot(call, x, y, dims_x, dims_y):
+    """A sum of products has one scale for each result."""
+    eq, x, y = call.equations, call.scale(x), call.scale(y)
+    dims_x, dims_y = ([d % len(z.shape) for d in dims]
+                      for z, dims in ((x, dims_x), (y, dims_y)))  # fmt: skip
+    rows, columns = len(x.shape) - len(dims_x), len(y.shape) - len(dims_y)
+    kept = [a for a in range(len(y.shape)) if a not in dims_y]
+    x = x.map(lambda t: t.movedim(dims_x, list(range(rows, t.ndim))))
+    x = x.map(lambda t: t[(slice(None),) * rows + (None,) * columns])
+    y = y.map(lambda t: t.permute(kept + list(dims_y)))
+    summed = range(-len(dims_x), 0)
+    if not dims_x:
+        return call.spread(eq.resolve(x) + eq.resolve(y))
+    out = eq.contract(y, x, summed)
+    return call.spread(out.map(lambda t: t[(..., *[0] * len(dims_x))]))
+
+
+@rule("aten::linalg_vecdot")
+def vecdot(call, x, y, *, dim=-1):
+    """A sum of products has one scale for each result."""
+    eq, x, y = call.equations, call.scale(x), call.scale(y)
+    total = eq.uniform(eq.resolve(x) + eq.resolve(y), [dim])
+    return call.spread(total.map(lambda t: t.squeeze(dim)))
 
 
 @rule("aten::einsum")
 def einsum(call, equation, tensors, **kwargs):
-    """Sums of products with named axes; a repeated name within one tensor is not supported."""
+    """Sums of products with named axes; a name that one tensor has twice is its diagonal."""
     tensors = [call.scale(t) for t in tensors]
     names, output = axis_names(equation, [len(t.shape) for t in tensors])
-    if any(len(set(own)) < len(own) for own in names):
-        return call.unsupported(*tensors)
+    tensors = [_diagonals(t, own) for t, own in zip(tensors, names)]
     summed = sorted(set().union(*names) - set(output))
     letters = [*output, *summed]
 
@@ -142,6 +174,17 @@ def einsum(call, equation, tensors, **kwargs):
     out = out.map(lambda t: t[(..., *[0] * len(summed))])
     call.outputs = call.spread(out)
     return call.outputs
+
+
+def _diagonals(x: LogScale, own: list[str]) -> LogScale:
+    """``x`` with each axis once; ``own``, the names of its axes, is changed with it."""
+    while len(set(own)) < len(own):
+        name = next(n for n in own if own.count(n) > 1)
+        first = own.index(name)
+        second = own.index(name, first + 1)
+        x = x.map(lambda t, a=first, b=second: t.diagonal(0, a, b))
+        own[:] = [n for a, n in enumerate(own) if a not in (first, second)] + [name]
+    return x
 
 
 def axis_names(equation: str, dims: list[int]) -> tuple[list[list[str]], list[str]]:

@@ -105,6 +105,7 @@ def _gates(call, x, hidden, w_ih, w_hh, *biases) -> None:
 
 @rule("aten::lstm_cell")
 def lstm_cell(call, x, states, w_ih, w_hh, b_ih=None, b_hh=None):
+    """Gates and states are pinned; inputs are not."""
     _gates(call, x, states[0], w_ih, w_hh, b_ih, b_hh)
     call.equations.pin(call.scale(states[1]))
     return [call.equations.pinned(*call.shape), call.equations.pinned(*call.shape)]
@@ -112,18 +113,21 @@ def lstm_cell(call, x, states, w_ih, w_hh, b_ih=None, b_hh=None):
 
 @rule("aten::gru_cell")
 def gru_cell(call, x, hidden, w_ih, w_hh, b_ih=None, b_hh=None):
+    """Gates and states are pinned; inputs are not."""
     _gates(call, x, hidden, w_ih, w_hh, b_ih, b_hh)
     return call.equations.pin(call.scale(hidden))
 
 
 @rule("aten::rnn_tanh_cell")
 def tanh_cell(call, x, hidden, w_ih, w_hh, b_ih=None, b_hh=None):
+    """What is made of input and state is pinned; they are not."""
     _gates(call, x, hidden, w_ih, w_hh, b_ih, b_hh)
     return call.equations.pinned(*call.shape)
 
 
 @rule("aten::rnn_relu_cell")
 def relu_cell(call, x, hidden, w_ih, w_hh, b_ih=None, b_hh=None):
+    """What is made of input and of state has one scale."""
     eq = call.equations
     out = _through(eq, call.scale(w_ih), call.scale(x))
     out = eq.equal(out, _through(eq, call.scale(w_hh), call.scale(hidden)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from quotientnet.symmetry.equations import Equations
 from quotientnet.symmetry.scales import LogScale
 
-__all__ = ["Call", "RULES", "rule", "find_rule"]
+__all__ = ["Call", "RULES", "rule", "find_rule", "reason_of"]
 
 RULES: dict[str, Callable] = {}
 """The rule of each operation, by its name, such as ``"aten::linear"``."""
@@ -105,3 +105,14 @@ def find_rule(operation: torch._ops.OpOverload) -> Callable | None:
     return RULES.get(name) or (
         RULES.get(name.removesuffix("_")) if operation._schema.is_mutable else None
     )
+
+
+def reason_of(operation: str) -> str:
+    """What the rule of an operation does, or why it pins: the first line of its docstring.
+
+    Args:
+        operation: Its name, without its namespace if that is aten.
+    """
+    name = operation if "::" in operation else f"aten::{operation}"
+    found = RULES.get(name) or RULES.get(name.removesuffix("_"))
+    return (found.__doc__ or "").strip().partition("\n")[0] if found else ""

@@ -47,6 +47,7 @@ def _register(name: str) -> None:
 
     @rule(f"aten::{name}")
     def moving(call, x, *args, **kwargs):
+        """Moves entries: runs literally on the numbers of their unknowns."""
         by_data = next(scales_among([args, kwargs]), None) is not None
         if by_data or any(isinstance(a, torch.dtype) for a in args):
             return call.unsupported(x, *args, *kwargs.values())
@@ -74,6 +75,7 @@ def index(call, x, indices):
 
 @rule("aten::index_select", "aten::gather")
 def index_along(call, x, dim, places, **kwargs):
+    """Entries at places that the data choose have one scale along the axis."""
     by_data = isinstance(places, LogScale)
     if isinstance(places, Choice) and len(places.shape) == len(x.shape) > 1:
         # (..., places along dim, entries along dim)
@@ -96,11 +98,13 @@ def _first_place(places: LogScale) -> Tensor:
 
 @rule("aten::view_as", "aten::reshape_as")
 def shape_of_another(call, x, other):
+    """Moves entries: runs literally on the numbers of their unknowns."""
     return call.scale(x).map(lambda t: t.reshape(call.shape))
 
 
 @rule("aten::expand_as")
 def expand_as(call, x, other):
+    """Moves entries: runs literally on the numbers of their unknowns."""
     return call.scale(x).map(lambda t: t.expand(call.shape))
 
 
@@ -109,6 +113,7 @@ def _join(name: str) -> None:
 
     @rule(f"aten::{name}")
     def joined(call, tensors, *args, **kwargs):
+        """Moves entries of several tensors into one."""
         singles = [call.equations.single(call.scale(x)) for x in tensors]
         index = operation([x.terms[0][1] for x in singles], *args, **kwargs)
         return LogScale([(1, index)], index.shape)
@@ -121,6 +126,7 @@ for _name in ("cat", "concat", "stack", "hstack", "vstack", "dstack", "column_st
 
 @rule("aten::pad", "aten::constant_pad_nd")
 def pad(call, x, pad, mode="constant", value=None):
+    """Moves entries; zeros around them fit any scale, other constants none."""
     if not isinstance(mode, str):
         mode, value = "constant", mode
     x = call.equations.single(x)
@@ -134,11 +140,13 @@ def pad(call, x, pad, mode="constant", value=None):
 
 @rule("aten::reflection_pad1d", "aten::reflection_pad2d", "aten::reflection_pad3d")
 def reflection_pad(call, x, padding):
+    """Moves entries."""
     return pad(call, x, padding, "reflect")
 
 
 @rule("aten::replication_pad1d", "aten::replication_pad2d", "aten::replication_pad3d")
 def replication_pad(call, x, padding):
+    """Moves entries."""
     return pad(call, x, padding, "replicate")
 
 
@@ -153,6 +161,60 @@ def triangle(call, x, diagonal=0):
     return LogScale([(1, torch.where(kept, x.terms[0][1], ZERO))], x.shape)
 
 
+@rule("aten::diag_embed", "aten::diag")
+def diagonal_matrix(call, x, *args, **kwargs):
+    """Moves entries; zeros beside them fit any scale."""
+    x = call.equations.single(call.scale(x))
+    operation = getattr(torch.ops.aten, call.operation.removeprefix("aten::"))
+    index = operation(x.terms[0][1] - ZERO, *args, **kwargs) + ZERO
+    return LogScale([(1, index)], index.shape)
+
+
+@rule("aten::block_diag")
+def block_diag(call, tensors):
+    """Moves entries; zeros beside them fit any scale."""
+    singles = [call.equations.single(call.scale(x)).terms[0][1] for x in tensors]
+    index = torch.block_diag(*(index - ZERO for index in singles)) + ZERO
+    return LogScale([(1, index)], index.shape)
+
+
+@rule("aten::take")
+def take(call, x, places):
+    """Entries at places that the data choose have one scale."""
+    x = call.scale(x).map(lambda t: t.reshape(-1))
+    if isinstance(places, LogScale):
+        return call.spread(call.equations.uniform(x, [0]))
+    return x.map(lambda t: t[places])
+
+
+@rule("aten::take_along_dim")
+def take_along_dim(call, x, places, dim=None):
+    """Entries at places that the data choose have one scale along the axis."""
+    x = call.scale(x)
+    if dim is None:
+        x, dim = x.map(lambda t: t.reshape(-1)), 0
+    if isinstance(places, LogScale):
+        return call.spread(call.equations.uniform(x, [dim]))
+    return x.map(lambda t: t.take_along_dim(places, dim))
+
+
+@rule("aten::meshgrid")
+def meshgrid(call, tensors, indexing="ij"):
+    """Each tensor along an axis of its own."""
+    singles = [call.equations.single(call.scale(x)).terms[0][1] for x in tensors]
+    grids = torch.meshgrid(*singles, indexing=indexing)
+    return [LogScale([(1, index)], index.shape) for index in grids]
+
+
+@rule("aten::cartesian_prod")
+def cartesian_product(call, tensors):
+    """Moves entries of several tensors into one."""
+    singles = [call.equations.single(call.scale(x)).terms[0][1] for x in tensors]
+    index = torch.cartesian_prod(*singles)
+    return LogScale([(1, index)], index.shape)
+
+
 @rule("aten::broadcast_tensors")
 def broadcast_tensors(call, tensors):
+    """Moves entries: runs literally on the numbers of their unknowns."""
     return [call.scale(x).map(lambda t: t.expand(call.shape)) for x in tensors]

@@ -22,19 +22,61 @@ def _reduced(call, x, dim) -> LogScale:
     "aten::std",
 )  # fmt: skip
 def reduction(call, x, dim=None, *args, **kwargs):
+    """What is summed or compared has one scale."""
     return _reduced(call, x, None if isinstance(dim, bool) else dim)
 
 
 @rule("aten::var")
 def var(call, x, dim=None, *args, **kwargs):
+    """Twice the scale of what is summed."""
     return 2 * reduction(call, x, dim)
 
 
 @rule("aten::max", "aten::min", "aten::median", "aten::mode", "aten::nanmedian")
 def extremum(call, x, dim=None, keepdim=False):
+    """What is compared has one scale."""
     if isinstance(dim, (LogScale, Tensor)):
         return call.spread(call.equations.equal(call.scale(x), call.scale(dim)))
     return _reduced(call, x, dim) if dim is None else [_reduced(call, x, dim), None]
+
+
+@rule("aten::aminmax")
+def both_extrema(call, x, *, dim=None, keepdim=False):
+    """What is compared has one scale."""
+    x = _reduced(call, x, dim)
+    return [x, x]
+
+
+@rule("aten::quantile", "aten::nanquantile")
+def quantile(call, x, q, dim=None, keepdim=False, **kwargs):
+    """What is compared has one scale."""
+    call.equations.pin(call.scale(q))
+    x = call.equations.uniform(x, range(len(x.shape)) if dim is None else [dim])
+    if dim is None:
+        return call.spread(x.map(lambda t: t.reshape([1] * len(call.shape))))
+    lead = len(getattr(q, "shape", ()))
+    x = x if keepdim else x.map(lambda t: t.squeeze(dim))
+    return call.spread(x.map(lambda t: t[(None,) * lead]))
+
+
+@rule("aten::msort")
+def msort(call, x):
+    """What is compared has one scale."""
+    return call.spread(call.equations.uniform(x, [0]))
+
+
+@rule("aten::diff")
+def difference(call, x, n=1, dim=-1, prepend=None, append=None):
+    """Neighbours have one scale."""
+    if prepend is not None or append is not None:
+        return call.unsupported(x, prepend, append)
+    return call.spread(call.equations.uniform(x, [dim]))
+
+
+@rule("aten::trapezoid", "aten::trapz")
+def trapezoid(call, x, *, dx=1, dim=-1):
+    """What is summed has one scale."""
+    return call.spread(call.equations.uniform(x, [dim]).map(lambda t: t.squeeze(dim)))
 
 
 @rule("aten::argmax", "aten::argmin")
@@ -52,11 +94,13 @@ def order(call, x, *args, **kwargs):
 
 @rule("aten::sort")
 def sort(call, x, dim=-1, *args, **kwargs):
+    """What is compared has one scale."""
     return [call.spread(call.equations.uniform(x, [dim])), None]
 
 
 @rule("aten::topk", "aten::kthvalue")
 def topk(call, x, k, dim=-1, *args, **kwargs):
+    """What is compared has one scale."""
     x = call.equations.uniform(x, [dim])
     if len(call.shape) < len(x.shape):
         x = x.map(lambda t: t.squeeze(dim))
@@ -65,11 +109,13 @@ def topk(call, x, k, dim=-1, *args, **kwargs):
 
 @rule("aten::cummax", "aten::cummin")
 def cumulative_extremum(call, x, dim):
+    """What is compared has one scale."""
     return [cumsum(call, x, dim), None]
 
 
 @rule("aten::cumsum")
 def cumsum(call, x, dim, **kwargs):
+    """What is summed has one scale."""
     return call.spread(call.equations.uniform(x, [dim]))
 
 
@@ -98,6 +144,7 @@ def _windows(call, x, dims, sizes, strides=None):
 def _pooling(dims: int) -> None:
     @rule(f"aten::max_pool{dims}d", f"aten::avg_pool{dims}d")
     def pool(call, x, size, stride=None, padding=0, *args, **kwargs):
+        """One scale along the positions of a channel."""
         padded = padding != 0 and any(
             [padding] if isinstance(padding, int) else padding
         )
@@ -105,20 +152,24 @@ def _pooling(dims: int) -> None:
 
     @rule(f"aten::max_pool{dims}d_with_indices")
     def pool_with_indices(call, x, *args, **kwargs):
+        """One scale along the positions of a channel."""
         return [pool(call, x, *args, **kwargs), None]
 
     @rule(f"aten::adaptive_avg_pool{dims}d", f"aten::_adaptive_avg_pool{dims}d")
     def adaptive(call, x, size):
+        """One scale along the positions of a channel."""
         if tuple(call.shape) == x.shape:
             return x
         return call.spread(call.equations.uniform(x, range(-dims, 0)))
 
     @rule(f"aten::adaptive_max_pool{dims}d")
     def adaptive_max(call, x, size):
+        """One scale along the positions of a channel."""
         return [adaptive(call, x, size), None]
 
     @rule(f"aten::lp_pool{dims}d")
     def lp(call, x, *args, **kwargs):
+        """One scale along the positions of a channel."""
         return call.spread(call.equations.uniform(x, range(-dims, 0)))
 
 
@@ -134,17 +185,20 @@ for _dims in (1, 2, 3):
     "aten::_upsample_bilinear2d_aa", "aten::_upsample_bicubic2d_aa",
 )  # fmt: skip
 def interpolate(call, x, *args, **kwargs):
+    """One scale along the positions of a channel."""
     return call.spread(call.equations.uniform(x, range(2, len(x.shape))))
 
 
 @rule("aten::var_mean")
 def var_mean(call, x, dim=None, *args, **kwargs):
+    """What is summed has one scale."""
     mean = reduction(call, x, dim)
     return [2 * mean, mean]
 
 
 @rule("aten::std_mean")
 def std_mean(call, x, dim=None, *args, **kwargs):
+    """What is summed has one scale."""
     mean = reduction(call, x, dim)
     return [mean, mean]
 
@@ -156,6 +210,14 @@ def cosine_similarity(call, x, y, dim=1, eps=1e-8):
         call.equations.uniform(call.scale(vector), [dim])
     call.eps = (eps, call.scale(x))
     return call.equations.pinned(*call.shape)
+
+
+@rule("aten::pdist")
+def distances_within(call, x, p=2):
+    """All entries have one scale."""
+    if p == 0:
+        return call.pin(x)
+    return call.spread(call.equations.uniform(x, [0, 1]).map(lambda t: t.reshape(1)))
 
 
 @rule("aten::dist", "aten::cdist")

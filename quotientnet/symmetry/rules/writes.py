@@ -22,8 +22,9 @@ def _accumulated(call, x, dim: int, source) -> LogScale:
     return call.spread(eq.equal(eq.uniform(x, axes), eq.uniform(source, axes)))
 
 
-@rule("aten::scatter_add", "aten::index_add", "aten::index_copy", "aten::index_reduce")
+@rule("aten::scatter_add", "aten::index_add", "aten::index_copy")
 def add_at(call, x, dim, places, source, *args, **kwargs):
+    """Sums at any places along an axis: there all has one scale."""
     return _accumulated(call, x, dim, source)
 
 
@@ -54,3 +55,48 @@ def index_put(call, x, indices, values, accumulate=False):
     lead = range(max(len(values.shape) - rest, 0))
     values = eq.uniform(values, lead).map(lambda t: t.reshape(t.shape[len(lead) :]))
     return call.spread(eq.equal(x, values))
+
+
+@rule("aten::scatter_reduce", "aten::index_reduce")
+def reduce_at(call, x, dim, places, source, how, *args, **kwargs):
+    """Sums and extrema at any places: along the axis all has one scale; products are pinned."""
+    if how == "prod":
+        return call.pin(x, source)
+    return _accumulated(call, x, dim, source)
+
+
+@rule("aten::put")
+def put(call, x, places, source, accumulate=False):
+    """What is written has the scale of the rest."""
+    eq, x, source = call.equations, call.scale(x), call.scale(source)
+    one = eq.uniform(source, range(len(source.shape))).map(lambda t: t.reshape(()))
+    return call.spread(eq.equal(eq.uniform(x, range(len(x.shape))), one))
+
+
+@rule("aten::index_fill")
+def index_fill(call, x, dim, places, value):
+    """Literally, if places are constant; else what is filled in has the scale of the rest."""
+    eq, value = call.equations, call.scale(value)
+    if not isinstance(places, Tensor):
+        return call.spread(eq.equal(eq.uniform(call.scale(x), [dim]), value))
+    index, value = (eq.single(z).terms[0][1] for z in (call.scale(x), value))
+    index = index.contiguous().index_fill(dim, places, value)
+    return LogScale([(1, index)], index.shape)
+
+
+@rule("aten::masked_scatter")
+def masked_scatter(call, x, mask, source):
+    """What is written in order has one scale, and what is left that of it."""
+    eq, source = call.equations, call.scale(source)
+    one = eq.uniform(source, range(len(source.shape))).map(lambda t: t.reshape(()))
+    return call.spread(eq.equal(call.scale(x), one))
+
+
+@rule("aten::select_scatter", "aten::slice_scatter", "aten::diagonal_scatter")
+def write_view(call, x, source, *args, **kwargs):
+    """Moves entries of one tensor into another."""
+    eq = call.equations
+    x, source = (eq.single(call.scale(z)).terms[0][1] for z in (x, source))
+    operation = getattr(torch.ops.aten, call.operation.removeprefix("aten::"))
+    index = operation(x.contiguous(), source, *args, **kwargs)
+    return LogScale([(1, index)], index.shape)
