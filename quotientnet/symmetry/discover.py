@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from quotientnet.layout import ParameterLayout
+from quotientnet.symmetry.control import CONTROL
 from quotientnet.symmetry.epsilon import measure_eps
 from quotientnet.symmetry.explanation import Coverage, Pinned, Symmetry
 from quotientnet.symmetry.export import export
 from quotientnet.symmetry.graph import Walk
 from quotientnet.symmetry.links import named_group
 from quotientnet.symmetry.replica import require_layout
+from quotientnet.symmetry.rules import reason_of
 from quotientnet.symmetry.scales import PINNED, Leaf, LogScale, compact
 from quotientnet.symmetry.solution import Solution
 from quotientnet.symmetry.zeros import any_scale
@@ -203,4 +205,16 @@ def _coverage(walk: Walk):
             for r in walk.records
             if (r.operation, r.treatment) == (operation, treatment)
         ]
-        yield Coverage(operation, treatment, count, tuple(dict.fromkeys(places)))
+        reason = _reason(operation, treatment)
+        yield Coverage(
+            operation, treatment, count, tuple(dict.fromkeys(places)), reason
+        )
+
+
+def _reason(operation: str, treatment: str) -> str:
+    """What the rule of an operation says of itself."""
+    if treatment not in ("rule", "pins"):
+        return ""
+    if operation in CONTROL:
+        return CONTROL[operation].__doc__
+    return reason_of(operation)

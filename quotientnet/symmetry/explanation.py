@@ -41,12 +41,14 @@ class Coverage:
             it touches was pinned.
         calls: How often it is called.
         places: The modules that call it.
+        reason: What its rule does, or why it pins; empty without a rule.
     """
 
     operation: str
     treatment: str
     calls: int
     places: tuple[str, ...]
+    reason: str = ""
 
 
 class Found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import signature
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.choices import Choice
+from quotientnet.symmetry.control import CONTROL
 from quotientnet.symmetry.equations import Equations
 from quotientnet.symmetry.guards import Guard, guards_of
 from quotientnet.symmetry.live import needed_entries
@@ -36,7 +38,7 @@ from quotientnet.symmetry.nodes import (
 from quotientnet.symmetry.rules import Call, find_rule
 from quotientnet.symmetry.rules.shapes import MOVES
 from quotientnet.symmetry.scales import Leaf, LogScale, Unset, scales_among
-from quotientnet.symmetry.views import Views, as_scale, chooses, opaque
+from quotientnet.symmetry.views import Views, chooses, opaque
 
 __all__ = ["Record", "Walk"]
 
@@ -202,25 +204,25 @@ class Walk:
                 args[start], args[start + 1 :], node.args[start + 1 :], node
             )
             return list(result) if isinstance(result, tuple) else result
-        if str(node.target) == "cond" and isinstance(args[0], LogScale):
-            return self._either(node, args)
+        operation = CONTROL.get(operation_of(node))
+        if operation and next(scales_among([args, kwargs]), None) is not None:
+            record.treatment = "rule"
+            return operation(self.equations, partial(self._inside, node), args)
         if next(scales_among([args, kwargs]), None) is not None:
             return self._unknown(node, [args, kwargs])
         return node.target(*args, **kwargs)
 
-    def _either(self, node: Node, args):
-        """Two graphs, of which the data choose one: their results are alike."""
-        _, *graphs, operands = args
-        outer = node.args[-1]
-        self.records[-1].treatment = "rule"
-        results = [list(self._run(g, operands, outer, node)) for g in graphs]
-        del self._returned[node]
-        return [
-            self.equations.equal(
-                as_scale(self.equations, a), as_scale(self.equations, b)
-            )
-            for a, b in zip(*results)
+    def _inside(
+        self, node: Node, graph: torch.fx.GraphModule, inputs: Sequence
+    ) -> list:
+        """What a graph that an operation runs makes of inputs."""
+        operands = [n for n in tree_leaves(node.args) if isinstance(n, Node)]
+        outer = [
+            next((n for n in operands if self._values[n] is x), None) for x in inputs
         ]
+        result = self._run(graph, inputs, outer, node)
+        del self._returned[node]
+        return list(result) if isinstance(result, (list, tuple)) else [result]
 
     def _apply(self, node: Node, args, kwargs):
         record, operation = self.records[-1], node.target

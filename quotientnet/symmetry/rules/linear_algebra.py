@@ -60,7 +60,7 @@ def log_determinant(call, x):
     """The logarithm pins the product of all scales of rows and columns."""
     call.equations.pin(determinant(call, x))
     pinned = call.equations.pinned(*call.shape)
-    return pinned if call.operation.endswith("logdet") else [pinned, pinned]
+    return pinned if call.operation == "aten::logdet" else [pinned, pinned]
 
 
 @rule("aten::linalg_solve")

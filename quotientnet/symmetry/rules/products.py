@@ -53,6 +53,14 @@ def addmm(call, bias, x, y, *, beta=1, alpha=1):
     return call.equations.equal(matmul(call, x, y), call.scale(bias))
 
 
+@rule("aten::addbmm")
+def addbmm(call, bias, x, y, *, beta=1, alpha=1):
+    """A sum of products of matrices, and a term that has its scale."""
+    product = matmul(Call(call.equations, (x.shape[0], *call.shape)), x, y)
+    product = call.equations.uniform(product, [0]).map(lambda t: t[0])
+    return product if beta == 0 else call.equations.equal(product, call.scale(bias))
+
+
 @rule("aten::linalg_multi_dot", "aten::chain_matmul")
 def multi_dot(call, matrices):
     """Products one by one."""
