@@ -14,10 +14,17 @@ from quotientnet.symmetry.epsilon import Approximation
 from quotientnet.symmetry.explanation import Coverage, Pinned, Symmetry
 from quotientnet.symmetry.finding import NumericalSymmetry
 from quotientnet.symmetry.links import Link, Naming
+from quotientnet.symmetry.migration import (
+    Part,
+    ScaleMapping,
+    ScaleMappings,
+    scale_mappings,
+)
 from quotientnet.symmetry.normalised import NormalisedBlocks, normalised_blocks
 from quotientnet.symmetry.numerical import discover_numerically
 from quotientnet.symmetry.rules import RULES, Call, rule
 from quotientnet.symmetry.scales import LogScale
+from quotientnet.symmetry.smoothing import ChannelSizes, channel_sizes, smoothing
 from quotientnet.symmetry.sound import Soundness, verify_sound
 from quotientnet.symmetry.transform import OPTIMIZER_UNITS, transform
 
@@ -26,5 +33,7 @@ __all__ = [
     "Pinned", "Coverage", "Approximation", "Link", "Naming",
     "layer_scale_group", "normalised_blocks", "NormalisedBlocks", "transform", "OPTIMIZER_UNITS",
     "canonical", "balance", "balancing", "Balancing", "default_levels", "verify_sound", "Soundness",
+    "scale_mappings", "ScaleMappings", "ScaleMapping", "Part",
+    "channel_sizes", "ChannelSizes", "smoothing",
     "verify_complete", "Completeness", "rule", "RULES", "Call", "LogScale",
 ]  # fmt: skip

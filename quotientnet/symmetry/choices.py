@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quotientnet.symmetry.scales import LogScale
+from quotientnet.symmetry.scales import PINNED, LogScale
 
 __all__ = ["Choice", "Choices"]
 
@@ -82,6 +82,26 @@ class Choices:
         self.ids = np.concatenate([self.ids, ids])
         self._keys = np.concatenate([self._keys, keys])
         self._tables += tables
+
+    def chosen(self, index: np.ndarray, values: dict[int, int]) -> np.ndarray:
+        """The entries of tables that unknowns stand for, given the values of variables.
+
+        Those of variables without a value are taken as pinned.
+        """
+        places = np.searchsorted(self.ids, index)
+        variables = np.array([variable for variable, _ in self._key_of])
+        which = variables[self._keys[places]].tolist()
+        at = [values.get(variable, -1) for variable in which]
+        tables = [self._tables[n] for n in places.tolist()]
+        return np.array([t[v] if v >= 0 else PINNED for t, v in zip(tables, at)])
+
+    def settle_groups(self, values: dict[int, int]) -> None:
+        """Add the values of variables that say between which bounds a row lies."""
+        for (bounds, rows), variables in self._grouped.items():
+            if all(b in values for b in bounds):
+                ends = np.array([values[b] for b in bounds])
+                group = np.searchsorted(ends, np.arange(rows), side="right")
+                values.update(zip(variables.tolist(), group.tolist()))
 
     def known(self, table: np.ndarray, key: int) -> int | None:
         """The unknown for an entry of a table, if there is one already."""

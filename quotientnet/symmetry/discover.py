@@ -16,7 +16,7 @@ from quotientnet.symmetry.epsilon import measure_eps
 from quotientnet.symmetry.explanation import Coverage, Pinned, Symmetry
 from quotientnet.symmetry.export import export
 from quotientnet.symmetry.graph import Walk
-from quotientnet.symmetry.links import named_group
+from quotientnet.symmetry.links import arrangement, named_group
 from quotientnet.symmetry.replica import require_layout
 from quotientnet.symmetry.rules import reason_of
 from quotientnet.symmetry.scales import PINNED, Leaf, LogScale, compact
@@ -86,6 +86,7 @@ def discover(
         approximate=tuple(_measured_eps(walk, args, kwargs)),
         coverage=tuple(_coverage(walk)),
         training=model.training,
+        order=tuple(walk.used),
     )
 
 
@@ -144,20 +145,33 @@ def call_arguments(inputs, caller: str) -> tuple[tuple, dict]:
 
 def _group(layout, leaves: Mapping[str, Leaf], solution: Solution):
     """The group in compact form, generators in the order of what they scale first."""
+    incidence, used = _incidence(leaves, solution)
+    return named_group(layout, incidence, sparse.csr_array(solution.basis[used]))
+
+
+def _incidence(leaves: Mapping[str, Leaf], solution: Solution):
+    """The terms of each parameter, and the distinct unknowns that their classes are."""
     rows = {
         name: [(c, solution.row[compact(index).numpy()]) for c, index in leaf.terms]
         for name, leaf in leaves.items()
     }
     used = [index.reshape(-1) for terms in rows.values() for _, index in terms]
     used = np.unique(np.concatenate([np.array([PINNED]), *used]))
-    classes = sparse.csr_array(solution.basis[used])
     incidence = {}
     for name, terms in rows.items():
         terms = [Term(np.searchsorted(used, index), c) for c, index in terms]
         terms = [term for term in terms if term.index.any()]
         if terms:
             incidence[name] = terms
-    return named_group(layout, incidence, classes)
+    return incidence, used
+
+
+def exponents_of_unknowns(walk: Walk, solution: Solution) -> sparse.csr_array:
+    """The exponents of all unknowns, distinct unknowns × generators of the derived group."""
+    incidence, used = _incidence(walk.leaves, solution)
+    classes = sparse.csr_array(solution.basis[used])
+    order, sign = arrangement(walk.layout, incidence, classes)
+    return sparse.csr_array(solution.basis[:, order] @ sparse.diags_array(sign, dtype=np.int64))
 
 
 def _pinned(walk: Walk, solution: Solution):

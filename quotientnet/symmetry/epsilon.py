@@ -12,7 +12,7 @@ from quotientnet.symmetry.graph import Record, Walk
 from quotientnet.symmetry.guards import Guard
 from quotientnet.symmetry.nodes import by_position
 
-__all__ = ["Approximation", "measure_eps"]
+__all__ = ["Approximation", "graph_inputs", "measure_eps"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Approximation:
 def measure_eps(walk: Walk, args: tuple, kwargs: dict) -> list[Approximation]:
     """One run of the graph that measures every normalisation with an ``eps`` above zero."""
     records = [r for r in walk.records if r.eps is not None and r.eps[0] > 0]
-    inputs = _inputs(walk.program, args, kwargs)
+    inputs = graph_inputs(walk.program, args, kwargs)
     sizes: dict[str, float] = {}
     if records and not any(isinstance(x, Tensor) and x.is_meta for x in inputs):
         probe = _Probe(walk.program.graph_module, {r.node: r for r in records}, sizes)
@@ -52,7 +52,7 @@ def measure_eps(walk: Walk, args: tuple, kwargs: dict) -> list[Approximation]:
     ]
 
 
-def _inputs(program, args: tuple, kwargs: dict) -> list:
+def graph_inputs(program, args: tuple, kwargs: dict) -> list:
     """The graph's inputs in order; all that it may write into are copies."""
     given = iter(torch.utils._pytree.tree_leaves((args, kwargs)))
     values = []

@@ -156,6 +156,10 @@ class Equations:
         """The log-scale of ``x^exponent``: ``exponent`` times that of ``x``."""
         if exponent.denominator == 1:
             return int(exponent) * x
+        x = self.simplify(self.resolve(x))
+        if all((exponent * c).denominator == 1 for c, _ in x.terms):
+            # The root of a square needs no unknown of its own.
+            return LogScale([(int(exponent * c), i) for c, i in x.terms], x.shape)
         x = self.single(x)
         index = compact(x.terms[0][1])
         root = self._fresh_like(index.reshape(-1, 1)).view(index.shape)

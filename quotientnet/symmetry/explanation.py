@@ -95,6 +95,8 @@ class Symmetry(Found):
         approximate: Normalisations whose ``eps`` makes their symmetry approximate.
         coverage: How each operation of the graph was treated.
         training: The mode of the module.
+        order: The names of parameters and running statistics, in the order in which the module
+            first uses them.
     """
 
     group: ScalingGroup
@@ -103,6 +105,7 @@ class Symmetry(Found):
     approximate: tuple[Approximation, ...] = field(repr=False)
     coverage: tuple[Coverage, ...] = field(repr=False)
     training: bool
+    order: tuple[str, ...] = field(repr=False, default=())
 
     @property
     def unknown(self) -> tuple[Coverage, ...]:

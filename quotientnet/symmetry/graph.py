@@ -86,6 +86,7 @@ class Walk:
         equations: The collected equations.
         records: What happened, operation by operation; reasons in the equations refer to these.
         leaves: The log-scale of each entry of the layout, by name.
+        used: The names of these, in the order in which operations first read them.
     """
 
     program: ExportedProgram
@@ -93,6 +94,7 @@ class Walk:
     equations: Equations = field(default_factory=Equations)
     records: list[Record] = field(default_factory=list)
     leaves: dict[str, Leaf] = field(default_factory=dict)
+    used: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self):
         self._values: dict[Node, object] = {}
@@ -109,6 +111,13 @@ class Walk:
         signature = self.program.graph_signature.input_specs
         inputs = [self._input(spec) for spec in signature]
         self._run(self.program.graph_module, inputs)
+
+    def scale_of(self, node: Node):
+        """The log-scale of a node's result, or of several; ``None`` if it was not walked."""
+        value = self._values.get(node)
+        if isinstance(value, Unset):
+            return self.equations.resolve(value)
+        return value
 
     def _run(
         self,
@@ -230,8 +239,10 @@ class Walk:
         if name in SHAPE_ONLY:
             value = node.args[0].meta["val"]
             args = (torch.empty(value.shape, dtype=value.dtype), *args[1:])
-        if next(scales_among([args, kwargs]), None) is None:
+        scales = list(scales_among([args, kwargs]))
+        if not scales:
             return self._constant(node, args, kwargs)
+        self.used.update((x.leaf.name, None) for x in scales if isinstance(x, Unset))
         if node in self._guards:
             record.treatment, record.guard = "rule", self._guards[node]
             record.eps = (record.guard.eps, args[0])

@@ -12,7 +12,7 @@ from quotientnet.group import ScalingGroup
 from quotientnet.layout import ParameterLayout
 from quotientnet.units import Term
 
-__all__ = ["Link", "Naming", "links_of", "named_group"]
+__all__ = ["Link", "Naming", "arrangement", "links_of", "named_group"]
 
 _LISTED = 6
 """At most this many parts are spelled out in a name."""
@@ -104,6 +104,18 @@ def named_group(
     Generators that scale nothing are left out. A generator that divides more tensors than it
     multiplies is replaced by its inverse.
     """
+    order, sign = arrangement(layout, incidence, classes)
+    classes = sparse.csr_array(classes[:, order] @ sparse.diags_array(sign, dtype=np.int64))
+    namings = _namings(layout, links_of(layout, incidence, classes), len(order))
+    return ScalingGroup(layout, incidence, classes, [str(n) for n in namings]), namings
+
+
+def arrangement(
+    layout: ParameterLayout,
+    incidence: Mapping[str, Sequence[Term]],
+    classes: sparse.csr_array,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The columns of ``classes`` that become generators, in order, and the sign of each."""
     first, sign = np.full(classes.shape[1], np.inf), np.zeros(
         classes.shape[1], dtype=np.int64
     )
@@ -120,11 +132,7 @@ def named_group(
         np.minimum.at(first, flat[hit], np.where(upwards, 0, layout.size) + place[hit])
     order = np.argsort(first, kind="stable")
     order = order[np.isfinite(first[order])]
-    classes = sparse.csr_array(
-        classes[:, order] @ sparse.diags_array(sign[order], dtype=np.int64)
-    )
-    namings = _namings(layout, links_of(layout, incidence, classes), len(order))
-    return ScalingGroup(layout, incidence, classes, [str(n) for n in namings]), namings
+    return order, sign[order]
 
 
 def _namings(
