@@ -29,6 +29,7 @@ from quotientnet.symmetry import (
     canonical,
     discover,
     layer_scale_group,
+    permutation_classes,
     scale_mappings,
     transform,
     verify_complete,
@@ -40,7 +41,7 @@ from quotientnet.version import __version__
 __all__ = [
     "ParameterLayout", "ScalingGroup", "Unit", "Scale", "Term", "discover", "Symmetry",
     "verify_sound", "verify_complete", "layer_scale_group", "transform", "canonical", "balance",
-    "scale_mappings",
+    "scale_mappings", "permutation_classes",
     "QuotientManifold", "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient",
     "BalancedQuotient", "ProductOblique", "NotOnManifoldError", "Objective", "Point", "Operator",
     "DenseOperator", "Estimate", "curvature", "optimization", "sharpness", "symmetry",

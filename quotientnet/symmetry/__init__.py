@@ -22,6 +22,12 @@ from quotientnet.symmetry.migration import (
 )
 from quotientnet.symmetry.normalised import NormalisedBlocks, normalised_blocks
 from quotientnet.symmetry.numerical import discover_numerically
+from quotientnet.symmetry.permutations import (
+    Move,
+    PermutationClass,
+    PermutationClasses,
+    permutation_classes,
+)
 from quotientnet.symmetry.rules import RULES, Call, rule
 from quotientnet.symmetry.scales import LogScale
 from quotientnet.symmetry.smoothing import ChannelSizes, channel_sizes, smoothing
@@ -35,5 +41,6 @@ __all__ = [
     "canonical", "balance", "balancing", "Balancing", "default_levels", "verify_sound", "Soundness",
     "scale_mappings", "ScaleMappings", "ScaleMapping", "Part",
     "channel_sizes", "ChannelSizes", "smoothing",
+    "permutation_classes", "PermutationClasses", "PermutationClass", "Move",
     "verify_complete", "Completeness", "rule", "RULES", "Call", "LogScale",
 ]  # fmt: skip
