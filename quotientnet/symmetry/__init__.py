@@ -23,9 +23,11 @@ from quotientnet.symmetry.migration import (
 from quotientnet.symmetry.normalised import NormalisedBlocks, normalised_blocks
 from quotientnet.symmetry.numerical import discover_numerically
 from quotientnet.symmetry.permutations import (
+    Matching,
     Move,
     PermutationClass,
     PermutationClasses,
+    match_channels,
     permutation_classes,
 )
 from quotientnet.symmetry.rules import RULES, Call, rule
@@ -42,5 +44,6 @@ __all__ = [
     "scale_mappings", "ScaleMappings", "ScaleMapping", "Part",
     "channel_sizes", "ChannelSizes", "smoothing",
     "permutation_classes", "PermutationClasses", "PermutationClass", "Move",
+    "match_channels", "Matching",
     "verify_complete", "Completeness", "rule", "RULES", "Call", "LogScale",
 ]  # fmt: skip

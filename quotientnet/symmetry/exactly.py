@@ -38,6 +38,8 @@ class Exact(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         args, kwargs = tree_map_only(torch.dtype, _double, (args, kwargs or {}))
         function = Tensor.double if function in _SHORTENS else function
+        if getattr(function, "__name__", "") in ("grouped_mm", "_grouped_mm"):
+            function = _grouped_product
         if function not in _EPS:
             return self._without_guards(function, args, kwargs)
         self.normalises = True
@@ -97,6 +99,18 @@ class Exact(TorchFunctionMode):
 
 def _double(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype.is_floating_point else dtype
+
+
+def _grouped_product(x: Tensor, weights: Tensor, *, offs: Tensor, bias=None, **options):
+    """Rows of ``x``, in groups that end where ``offs`` says, times one of many matrices each.
+
+    torch's own has no float64. Rows after the last group are zero.
+    """
+    ends = [0, *offs.tolist()]
+    parts = [x[a:b] @ w for a, b, w in zip(ends, ends[1:], weights)]
+    rest = x.new_zeros(len(x) - ends[-1], weights.shape[-1])
+    product = torch.cat([*parts, rest])
+    return product if bias is None else product + bias
 
 
 _SHORTENS = {Tensor.float, Tensor.half, Tensor.bfloat16}

@@ -12,7 +12,7 @@ from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.discover import call_arguments, layout_of
 from quotientnet.symmetry.exactly import Degenerate
 from quotientnet.symmetry.export import export
-from quotientnet.symmetry.permutations.axes import Axis
+from quotientnet.symmetry.permutations.axes import Axis, factors_of, parts_of
 from quotientnet.symmetry.permutations.classes import (
     Move,
     PermutationClass,
@@ -209,20 +209,21 @@ def _moves(name: str, axes: Axes, table, leaf: Axis, each: Sequence[Axis]) -> It
             yield Move(name, axis, channels, strides, contexts, text, len(axes))
 
 
-def _layouts(axis: Axis, leaf: Axis, start: int = 0) -> list[str]:
+def _layouts(axis: Axis, leaf: Axis) -> list[str]:
     """Each occurrence of an axis in another, in words."""
     axis = axis.found
     if axis is leaf:
         return [f"[{axis.size}]"]
     if axis.factors is not None:
-        sizes = [str(f.size) for f in axis.factors]
+        factors = factors_of(axis)
+        sizes = [str(f.size) for f in factors]
         return [
             "·".join([*sizes[:n], text, *sizes[n + 1 :]])
-            for n, factor in enumerate(axis.factors)
+            for n, factor in enumerate(factors)
             for text in _layouts(factor, leaf)
         ]
     found, start = [], 0
-    for part in axis.parts or ():
+    for part in parts_of(axis) if axis.parts is not None else ():
         place = f"{start}:{start + part.size}"
         found += [f"({place} as {text})" for text in _layouts(part, leaf)]
         start += part.size
