@@ -124,7 +124,9 @@ def test_a_branch_on_data_names_the_place():
             return h
 
     model = nn.Sequential(nn.Linear(4, 4), Branching())
-    with pytest.raises(ValueError, match=r"in 1 \(Branching\), .*test_user_rules.py:\d+"):
+    with pytest.raises(
+        ValueError, match=r"in 1 \(Branching\), .*test_user_rules.py:\d+"
+    ):
         qn.discover(model, torch.randn(6, 4))
 
 

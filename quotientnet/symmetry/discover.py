@@ -21,6 +21,7 @@ from quotientnet.symmetry.replica import require_layout
 from quotientnet.symmetry.rules import reason_of
 from quotientnet.symmetry.scales import PINNED, Leaf, LogScale, compact
 from quotientnet.symmetry.solution import Solution
+from quotientnet.symmetry.translations import derive_translations
 from quotientnet.symmetry.zeros import any_scale
 from quotientnet.units import Term
 
@@ -87,6 +88,7 @@ def discover(
         coverage=tuple(_coverage(walk)),
         training=model.training,
         order=tuple(walk.used),
+        translations=derive_translations(program, layout),
     )
 
 

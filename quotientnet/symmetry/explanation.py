@@ -11,6 +11,7 @@ from quotientnet.group import ScalingGroup
 from quotientnet.symmetry.coarsest import layer_scale_group
 from quotientnet.symmetry.epsilon import Approximation
 from quotientnet.symmetry.links import Link, Naming, links_of
+from quotientnet.symmetry.translations import Translation
 
 __all__ = ["Symmetry", "Pinned", "Coverage"]
 
@@ -97,6 +98,7 @@ class Symmetry(Found):
         training: The mode of the module.
         order: The names of parameters and running statistics, in the order in which the module
             first uses them.
+        translations: What can be added to parameters without effect, apart from the group.
     """
 
     group: ScalingGroup
@@ -106,6 +108,9 @@ class Symmetry(Found):
     coverage: tuple[Coverage, ...] = field(repr=False)
     training: bool
     order: tuple[str, ...] = field(repr=False, default=())
+    translations: tuple[Translation, ...] = field(
+        default=(), repr=False, compare=False
+    )
 
     @property
     def unknown(self) -> tuple[Coverage, ...]:
@@ -118,13 +123,24 @@ class Symmetry(Found):
             "pinned": [vars(p) for p in self.pinned],
             "approximate": [vars(a) for a in self.approximate],
             "coverage": [vars(c) for c in self.coverage],
-        }
+            "translations": [
+                {
+                    "name": t.name, "dimension": t.dimension, "parameter": t.parameter,
+                    "moved": list(t.moved), "absorbed_by": t.absorbed_by,
+                }
+                for t in self.translations
+            ],
+        }  # fmt: skip
         return json.dumps(self.facts() | facts)
 
     def __str__(self) -> str:
         mode = "train" if self.training else "eval"
         lines = [f"{count_of(self.group.dimension, 'generator')} ({mode} mode)"]
         lines += [f"  {line}" for line in units_of(self.namings)]
+        if self.translations:
+            number = sum(t.dimension for t in self.translations)
+            lines.append(f"{count_of(number, 'dimension')} of translations")
+            lines += [f"  {t}" for t in self.translations]
         if self.pinned:
             lines.append("pinned channels")
             lines += [

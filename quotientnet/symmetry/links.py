@@ -105,7 +105,9 @@ def named_group(
     multiplies is replaced by its inverse.
     """
     order, sign = arrangement(layout, incidence, classes)
-    classes = sparse.csr_array(classes[:, order] @ sparse.diags_array(sign, dtype=np.int64))
+    classes = sparse.csr_array(
+        classes[:, order] @ sparse.diags_array(sign, dtype=np.int64)
+    )
     namings = _namings(layout, links_of(layout, incidence, classes), len(order))
     return ScalingGroup(layout, incidence, classes, [str(n) for n in namings]), namings
 

@@ -160,7 +160,9 @@ class ScaleMappings(Sequence):
                 repr(f"{m.source} -> {_module(m.targets[0].parameter)}")
                 for m in (found or self)
             )
-            raise KeyError(f"{len(found)} mappings are called {key!r}; there are {like}")
+            raise KeyError(
+                f"{len(found)} mappings are called {key!r}; there are {like}"
+            )
         return found[0]
 
     def coordinates(self, scales: Mapping[str, Tensor]) -> Tensor:
@@ -231,7 +233,9 @@ def scale_mappings(symmetry: Symmetry | ScalingGroup) -> ScaleMappings:
             alike.setdefault(key, []).append((place, generator))
     mappings = [
         _mapping(group, links[head], [links[n] for n in numbers], sorted(channels))
-        for (head, *numbers), channels in sorted(alike.items(), key=lambda item: item[0][0])
+        for (head, *numbers), channels in sorted(
+            alike.items(), key=lambda item: item[0][0]
+        )
     ]
     return ScaleMappings(group, mappings)
 

@@ -225,7 +225,9 @@ class _Observer:
         unique, which = np.unique(flat, axis=0, return_inverse=True)
         total = sparse.csr_array((len(unique), self.exponents.shape[1]), dtype=np.int64)
         for m, (c, _) in enumerate(terms):
-            known = sparse.diags_array((unique[:, m] >= 0).astype(np.int64), dtype=np.int64)
+            known = sparse.diags_array(
+                (unique[:, m] >= 0).astype(np.int64), dtype=np.int64
+            )
             rows = self.rows[np.maximum(unique[:, m], 0)]
             total = total + c * (known @ self.exponents[rows])
         total.eliminate_zeros()
@@ -253,7 +255,9 @@ class _Watch(torch.fx.Interpreter):
         result = super().run_node(node)
         scale = self.observer.walk.scale_of(node)
         if isinstance(scale, Choice) and isinstance(result, Tensor):
-            flat = zip(scale.variables.reshape(-1).tolist(), result.reshape(-1).tolist())
+            flat = zip(
+                scale.variables.reshape(-1).tolist(), result.reshape(-1).tolist()
+            )
             self.values.update(flat)
             self.observer.walk.equations.choices.settle_groups(self.values)
         if isinstance(node.target, torch._ops.OpOverload):

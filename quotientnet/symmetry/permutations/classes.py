@@ -131,7 +131,12 @@ class PermutationClass:
             previous = texts[-1] if texts else ""
             rows = f"rows of {stem}.weight", f"entries of {stem}.weight"
             same = previous.partition(" as ")[2] == parts[2]
-            if stem and previous.startswith(rows) and same and text.startswith("entries"):
+            if (
+                stem
+                and previous.startswith(rows)
+                and same
+                and text.startswith("entries")
+            ):
                 head, _, layout = previous.partition(" as ")
                 member = move.parameter.rpartition(".")[2]
                 texts[-1] = f"{head} and {member}" + (f" as {layout}" if layout else "")
@@ -149,7 +154,9 @@ class PermutationClasses(Sequence):
         refused: Classes that the graph suggests, but that change the outputs: not among these.
     """
 
-    def __init__(self, layout, classes, unknown: Sequence[str] = (), refused: Sequence = ()):
+    def __init__(
+        self, layout, classes, unknown: Sequence[str] = (), refused: Sequence = ()
+    ):
         self.layout, self._classes = layout, tuple(classes)
         self.unknown, self.refused = tuple(unknown), tuple(refused)
 

@@ -92,7 +92,9 @@ def permutation_classes(
 def _candidates(walk: AxisWalk, layout: ParameterLayout) -> Iterator[PermutationClass]:
     beside = _beside(walk.tensors)
     order: dict[Axis, None] = {}
-    tables = {name: [_coordinates(a) for a in axes] for name, axes in walk.parameters.items()}
+    tables = {
+        name: [_coordinates(a) for a in axes] for name, axes in walk.parameters.items()
+    }
     for entry in layout.entries:
         for table in tables.get(entry.name, ()):
             order.update(dict.fromkeys(table))
@@ -104,9 +106,13 @@ def _candidates(walk: AxisWalk, layout: ParameterLayout) -> Iterator[Permutation
             move
             for entry in layout.entries
             if entry.name in tables
-            for move in _moves(entry.name, walk.parameters[entry.name], tables[entry.name], leaf, each)
+            for move in _moves(
+                entry.name, walk.parameters[entry.name], tables[entry.name], leaf, each
+            )
         ]
-        yield PermutationClass(leaf.size, tuple(c.size for c in each), tuple(moves), layout)
+        yield PermutationClass(
+            leaf.size, tuple(c.size for c in each), tuple(moves), layout
+        )
 
 
 def _beside(tensors: Sequence[Axes]) -> dict[Axis, dict[Axis, None]]:
@@ -136,7 +142,9 @@ def _occurrences(axis: Axis, beside: dict) -> Iterator[tuple[Axis, dict]]:
     axis = axis.found
     if axis.factors is not None:
         for number, factor in enumerate(axis.factors):
-            others = [c for n, f in enumerate(axis.factors) if n != number for c in _top(f)]
+            others = [
+                c for n, f in enumerate(axis.factors) if n != number for c in _top(f)
+            ]
             yield from _occurrences(factor, beside | dict.fromkeys(others))
     elif axis.parts is not None:
         for part in axis.parts:
@@ -160,13 +168,17 @@ def _coordinates(axis: Axis) -> dict[Axis, list[tuple[np.ndarray, np.ndarray]]]:
             inner //= factor.size
             at = places // inner % factor.size
             for leaf, own in _coordinates(factor).items():
-                found.setdefault(leaf, []).extend((c[at], s[at] * inner) for c, s in own)
+                found.setdefault(leaf, []).extend(
+                    (c[at], s[at] * inner) for c, s in own
+                )
     elif axis.parts is not None:
         start = 0
         for part in axis.parts:
             for leaf, own in _coordinates(part).items():
                 for c, s in own:
-                    whole, steps = np.full(axis.size, -1), np.zeros(axis.size, dtype=np.int64)
+                    whole, steps = np.full(axis.size, -1), np.zeros(
+                        axis.size, dtype=np.int64
+                    )
                     whole[start : start + part.size] = c
                     steps[start : start + part.size] = s
                     found.setdefault(leaf, []).append((whole, steps))
@@ -188,7 +200,9 @@ def _tells(tables, leaf: Axis, context: Axis) -> bool:
 
 def _context(table, axis: int, channels: np.ndarray, context: Axis):
     """The axis of a parameter along which a context lies, and its number at each place."""
-    inside = [c for c, _ in table[axis].get(context, ()) if (c[channels >= 0] >= 0).all()]
+    inside = [
+        c for c, _ in table[axis].get(context, ()) if (c[channels >= 0] >= 0).all()
+    ]
     if inside:
         return (axis, inside[0]) if len(inside) == 1 else None
     outside = [
@@ -201,7 +215,9 @@ def _context(table, axis: int, channels: np.ndarray, context: Axis):
     return outside[0] if len(outside) == 1 else None
 
 
-def _moves(name: str, axes: Axes, table, leaf: Axis, each: Sequence[Axis]) -> Iterator[Move]:
+def _moves(
+    name: str, axes: Axes, table, leaf: Axis, each: Sequence[Axis]
+) -> Iterator[Move]:
     for axis, own in enumerate(table):
         texts = _layouts(axes[axis], leaf)
         for (channels, strides), text in zip(own.get(leaf, ()), texts, strict=True):
@@ -283,7 +299,9 @@ class _Trial:
         return self.refused(classes[:half]) + self.refused(classes[half:])
 
 
-def _applied(classes: Sequence[PermutationClass], w: Tensor, chosen: Sequence[Tensor]) -> Tensor:
+def _applied(
+    classes: Sequence[PermutationClass], w: Tensor, chosen: Sequence[Tensor]
+) -> Tensor:
     for own, permutation in zip(classes, chosen):
         w = own.apply(w, permutation)
     return w

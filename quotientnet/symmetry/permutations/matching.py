@@ -126,7 +126,10 @@ def _assignment(w: Tensor, target: Tensor, own: PermutationClass) -> Tensor:
             continue
         for which, columns, places in _slices(move, own):
             a, b = (
-                x[move.parameter].movedim(move.axis, 0).cpu()[places].reshape(own.size, -1)
+                x[move.parameter]
+                .movedim(move.axis, 0)
+                .cpu()[places]
+                .reshape(own.size, -1)
                 for x in (there, here)
             )
             gains[which] += (a[:, columns] @ b[:, columns].T).numpy()
@@ -136,7 +139,9 @@ def _assignment(w: Tensor, target: Tensor, own: PermutationClass) -> Tensor:
     return torch.from_numpy(chosen)
 
 
-def _slices(move: Move, own: PermutationClass) -> Iterator[tuple[tuple, object, Tensor]]:
+def _slices(
+    move: Move, own: PermutationClass
+) -> Iterator[tuple[tuple, object, Tensor]]:
     """The entries of each channel, for each independent permutation.
 
     Yields:
@@ -154,7 +159,9 @@ def _slices(move: Move, own: PermutationClass) -> Iterator[tuple[tuple, object, 
             line = number[first].reshape([-1] + [1] * len(rest))
         else:
             own_axis = 1 + axis - (axis > move.axis)
-            line = number.reshape([-1 if d == own_axis else 1 for d in range(1 + len(rest))])
+            line = number.reshape(
+                [-1 if d == own_axis else 1 for d in range(1 + len(rest))]
+            )
         numbers.append(np.broadcast_to(line, (len(first), *rest)).reshape(-1))
     for which in np.ndindex(own.each):
         columns = slice(None)

@@ -89,7 +89,9 @@ def transpose_last(steps, self):
 
 @axis_rule("movedim", "moveaxis")
 def movedim(steps, self, source, destination):
-    source, destination = ([d] if isinstance(d, int) else d for d in (source, destination))
+    source, destination = (
+        [d] if isinstance(d, int) else d for d in (source, destination)
+    )
     source, destination = ([d % len(self) for d in ds] for ds in (source, destination))
     order = [d for d in range(len(self)) if d not in source]
     for to, origin in sorted(zip(destination, source)):
@@ -165,7 +167,9 @@ def narrow(steps, self, dim, start, length):
     "unsafe_split_with_sizes", "hsplit", "vsplit", "dsplit",
 )  # fmt: skip
 def split(steps, self, dim=0, **options):
-    dim = {"hsplit": 1 if len(self) > 1 else 0, "vsplit": 0, "dsplit": 2}.get(steps.name, dim)
+    dim = {"hsplit": 1 if len(self) > 1 else 0, "vsplit": 0, "dsplit": 2}.get(
+        steps.name, dim
+    )
     found, start = [], 0
     for shape in steps.shapes:
         found.append(cut(steps, self, dim, start, start + shape[dim]))
@@ -274,8 +278,14 @@ def embedding(steps, weight, indices, **options):
 def index(steps, self, indices):
     """Advanced indexing by integers."""
     given = [d for d, i in enumerate(indices) if i is not None]
-    if any(len(i) > 1 and i.sizes == self.sizes[d : d + len(i)] and len(self) != len(steps.shape)
-           and len(i) > len(steps.shape) for d, i in enumerate(indices) if i is not None):
+    if any(
+        len(i) > 1
+        and i.sizes == self.sizes[d : d + len(i)]
+        and len(self) != len(steps.shape)
+        and len(i) > len(steps.shape)
+        for d, i in enumerate(indices)
+        if i is not None
+    ):
         return None
     for d in given:
         fix(self[d])

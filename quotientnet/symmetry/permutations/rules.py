@@ -174,7 +174,9 @@ for _dims in (1, 2, 3):
 
 
 @axis_rule("batch_norm", "instance_norm")
-def batch_norm(steps, input, weight=None, bias=None, running_mean=None, running_var=None, **options):
+def batch_norm(
+    steps, input, weight=None, bias=None, running_mean=None, running_var=None, **options
+):
     for vector in (weight, bias, running_mean, running_var):
         if vector is not None:
             unify(input[1], vector[0])
@@ -257,10 +259,15 @@ def sorting(steps, self, dim=-1, **options):
 
 
 def _pooling(dims: int) -> None:
-    names = [f"{kind}_pool{dims}d" for kind in ("max", "avg", "adaptive_avg", "_adaptive_avg", "lp")]
+    names = [
+        f"{kind}_pool{dims}d"
+        for kind in ("max", "avg", "adaptive_avg", "_adaptive_avg", "lp")
+    ]
     names += [f"max_pool{dims}d_with_indices", f"adaptive_max_pool{dims}d"]
     ways = ("nearest", "linear", "bilinear", "bicubic", "trilinear")
-    names += [f"upsample_{way}{dims}d" for way in ways] + [f"_upsample_nearest_exact{dims}d"]
+    names += [f"upsample_{way}{dims}d" for way in ways] + [
+        f"_upsample_nearest_exact{dims}d"
+    ]
 
     @axis_rule(*names)
     def pool(steps, **arguments):

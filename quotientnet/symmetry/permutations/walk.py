@@ -46,7 +46,10 @@ class AxisWalk:
 
     def _input(self, spec, fake):
         name = spec.target
-        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and name in self._layout:
+        if (
+            spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
+            and name in self._layout
+        ):
             entry = self._layout[name]
             if entry.name not in self.parameters:
                 self.parameters[entry.name] = Axes(new(n) for n in entry.shape)
@@ -80,7 +83,9 @@ class AxisWalk:
         if node.target is operator.getitem:
             return args[0][args[1]]
         if str(node.target) in _INLINED:
-            graphs = [i for i, a in enumerate(args) if isinstance(a, torch.fx.GraphModule)]
+            graphs = [
+                i for i, a in enumerate(args) if isinstance(a, torch.fx.GraphModule)
+            ]
             result = self._run(args[graphs[0]], args[graphs[0] + 1 :])
             return list(result) if isinstance(result, tuple) else result
         if not _typed((args, kwargs)):
@@ -125,7 +130,9 @@ class AxisWalk:
             return node.target(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             return None
-        if any(isinstance(a, Tensor) and a.is_meta for a in tree_leaves((args, kwargs))):
+        if any(
+            isinstance(a, Tensor) and a.is_meta for a in tree_leaves((args, kwargs))
+        ):
             return None
         kwargs = dict(kwargs) | ({"device": "cpu"} if "device" in kwargs else {})
         return tree_map_only(Tensor, Tensor.cpu, node.target(*args, **kwargs))

@@ -1,0 +1,215 @@
+"""Translations of parameters that leave a module's function unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from quotientnet.layout import ParameterLayout
+from quotientnet.symmetry.translations.field import MoveField, encoded
+from quotientnet.symmetry.translations.solving import Solved, solve
+from quotientnet.symmetry.translations.unknowns import Part
+from quotientnet.symmetry.translations.walk import ShiftWalk
+
+__all__ = ["Translation", "derive_translations"]
+
+
+@dataclass(frozen=True, eq=False)
+class Translation:
+    r"""Moves ``w + D(w) s`` of parameters that leave the function unchanged, for any ``s``.
+
+    The coefficients ``s`` are added to entries of one parameter, its *home*, or to all of a row, a
+    column or a group of them; what others do to make up for it may depend on further parameters, as
+    :math:`b_o \mathrel{-}= W_o s` for the bias of values in attention.
+
+    Attributes:
+        name: What is moved, and what makes up for it or forgets it.
+        dimension: The number of coefficients.
+        parameter: The home.
+        moved: The parameters and running means that move, by name, each with a mask of its entries.
+        absorbed_by: The operations that forget the move, by name and place.
+    """
+
+    name: str
+    dimension: int
+    parameter: str
+    moved: dict[str, Tensor] = field(repr=False)
+    absorbed_by: tuple[str, ...]
+    field: MoveField = field(repr=False)
+
+    def act(self, w: Tensor, s: Tensor) -> Tensor:
+        """``w + D(w) s``, an equivalent point.
+
+        Args:
+            w: A point, shape ``(n,)``.
+            s: Coefficients, shape ``(dimension,)``.
+        """
+        self.field.layout.check(w, "Translation.act")
+        if w.ndim != 1 or s.shape != (self.dimension,):
+            raise ValueError(
+                f"Translation.act: needs one point and {self.dimension} coefficients, got shapes "
+                f"{tuple(w.shape)} and {tuple(s.shape)}"
+            )
+        return w + self.field.move(w, self._spread(s.to(w)))
+
+    def _spread(self, s: Tensor) -> Tensor:
+        """Coefficients as values of the free unknowns; those of mean zero have one fewer."""
+        home = self.field.home
+        if not home.centred:
+            return s.view(-1, home.length)
+        return s.view(-1, home.length - 1) @ _centred_basis(home.length).to(s)
+
+    def basis(self, w: Tensor) -> Tensor:
+        """``D(w)``, shape ``(n, dimension)``."""
+        each = torch.eye(self.dimension, dtype=w.dtype, device=w.device)
+        return torch.stack([self.act(w, s) - w for s in each], 1)
+
+    def __str__(self) -> str:
+        return f"{self.dimension:>5}  {self.name}"
+
+
+def derive_translations(program, layout: ParameterLayout) -> tuple[Translation, ...]:
+    """The translations of an exported module, in the order of the parameters in its graph."""
+    walk = ShiftWalk(program, layout)
+    solved = solve(walk.unknowns)
+    return tuple(_translations(walk, solved, layout))
+
+
+def _translations(walk: ShiftWalk, solved: Solved, layout: ParameterLayout):
+    for part, own in _homes(solved):
+        for group, absorbers in _grouped(solved, own):
+            move = MoveField(layout, solved, part, group)
+            names = tuple(dict.fromkeys(_place(*walk.places[r]) for r in absorbers))
+            dimension = len(group) * (part.length - part.centred)
+            yield Translation(
+                _named(part, move, names),
+                dimension,
+                part.leaf.name,
+                move.moved,
+                names,
+                move,
+            )
+
+
+def _homes(solved: Solved):
+    """The parts that move first, each with its free unknowns."""
+    left = solved.free.copy()
+    for part in solved.unknowns.parts:
+        if part.length - part.centred < 1:
+            continue
+        here = solved.expression[part.start : part.slice.stop]
+        mine = np.unique(here.indices[here.data != 0])
+        mine = mine[left[mine]]
+        left[mine] = False
+        if len(mine):
+            yield part, mine
+
+
+def _grouped(solved: Solved, free: np.ndarray):
+    """Free unknowns that move the same parameters and are forgotten by the same operations."""
+    if not len(free):
+        return
+    reach = _reach(solved, free)
+    labels = [reach[p.slice].sum(0) > 0 for p in solved.unknowns.parts]
+    events = solved.unknowns.absorbed
+    forgotten = [reach[e.unknowns].sum(0) > 0 for e in events]
+    table = np.stack([*labels, *forgotten])
+    _, first, which = np.unique(table, axis=1, return_index=True, return_inverse=True)
+    for number in np.argsort(first):
+        mine = which.reshape(-1) == number
+        column = table[:, first[number]][len(labels) :]
+        records = sorted({e.record for e, c in zip(events, column) if c})
+        yield free[mine], records
+
+
+def _reach(solved: Solved, free: np.ndarray) -> sparse.csr_array:
+    """Which unknowns depend on which free ones, nonzero where they do, shape ``(U, free)``."""
+    size = solved.unknowns.count
+    ones = np.ones(len(free))
+    own = sparse.csr_array(
+        (ones, (free, np.arange(len(free)))), shape=(size, len(free))
+    )
+    pattern = abs(solved.expression)
+    for product in solved.products:
+        inputs = pattern[product.inputs.reshape(-1)] @ own
+        rows, width = product.inputs.shape[0], product.inputs[0].size
+        lines = np.repeat(np.arange(rows), width)
+        gather = sparse.csr_array(
+            (np.ones(rows * width), (lines, np.arange(rows * width))),
+            shape=(rows, rows * width),
+        )
+        by_row = (gather @ inputs).tocsr()
+        by_row.eliminate_zeros()
+        if not by_row.nnz:
+            continue
+        by_row.data[:] = 1.0
+        mine = by_row[product.pairs[:, 0]].tocoo()
+        shape = (size, len(free))
+        own = own + sparse.csr_array(
+            (mine.data, (mine.row + product.start, mine.col)), shape=shape
+        )
+    return (pattern @ own).tocsr()
+
+
+def _centred_basis(length: int) -> Tensor:
+    """Rows that span the vectors of mean zero, shape ``(length − 1, length)``."""
+    eye = torch.eye(length, dtype=torch.float64)
+    return eye[:-1] - 1 / length
+
+
+def _place(operation: str, place: str, kind: str) -> str:
+    return f"{operation} in {place}" if place else operation
+
+
+# -- names ---
+
+
+def _named(part: Part, move: MoveField, absorbers: Sequence[str]) -> str:
+    """``attn.v.bias[0:8] into attn.o.bias``, and the like."""
+    home = part.leaf.name
+    text = _entries(home, part, move)
+    others = [n for n in move.moved if n != home]
+    if others:
+        text += f", made up for by {', '.join(others[:3])}{', …' if len(others) > 3 else ''}"
+    if absorbers:
+        more = ", …" if len(absorbers) > 3 else ""
+        text += f", forgotten by {', '.join(absorbers[:3])}{more}"
+    return text
+
+
+def _entries(home: str, part: Part, move: MoveField) -> str:
+    mask, count = move.moved[home], len(move.free)
+    if part.flat:
+        return f"{home}: all rows alike"
+    if part.centred:
+        return f"{home}: each row by itself, all columns alike"
+    if int(mask.sum()) == count * part.length:
+        if bool(mask.all()):
+            return f"{home}: all entries"
+        if mask.ndim == 1:
+            first, last = torch.nonzero(mask)[[0, -1], 0].tolist()
+            if last - first + 1 == count:
+                return f"{home}[{first}:{last + 1}]"
+        return f"{home}: {count * part.length} entries"
+    if part.length > 1:
+        axes = (
+            "rows"
+            if part.kept == (0,)
+            else "columns" if part.kept == (1,) else "slices"
+        )
+        return f"{home}: all {axes} alike" + (
+            "" if count == 1 else f", in {count} groups"
+        )
+    return (
+        f"{home}: all entries alike"
+        if count == 1
+        else f"{home}: alike in {count} groups"
+    )
+
+
+__all__.append("encoded")

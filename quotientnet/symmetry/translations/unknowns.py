@@ -1,0 +1,409 @@
+"""The unknowns of moves, what is known of them, and the equations between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quotientnet.symmetry.scales import compact
+from quotientnet.symmetry.translations.shifts import (
+    ANYWHERE,
+    NOTHING,
+    Leaf,
+    Seen,
+    Shift,
+    Term,
+    narrowed,
+)
+
+__all__ = ["Part", "Product", "Absorbed", "Unknowns"]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Unknown moves of a parameter: a vector for each index along the kept axes.
+
+    Attributes:
+        leaf: The parameter.
+        kept: Axes with an unknown for each index; along the others the unknown is a vector.
+        start: The first unknown.
+        centred: Whether these vectors have mean zero.
+        flat: Whether they are constant vectors, of one number.
+    """
+
+    leaf: Leaf
+    kept: tuple[int, ...]
+    start: int
+    centred: bool = False
+    flat: bool = False
+
+    @property
+    def count(self) -> int:
+        """The number of unknowns."""
+        return prod(self.leaf.shape[a] for a in self.kept)
+
+    @property
+    def length(self) -> int:
+        """The numbers that each unknown is made of."""
+        return 1 if self.flat else self.leaf.numel // max(self.count, 1)
+
+    @property
+    def slice(self) -> slice:
+        """Its unknowns."""
+        return slice(self.start, self.start + self.count)
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """Unknowns that are sums of products of others with known numbers, or with data.
+
+    Attributes:
+        start: The first of them.
+        pairs: For each, the number of a row of ``inputs`` and of ``entries``, shape ``(P, 2)``.
+        inputs: Unknowns, shape ``(rows, K, terms)``.
+        coefficients: Of the terms.
+        leaf: What they are multiplied with; ``None`` for data.
+        entries: Positions there, shape ``(R, K)``.
+    """
+
+    start: int
+    pairs: np.ndarray
+    inputs: np.ndarray
+    coefficients: np.ndarray
+    leaf: Leaf | None = None
+    entries: Tensor | None = None
+
+    @property
+    def slice(self) -> slice:
+        """Its unknowns."""
+        return slice(self.start, self.start + len(self.pairs))
+
+
+@dataclass(frozen=True)
+class Absorbed:
+    """What an operation forgets: unknowns, and the number of the record of the operation."""
+
+    record: int
+    unknowns: np.ndarray
+
+
+class Unknowns:
+    """Everything that is known about moves; a rule imposes on it what its operation needs."""
+
+    def __init__(self):
+        self.count, self.record = 1, -1
+        self.parts: list[Part] = []
+        self.products: list[Product] = []
+        self.absorbed: list[Absorbed] = []
+        self.equations: list[tuple[np.ndarray, np.ndarray]] = []
+        self.common: list[slice] = []
+        self._read: list[np.ndarray] = []
+        self._sites = ANYWHERE + 1
+
+    def _new(self, number: int) -> int:
+        self.count += number
+        return self.count - number
+
+    def sites(self, shape: Sequence[int]) -> Tensor:
+        """New sites, one for each entry."""
+        number = prod(shape)
+        self._sites += number
+        return torch.arange(self._sites - number, self._sites).view(*shape)
+
+    # -- parameters ---
+
+    def shift(self, x) -> Shift:
+        """By how much a value moves: a parameter entry by entry, a constant not at all."""
+        if isinstance(x, Shift):
+            return x
+        if not isinstance(x, Seen):
+            return Shift(x.shape if isinstance(x, Tensor) else ())
+        part = self._part(x.leaf, tuple(range(len(x.leaf.shape))))
+        return Shift(x.shape, [self._term(part, x.entries)] if part else ())
+
+    def constant(self, value: Tensor) -> Seen:
+        """A constant, as a factor."""
+        return Seen(Leaf("", tuple(value.shape), value.contiguous()))
+
+    def rows(self, x: Seen, axes: Sequence[int]) -> Tensor | None:
+        """For the entries of a matrix that are summed over ``axes``, the unknown of each row.
+
+        Returns:
+            Index tensor with ``axes`` of length 1; None if the parameter cannot move.
+        """
+        if not x.leaf.name or x.leaf.pinned:
+            return None
+        axes = [a % len(x.shape) for a in axes]
+        others = [a for a in range(len(x.shape)) if a not in axes]
+        summed = x.entries.permute(*others, *axes).flatten(len(others))
+        kept, index = _kept(summed, x.leaf.shape)
+        part = None if kept is None else self._part(x.leaf, kept)
+        if part is None:
+            self.pin(x)
+            return None
+        index = (index + part.start).view([x.shape[a] for a in others])
+        self._read.append(np.unique(index.numpy()))
+        for a in axes:
+            index = index.unsqueeze(a)
+        return index
+
+    def table(self, x: Seen, places: Sequence[int]) -> Shift:
+        """Rows of a table at places that the data choose: shape ``(*places, columns)``.
+
+        Each column moves by a function of the place, a constant and the rest.
+        """
+        if not x.whole or len(x.shape) != 2:
+            self.pin(x)
+        part, flat = self._part(x.leaf, (1,), table=True) or (None, None)
+        shape = (*places, x.shape[-1])
+        if part is None:
+            return Shift(shape)
+        terms = [self._term(p, torch.arange(p.count)) for p in (part, flat)]
+        terms[0] = terms[0]._replace(site=self.sites(places)[..., None])
+        return Shift(shape, terms)
+
+    def _term(self, part: Part, places: Tensor) -> Term:
+        index = places + part.start
+        self._read.append(np.unique(index.numpy()))
+        return Term(1.0, torch.tensor(ANYWHERE), index)
+
+    def _part(self, leaf: Leaf, kept: tuple[int, ...], table: bool = False):
+        """How a leaf moves in one kind of use; where it has two kinds, it does not move."""
+        if not leaf.name or leaf.pinned:
+            return None
+        key = (kept, table)
+        if key not in leaf.parts:
+            if leaf.parts:
+                leaf.pinned = True
+                return None
+            number = prod(leaf.shape[a] for a in kept)
+            part = Part(leaf, kept, self._new(number), centred=table)
+            self.parts.append(part)
+            if table:
+                flat = Part(leaf, kept, self._new(number), flat=True)
+                self.parts.append(flat)
+                part = part, flat
+            leaf.parts[key] = part
+        return leaf.parts[key]
+
+    def pin(self, *values) -> None:
+        """Let values not move, nor tensors in lists and mappings among them."""
+        for x in values:
+            if isinstance(x, Seen):
+                x.leaf.pinned = True
+            elif isinstance(x, Shift):
+                for group in x.groups():
+                    self._vanish(group)
+                x.terms = []
+            elif isinstance(x, (list, tuple)):
+                self.pin(*x)
+            elif isinstance(x, dict):
+                self.pin(*x.values())
+
+    # -- equations ---
+
+    def _vanish(self, terms: Sequence[Term]) -> None:
+        rows = _unique_rows([t.index for t in terms])
+        self.equations.append((rows, np.array([t.coefficient for t in terms])))
+
+    def uniform(self, x: Shift, axes: Sequence[int], *, absorb: bool = False) -> Shift:
+        """Let ``x`` move alike along axes, and simplify it.
+
+        Args:
+            x: Changed in place: it then has one term for all that depends on the same data.
+            axes: Along which it moves alike.
+            absorb: Whether the operation forgets such a move.
+        """
+        axes = [a % len(x.shape) for a in axes] if x.shape else []
+        found = []
+        for group in x.groups():
+            if any(_length(group[0].site, a) > 1 for a in axes):
+                self._vanish(group)
+                continue
+            alike = [all(_length(t.index, a) == 1 for a in axes) for t in group]
+            uneven = [t for t, even in zip(group, alike) if not even]
+            group = [t for t, even in zip(group, alike) if even]
+            if uneven:
+                group.append(self._common(uneven, axes))
+            found += group
+        x.terms = Shift(x.shape, found).terms
+        if absorb:
+            for group in x.groups():
+                total = group[0] if len(group) == 1 else self._common(group, ())
+                self.absorbed.append(
+                    Absorbed(self.record, np.unique(compact(total.index)))
+                )
+        return x
+
+    def _common(self, group, axes) -> Term:
+        """One new unknown for what entries along axes have in common.
+
+        It comes before all others, so that these are what equations are solved for.
+        """
+        indices = narrowed([t.index for t in group])
+        shape = [1 if a in axes else n for a, n in enumerate(indices[0].shape)]
+        start = self._new(prod(shape))
+        self.common.append(slice(start, start + prod(shape)))
+        common = torch.arange(prod(shape)).view(shape) + start
+        rows = _unique_rows([*indices, common.expand(indices[0].shape)])
+        coefficients = [t.coefficient for t in group] + [-1.0]
+        self.equations.append((rows, np.array(coefficients)))
+        return Term(1.0, group[0].site, common)
+
+    def equal(self, x: Shift, y: Shift) -> Shift:
+        """Let both move alike; returns how."""
+        self.pin(x + y * -1.0)
+        return x
+
+    # -- products ---
+
+    def product(self, x: Shift, factor: Seen | None, data: Shift, axes) -> Shift:
+        """What moves of ``x``, times known numbers or data, summed over axes, makes.
+
+        Args:
+            x: Aligned with the factor; what depends on the data may not move.
+            factor: Known numbers; ``None`` for data.
+            data: The factor as a value, for its shape.
+            axes: Summed over, negative.
+        """
+        shape = list(torch.broadcast_shapes(x.shape, data.shape))
+        for a in axes:
+            shape[a] = 1
+        for group in x.groups():
+            if not group[0].constant:
+                self._vanish(group)
+        terms = [t for t in x.terms if t.constant]
+        if not terms:
+            return Shift(shape)
+        extent = data.shape if factor is None else factor.shape
+        full = [
+            n if a - len(x.shape) not in axes else max(n, extent[a - len(x.shape)])
+            for a, n in enumerate(x.shape)
+        ]
+        indices = [t.index.expand(full) for t in terms]
+        inputs, which = _vectors(indices, axes)
+        coefficients = np.array([t.coefficient for t in terms])
+        still = (inputs == NOTHING).all((1, 2))
+        if factor is None:
+            lead = [1 if a - len(extent) in axes else n for a, n in enumerate(extent)]
+            site, entries, other = self.sites(lead), None, torch.zeros_like(which)
+        else:
+            site = torch.tensor(ANYWHERE)
+            entries, other = _rows_of(factor, axes)
+        size = 1 if entries is None else len(entries)
+        joint = which * size + other
+        pairs, inverse = np.unique(joint.numpy(), return_inverse=True)
+        pairs = np.stack([pairs // size, pairs % size], 1)
+        live = ~still[pairs[:, 0]]
+        start = self._new(int(live.sum()))
+        numbers = np.where(live, start + np.cumsum(live) - 1, NOTHING)
+        self.products.append(
+            Product(
+                start,
+                pairs[live],
+                inputs,
+                coefficients,
+                factor and factor.leaf,
+                entries,
+            )
+        )
+        index = torch.from_numpy(numbers[inverse.reshape(-1)]).view(joint.shape)
+        return Shift(shape, [Term(1.0, site, index)] if live.any() else ())
+
+    # -- what was found ---
+
+    @property
+    def rank(self) -> np.ndarray:
+        """The place of each unknown in the order of elimination: the latest are solved for."""
+        first = np.zeros(self.count, dtype=bool)
+        for each in self.common:
+            first[each] = True
+        rank = np.where(
+            first, np.cumsum(first) - 1, first.sum() + np.cumsum(~first) - 1
+        )
+        return rank
+
+    @property
+    def read(self) -> np.ndarray:
+        """The unknowns of parameters that an operation has read, a mask."""
+        mask = np.zeros(self.count, dtype=bool)
+        for index in self._read:
+            mask[index] = True
+        return mask
+
+
+def _length(index: Tensor, axis: int) -> int:
+    """1 if an index tensor does not vary along an axis."""
+    return compact(index).shape[axis] if index.ndim else 1
+
+
+def _unique_rows(columns: Sequence[Tensor]) -> np.ndarray:
+    """The distinct tuples of entries of tensors of one shape, shape ``(rows, columns)``."""
+    columns = [t.reshape(-1).numpy() for t in narrowed(columns)]
+    return np.stack(columns, 1)[_first_of_each(columns)[0]]
+
+
+def _first_of_each(columns) -> tuple[np.ndarray, np.ndarray]:
+    """One place of each distinct tuple, and the number of each place's tuple."""
+    number = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        span = int(column.max(initial=0)) + 1
+        number = np.unique(number * span + column, return_inverse=True)[1].reshape(-1)
+    return np.unique(number, return_index=True)[1], number
+
+
+def _kept(summed: Tensor, shape: Sequence[int]):
+    """The axes of a leaf that tell rows apart, and each row's number along these.
+
+    Nothing where a row is not all that there is along the other axes, in one order.
+    """
+    lead, length = summed.shape[:-1], summed.shape[-1]
+    rows, rest, kept = torch.zeros(lead, dtype=torch.long), summed * 0, []
+    stride = prod(shape)
+    for axis, size in enumerate(shape):
+        stride //= size
+        place = summed // stride % size
+        if size > 1 and bool((place == place[..., :1]).all()):
+            rows = rows * size + place[..., 0]
+            kept.append(axis)
+        else:
+            rest = rest * size + place
+    whole = length * prod(shape[a] for a in kept) == prod(shape)
+    first = rest.reshape(-1, length)[:1]
+    if not (whole and first.unique().numel() == length and (rest == first).all()):
+        return None, None
+    return tuple(kept), rows
+
+
+def _vectors(indices: Sequence[Tensor], axes) -> tuple[np.ndarray, Tensor]:
+    """The distinct vectors along axes, shape ``(rows, K, terms)``, and where each of them is."""
+    ndim = indices[0].ndim
+    lead = [a for a in range(ndim) if a - ndim not in axes]
+    small = narrowed(indices)
+    # Summed axes in full, the others narrowed.
+    shape = [
+        small[0].shape[a] if a in lead else indices[0].shape[a] for a in range(ndim)
+    ]
+    order = [*lead, *(a + ndim for a in axes)]
+    rows = [t.expand(shape).permute(order).flatten(len(lead)) for t in small]
+    stacked = torch.stack([r.reshape(-1, r.shape[-1]) for r in rows], -1).numpy()
+    flat = stacked.reshape(len(stacked), -1)
+    first, number = _first_of_each(list(flat.T))
+    kept = [1 if a - ndim in axes else n for a, n in enumerate(shape)]
+    return stacked[first], torch.from_numpy(number).view(kept)
+
+
+def _rows_of(factor: Seen, axes) -> tuple[Tensor, Tensor]:
+    """The entries of each row, shape ``(R, K)``, and the number of the row at each place."""
+    ndim = len(factor.shape)
+    lead = [a for a in range(ndim) if a - ndim not in axes]
+    order = [*lead, *(a + ndim for a in axes)]
+    entries = factor.entries.permute(order).flatten(len(lead))
+    entries = entries.reshape(-1, entries.shape[-1])
+    shape = [1 if a - ndim in axes else n for a, n in enumerate(factor.shape)]
+    return entries, torch.arange(len(entries)).view(shape)
