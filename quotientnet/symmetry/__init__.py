@@ -34,6 +34,9 @@ from quotientnet.symmetry.rules import RULES, Call, rule
 from quotientnet.symmetry.scales import LogScale
 from quotientnet.symmetry.smoothing import ChannelSizes, channel_sizes, smoothing
 from quotientnet.symmetry.sound import Soundness, verify_sound
+from quotientnet.symmetry.translations import Translation
+from quotientnet.symmetry.translations.complete import verify_translations_complete
+from quotientnet.symmetry.translations.sound import verify_translations
 from quotientnet.symmetry.transform import OPTIMIZER_UNITS, transform
 
 __all__ = [
@@ -45,5 +48,6 @@ __all__ = [
     "channel_sizes", "ChannelSizes", "smoothing",
     "permutation_classes", "PermutationClasses", "PermutationClass", "Move",
     "match_channels", "Matching",
+    "Translation", "verify_translations", "verify_translations_complete",
     "verify_complete", "Completeness", "rule", "RULES", "Call", "LogScale",
 ]  # fmt: skip

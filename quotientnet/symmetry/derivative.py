@@ -12,7 +12,7 @@ from torch import Tensor
 from quotientnet.symmetry.exactly import EXACT, Exact, refuse_constant
 from quotientnet.symmetry.replica import Replica, first_line
 
-__all__ = ["Slopes"]
+__all__ = ["Slopes", "Differentiable"]
 
 
 class Slopes:
@@ -66,7 +66,7 @@ class Slopes:
             with torch.enable_grad():
                 for leaf in leaves:
                     leaf.requires_grad_()
-                mode = _Differentiable()
+                mode = Differentiable()
                 outputs = replica.forward(args, kwargs, mode)
                 # A masked entry, at minus infinity, is the same at all equivalent points.
                 outputs = [torch.where(torch.isfinite(y), y, 0.0) for y in outputs]
@@ -149,7 +149,7 @@ def _all_at_once(results, weights, leaves) -> list[Tensor] | None:
     ]
 
 
-class _Differentiable(Exact):
+class Differentiable(Exact):
     """Derivatives of what is computed, whatever the module hides from autograd.
 
     Normalisation by running statistics is plain arithmetic, and so are their updates, which are

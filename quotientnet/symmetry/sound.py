@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import log
 
@@ -21,7 +22,9 @@ from quotientnet.symmetry.replica import (
     shapes_of,
 )
 
-__all__ = ["Soundness", "Trial", "verify_sound"]
+__all__ = [
+    "Soundness", "Trial", "verify_sound", "accepts", "distinct_modes", "in_mode", "several_inputs",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -138,14 +141,14 @@ def verify_sound(
     replica = Replica(model, group.layout, "verify_sound")
     generator = torch.Generator().manual_seed(seed)
     own, elsewhere = replica.w, replica.random_point(generator)
-    cases = list(_inputs(example_inputs, second_inputs, generator))
+    cases = list(several_inputs(example_inputs, second_inputs, generator))
     checked = []
-    if second_inputs is None and not _accepts(replica, cases[-1][1]):
+    if second_inputs is None and not accepts(replica, cases[-1][1]):
         checked.append(
             f"{cases.pop()[0]} are refused by the model; pass second_inputs="
         )
     worst, blamed, drift = 0.0, None, 0.0
-    for mode in _distinct_modes(model, modes):
+    for mode in distinct_modes(model, modes):
         for number, (label, (args, kwargs)) in enumerate(cases):
             checked.append(f"{mode} mode, {label}")
             start = elsewhere if number == 1 else own
@@ -168,7 +171,7 @@ def verify_sound(
 _MODES = ("own", "train", "eval")
 
 
-def _distinct_modes(model: nn.Module, modes: Sequence[str]) -> list[str]:
+def distinct_modes(model: nn.Module, modes: Sequence[str]) -> list[str]:
     """The modes, without a second one that is the same for every submodule."""
     own = [module.training for module in model.modules()]
     flags = {"own": own, "train": [True] * len(own), "eval": [False] * len(own)}
@@ -187,9 +190,6 @@ class Trial:
     args: tuple
     kwargs: dict
     start: Tensor
-
-    def __post_init__(self):
-        self._own = [module.training for module in self.replica.model.modules()]
 
     def violation(
         self, t: Tensor, start: Tensor | None = None, *, exact: bool = True
@@ -214,14 +214,8 @@ class Trial:
         return max(relative_change(a, b) for a, b in pairs)
 
     def _run(self, w: Tensor, exact: bool):
-        model = self.replica.model
-        if self.mode != "own":
-            model.train(self.mode == "train")
-        try:
+        with in_mode(self.replica.model, self.mode):
             return self.replica.run(w, self.args, self.kwargs, exact=exact)
-        finally:
-            for module, training in zip(model.modules(), self._own):
-                module.training = training
 
     def blame(self, t: Tensor, tolerance: float) -> str:
         """A generator that alone changes the outputs: half of those that do, until one is left."""
@@ -243,7 +237,20 @@ class Trial:
         )
 
 
-def _accepts(replica: Replica, inputs: tuple[tuple, dict]) -> bool:
+@contextmanager
+def in_mode(model: nn.Module, mode: str):
+    """Every submodule in ``"train"`` or ``"eval"`` mode, or in its ``"own"``, for a while."""
+    own = [module.training for module in model.modules()]
+    if mode != "own":
+        model.train(mode == "train")
+    try:
+        yield
+    finally:
+        for module, training in zip(model.modules(), own):
+            module.training = training
+
+
+def accepts(replica: Replica, inputs: tuple[tuple, dict]) -> bool:
     """Whether the model runs on inputs that nobody promised it would."""
     try:
         replica.run(replica.w, *inputs)
@@ -261,7 +268,7 @@ def _element(group: ScalingGroup, reach: float, generator: torch.Generator) -> T
     return reach * t / max(largest / 2, 1.0)
 
 
-def _inputs(
+def several_inputs(
     example, second, generator: torch.Generator
 ) -> Iterator[tuple[str, tuple[tuple, dict]]]:
     """The example, random numbers in its place, and inputs of another shape."""

@@ -1,0 +1,186 @@
+"""Whether the translations found are all there are, at one point and to first order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from quotientnet.layout import ParameterLayout
+from quotientnet.symmetry.complete import Completeness
+from quotientnet.symmetry.derivative import Differentiable
+from quotientnet.symmetry.discover import call_arguments
+from quotientnet.symmetry.explanation import Symmetry
+from quotientnet.symmetry.replica import Replica, drawn_again
+
+__all__ = ["verify_translations_complete"]
+
+_NEGLIGIBLE = 1e-9
+"""Singular values below this, relative to the largest, are zeros."""
+
+
+def verify_translations_complete(
+    model: nn.Module,
+    symmetry: Symmetry,
+    example_inputs: Tensor | Sequence | Mapping,
+    *,
+    seed: int = 0,
+) -> Completeness:
+    r"""Compare translations with all moves of a kind that derivatives allow at one random point.
+
+    Candidates are, at a fixed random ``w``: every entry of a parameter with one axis or none and of
+    a running mean; for one with more axes, what is constant along the first axis and what is
+    constant along the second. Of the weights of linear layers and convolutions only a random half
+    of these: what reads a normalised value also has directions that depend on the normalisation's
+    own scale, :math:`W \mathrel{+}= u\,\gamma^{-1\top}`, which are not looked for. Random
+    combinations of the outputs' derivatives on random inputs are stacked until there are more of
+    them than candidates; their null space is compared with the translations inside the same span.
+    Velocities of the scaling group that lie in it do not count. A running mean must move with the
+    mean of its data, in either mode.
+
+    Args:
+        model: Any module; it is copied to float64 and taken in its present mode.
+        symmetry: What ``discover`` returned.
+        example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments;
+            they are drawn again as in :func:`~quotientnet.verify_complete`.
+        seed: Of the point, inputs and candidates.
+
+    Returns:
+        Both dimensions, and the parameters that a missing translation moves. Parameters that the
+        module never reads count as missing.
+
+    Note:
+        One forward and backward for each candidate: for small copies of an architecture.
+
+    Example:
+        >>> import torch
+        >>> import quotientnet as qn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
+        >>> x = torch.randn(5, 4)
+        >>> symmetry = qn.discover(model, x)
+        >>> qn.symmetry.verify_translations_complete(model, symmetry, x).require().missing
+        0
+    """
+    caller = "verify_translations_complete"
+    layout, generator = symmetry.group.layout, torch.Generator().manual_seed(seed)
+    replica = Replica(model, layout, caller)
+    inputs = call_arguments(example_inputs, caller)
+    w = replica.random_point(generator)
+    w = torch.cat([w[e.slice] * (0.1 if len(e.shape) < 2 and "bias" in e.name else 1)
+                   for e in layout.entries])
+    candidates = _orthonormal(_candidates(replica.model, layout, generator))
+    rows = _rows(replica, w, inputs, candidates.shape[1] + 64, generator)
+    _, values, vectors = np.linalg.svd(rows @ candidates, full_matrices=True)
+    rank = int((values > _NEGLIGIBLE * values[0]).sum())
+    found = candidates @ vectors[rank:].T
+    eye = torch.eye(symmetry.group.dimension, dtype=torch.float64)
+    velocities = _orthonormal((symmetry.group.exponents(eye) * w).T.numpy())
+    directions = _directions(symmetry, w)
+    inside = directions @ _null_space(directions - candidates @ (candidates.T @ directions))
+    found, derived = (_orthonormal(_off(velocities, d)) for d in (found, inside))
+    missing = _orthonormal(_off(derived, found), 1e-6)
+    slopes = np.linalg.norm(rows @ _orthonormal(directions), axis=0)
+    weight = (missing**2).sum(1)
+    return Completeness(
+        derived.shape[1], found.shape[1], missing.shape[1], int((slopes > 1e-7 * values[0]).sum()),
+        tuple(e.name for e in layout.entries if weight[e.slice].sum() > 1e-6), (),
+        "entries, rows and columns of translations",
+        float(values[rank - 1] / max(values[rank:].max(initial=0.0), 1e-300)), len(rows),
+    )  # fmt: skip
+
+
+def _directions(symmetry: Symmetry, w: Tensor) -> np.ndarray:
+    bases = [t.basis(w) for t in symmetry.translations]
+    return torch.cat([w.new_zeros(len(w), 0), *bases], 1).numpy()
+
+
+def _candidates(model: nn.Module, layout: ParameterLayout, generator) -> np.ndarray:
+    tables = {
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+    }
+    columns = []
+    for entry in layout.entries:
+        if entry.passive and not entry.name.endswith("running_mean"):
+            continue
+        place = torch.arange(entry.start, entry.start + entry.numel).view(entry.shape)
+        read = entry.name.endswith("weight") and entry.name not in tables
+        for axis in range(min(len(entry.shape), 2)) if len(entry.shape) > 1 else (None,):
+            each = place.reshape(1, -1) if axis is None else place.movedim(axis, 0).flatten(1)
+            block = np.zeros((layout.size, each.shape[1]))
+            block[each.numpy(), np.arange(each.shape[1])] = 1.0
+            if axis is not None and read:
+                half = max(each.shape[1] // 2, 1)
+                mix = torch.randn(each.shape[1], half, generator=generator).double()
+                block = block @ mix.numpy()
+            columns.append(block)
+    return np.concatenate(columns, 1)
+
+
+def _rows(replica: Replica, w: Tensor, inputs, number: int, generator) -> np.ndarray:
+    """Derivatives of random combinations of results, shape ``(number, n)``."""
+    model, layout, rows = replica.model, replica.layout, []
+    replica.move(w)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    leaves = [tensors[entry.name] for entry in layout.entries]
+    while len(rows) < number:
+        args, kwargs = tree_map_only(Tensor, lambda x: drawn_again(x, generator), inputs)
+        replica.move(w)
+        with torch.enable_grad():
+            try:
+                for leaf in leaves:
+                    leaf.requires_grad_()
+                mode = _WithMeans()
+                results = replica.forward(args, kwargs, mode) + mode.gaps
+                results = [torch.where(torch.isfinite(y), y, 0.0) for y in results]
+                for _ in range(min(sum(y.numel() for y in results), 16)):
+                    total = sum(_mixed(y, generator) for y in results)
+                    options = {"retain_graph": True, "materialize_grads": True}
+                    slopes = torch.autograd.grad(total, leaves, allow_unused=True, **options)
+                    rows.append(torch.cat([s.reshape(-1) for s in slopes]))
+            finally:
+                for leaf in leaves:
+                    leaf.requires_grad_(False)
+    return torch.stack(rows).numpy()
+
+
+def _mixed(y: Tensor, generator) -> Tensor:
+    noise = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    return (y * noise / y.detach().abs().amax().clamp(min=1e-30)).sum()
+
+
+class _WithMeans(Differentiable):
+    """Keeps how far the mean of each channel is from its running mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.gaps: list[Tensor] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (F.batch_norm, F.instance_norm):
+            named = dict(zip(("input", "running_mean"), args)) | (kwargs or {})
+            x, mean = named["input"], named.get("running_mean")
+            if mean is not None:
+                self.gaps.append(x.mean([a for a in range(x.ndim) if a != 1]) - mean)
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+def _orthonormal(columns: np.ndarray, relative: float = 1e-9) -> np.ndarray:
+    if not columns.shape[1]:
+        return columns
+    u, s, _ = np.linalg.svd(columns, full_matrices=False)
+    return u[:, s > relative * max(s[0], 1.0)]
+
+
+def _null_space(matrix: np.ndarray) -> np.ndarray:
+    _, s, vh = np.linalg.svd(matrix, full_matrices=True)
+    return vh[int((s > 1e-9 * max(s.max(initial=0.0), 1.0)).sum()) :].T
+
+
+def _off(basis: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    return columns - basis @ (basis.T @ columns)
