@@ -137,17 +137,23 @@ def _join(name: str) -> None:
     @shift_rule(name)
     def joined(call, tensors, *args, **kwargs):
         shifts = [call.shift(x) for x in tensors]
+        kinds = sorted({_kind(t) for s in shifts for t in s.terms})
         terms = []
-        for coefficient in sorted({t.coefficient for s in shifts for t in s.terms}):
-            own = [[t for t in s.terms if t.coefficient == coefficient] for s in shifts]
+        for kind in kinds:
+            own = [[t for t in s.terms if _kind(t) == kind] for s in shifts]
             for n in range(max(map(len, own))):
                 each = [o[n] if n < len(o) else _still(s) for o, s in zip(own, shifts)]
                 site, places = (
                     operation([getattr(t, field) for t in each], *args, **kwargs)
                     for field in ("site", "index")
                 )
-                terms.append(Term(coefficient, site, places))
+                terms.append(Term(kind[0], site, places))
         return Shift(call.shape, terms)
+
+
+def _kind(term: Term) -> tuple[float, bool]:
+    """Terms of one kind may share one tensor of sites."""
+    return term.coefficient, term.constant
 
 
 def _still(x: Shift) -> Term:
