@@ -165,10 +165,12 @@ class ShiftWalk:
         if not self._writes:
             return
         target = node.args[0] if node.args and isinstance(node.args[0], Node) else None
-        shared = [target] if target is not None and in_place(node) else aliased(node)
-        family = next(
-            (self._family[n] for n in shared if n in self._family), list(shared)
-        )
+        if target is not None and in_place(node):
+            shared = [target]
+        else:
+            known = isinstance(node.target, torch._ops.OpOverload)
+            shared = aliased(node) if known else node.all_input_nodes
+        family = next((self._family[n] for n in shared if n in self._family), list(shared))
         family.append(node)
         for member in family:
             self._family[member] = family
