@@ -19,6 +19,7 @@ from quotientnet.manifolds import (
     NodeWiseQuotient,
     ProductOblique,
     QuotientManifold,
+    without_translations,
 )
 from quotientnet.objective import Objective
 from quotientnet.operator import DenseOperator, Operator
@@ -43,7 +44,7 @@ __all__ = [
     "verify_sound", "verify_complete", "layer_scale_group", "transform", "canonical", "balance",
     "scale_mappings", "permutation_classes",
     "QuotientManifold", "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient",
-    "BalancedQuotient", "ProductOblique", "NotOnManifoldError", "Objective", "Point", "Operator",
+    "BalancedQuotient", "ProductOblique", "without_translations", "NotOnManifoldError", "Objective", "Point", "Operator",
     "DenseOperator", "Estimate", "curvature", "optimization", "sharpness", "symmetry",
     "reparametrisation", "training", "__version__",
 ]  # fmt: skip

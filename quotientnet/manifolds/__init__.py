@@ -8,6 +8,7 @@ from quotientnet.manifolds.log_polar import (
     NodeWiseQuotient,
 )
 from quotientnet.manifolds.oblique import ProductOblique
+from quotientnet.manifolds.without import without_translations
 
 __all__ = [
     "QuotientManifold",
@@ -16,4 +17,5 @@ __all__ = [
     "NodeWiseQuotient",
     "BalancedQuotient",
     "ProductOblique",
+    "without_translations",
 ]

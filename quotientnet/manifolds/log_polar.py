@@ -53,6 +53,7 @@ class LogPolarQuotient(QuotientManifold):
     ):
         name = type(self).__name__
         group = as_group(group, name)
+        self._kinds = blocks
         self.blocks = Blocks(group.layout, _kept_axes(name, group, blocks))
         held = _zero_blocks(name, self.blocks, frozen_zeros)
         super().__init__(group, self.blocks.expand(held))
@@ -67,6 +68,15 @@ class LogPolarQuotient(QuotientManifold):
         self._idle = [
             e for e in self.blocks.layout.entries if e.name not in group.incidence
         ]
+
+    @__scaling__(ScalingInfo.NotCompatible)
+    def holding(self, zeros: Tensor) -> LogPolarQuotient:
+        """The same manifold with those blocks held at zero that lie in a mask, shape ``(n,)``."""
+        point = torch.ones(self.layout.size)
+        point[zeros.cpu() | self._held_at_zero] = 0.0
+        other = type(self).__new__(type(self))
+        LogPolarQuotient.__init__(other, self.group, self._kinds, point)
+        return other
 
     # -- the metric ---
 

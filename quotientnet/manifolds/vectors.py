@@ -96,6 +96,10 @@ class LayoutManifold(geoopt.Manifold):
         """``u`` with frozen coordinates set to zero; in place if it is the caller's ``out``."""
         return self._frozen.fill(u, 0.0, in_place=out is not None)
 
+    def _admitted(self, u: Tensor) -> Tensor:
+        """``u`` without its parts along which points never move, whatever the point."""
+        return self._keep(u)
+
     def _defect(self, x: Tensor) -> str | None:
         """What is wrong with a point or vector before any norm is looked at."""
         if not torch.isfinite(x.sum()):

@@ -36,6 +36,7 @@ from quotientnet.symmetry.smoothing import ChannelSizes, channel_sizes, smoothin
 from quotientnet.symmetry.sound import Soundness, verify_sound
 from quotientnet.symmetry.translations import Translation
 from quotientnet.symmetry.translations.complete import verify_translations_complete
+from quotientnet.symmetry.translations.gauge import fix_translations
 from quotientnet.symmetry.translations.sound import verify_translations
 from quotientnet.symmetry.transform import OPTIMIZER_UNITS, transform
 
@@ -49,5 +50,6 @@ __all__ = [
     "permutation_classes", "PermutationClasses", "PermutationClass", "Move",
     "match_channels", "Matching",
     "Translation", "verify_translations", "verify_translations_complete",
+    "fix_translations",
     "verify_complete", "Completeness", "rule", "RULES", "Call", "LogScale",
 ]  # fmt: skip

@@ -76,13 +76,13 @@ class Sample:
 
     def vector(self, key: int) -> Tensor:
         """Any vector at ``x``, of metric size about 1 in each coordinate; 0 where frozen."""
-        return self.manifold._keep(
+        return self.manifold._admitted(
             self.normal(key, self.manifold.layout.size) / self.frame
         )
 
     def covector(self, key: int) -> Tensor:
         """A Euclidean gradient at ``x``, of metric size about 1 in each coordinate."""
-        return self.manifold._keep(
+        return self.manifold._admitted(
             self.normal(key, self.manifold.layout.size) * self.frame
         )
 

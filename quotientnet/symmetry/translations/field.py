@@ -34,7 +34,7 @@ class MoveField:
         columns = self._reached(solved)
         self._size = len(columns)
         at = {int(u): n for n, u in enumerate(columns)}
-        self._sources = torch.tensor([at[u] for u in free.tolist()])
+        self.sources = torch.tensor([at[u] for u in free.tolist()])
         self._products = [
             (p, at_of(at, p), _rows(solved, p.inputs.reshape(-1), columns))
             for p in self._live
@@ -81,7 +81,7 @@ class MoveField:
             s: Values of the free unknowns, shape ``(free, length of the part)``.
         """
         values = w.new_zeros(self._size, s.shape[-1])
-        values[self._sources.to(w.device)] = s
+        values[self.sources.to(w.device)] = s
         views = self.layout.unflatten(w)
         for product, places, matrix in self._products:
             values[places[0].to(w.device)] = self._multiplied(
