@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from quotientnet.symmetry.permutations.axes import fix, fixed, new, product, unify
 from quotientnet.symmetry.permutations.registry import Axes, axis_rule
-from quotientnet.symmetry.rules.elementwise import HOMOGENEOUS, PINNING
+from quotientnet.symmetry.rules.elementwise import HOMOGENEOUS
+from quotientnet.symmetry.rules.pins import CURVES
 from quotientnet.symmetry.rules.products import axis_names
 
 __all__ = []
 
-_NOT_BY_ENTRY = {
-    "softmax", "_softmax", "log_softmax", "_log_softmax", "cumprod", "logsumexp", "logcumsumexp",
-    "cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d", "binary_cross_entropy",
-    "binary_cross_entropy_with_logits", "kl_div", "huber_loss", "smooth_l1_loss", "mse_loss",
-    "l1_loss", "pairwise_distance",
-}  # fmt: skip
-BY_ENTRY = [name for name in (*HOMOGENEOUS, *PINNING) if name not in _NOT_BY_ENTRY] + (
+BY_ENTRY = [*HOMOGENEOUS, *" ".join(CURVES.values()).split()] + (
     "add sub rsub mul multiply div divide true_divide maximum minimum fmax fmin lerp hypot where "
     "masked_fill addcmul addcdiv square sqrt rsqrt reciprocal pow float_power clamp clip clamp_min "
     "clamp_max threshold prelu alpha_dropout feature_alpha_dropout sign sgn gt ge lt le eq ne copy "
     "to _to_copy type_as logical_and logical_or logical_not logical_xor bitwise_and bitwise_or "
     "bitwise_not atan2 floor_divide xlogy polar complex real imag conj _conj conj_physical "
-    "resolve_conj resolve_neg angle native_dropout bernoulli heaviside"
+    "resolve_conj resolve_neg angle native_dropout bernoulli heaviside logaddexp logaddexp2 isnan "
+    "isinf isfinite"
 ).split()
 
 

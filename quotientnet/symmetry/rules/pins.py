@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from quotientnet.symmetry.rules.registry import rule
 
-__all__ = ["pinned"]
+__all__ = ["pinned", "CURVES"]
 
 
 def pinned(names: str, reason: str) -> Callable:
@@ -19,33 +19,36 @@ def pinned(names: str, reason: str) -> Callable:
     return rule(*(f"aten::{name}" for name in names.split()))(pinning)
 
 
+CURVES = {
+    "A curve that bends at a fixed place: not homogeneous.": (
+        "gelu silu mish hardswish elu selu celu softplus softsign sigmoid tanh hardsigmoid "
+        "hardtanh relu6 log_sigmoid logsigmoid tanhshrink erf erfc special_expit special_ndtr "
+        "special_log_ndtr special_erfcx sinc asinh atan sinh cosh asin acos acosh atanh tan sin "
+        "cos special_i0 i0 special_i0e special_i1 special_i1e"
+    ),
+    "A threshold at a fixed place: not homogeneous.": "softshrink hardshrink",
+    "An exponential turns a factor into a power: not homogeneous.": (
+        "exp exp2 expm1 sigmoid_backward special_entr"
+    ),
+    "A logarithm turns a factor into an offset: not homogeneous.": (
+        "log log1p log2 log10 logit xlogy special_xlogy special_xlog1py lgamma digamma polygamma "
+        "erfinv special_ndtri mvlgamma special_logit"
+    ),
+    "Rounds to a fixed grid.": "round floor ceil trunc fix frac fmod remainder floor_divide",
+}
+"""Functions of single entries, by the reason why they pin."""
+
+for _reason, _names in CURVES.items():
+    pinned(_names, _reason)
 pinned(
-    "gelu silu mish hardswish elu selu celu softplus softsign sigmoid tanh hardsigmoid hardtanh "
-    "relu6 log_sigmoid logsigmoid tanhshrink erf erfc special_expit special_ndtr "
-    "special_log_ndtr special_erfcx sinc asinh atan sinh cosh asin acos acosh atanh tan sin cos "
-    "special_i0 i0 special_i0e special_i1 special_i1e",
-    "A curve that bends at a fixed place: not homogeneous.",
+    "frexp histc bucketize searchsorted fake_quantize_per_tensor_affine "
+    "fake_quantize_per_channel_affine quantize_per_tensor quantize_per_channel",
+    "Rounds to a fixed grid.",
 )
-pinned("softshrink hardshrink", "A threshold at a fixed place: not homogeneous.")
 pinned(
     "softmax _softmax log_softmax _log_softmax logsumexp logcumsumexp logaddexp logaddexp2 "
     "_safe_softmax",
     "Sums of exponentials: of scores the differences count, and their size.",
-)
-pinned(
-    "exp exp2 expm1 sigmoid_backward special_entr",
-    "An exponential turns a factor into a power: not homogeneous.",
-)
-pinned(
-    "log log1p log2 log10 logit xlogy special_xlogy special_xlog1py lgamma digamma polygamma "
-    "erfinv special_ndtri mvlgamma special_logit",
-    "A logarithm turns a factor into an offset: not homogeneous.",
-)
-pinned(
-    "round floor ceil trunc fix frac fmod remainder floor_divide frexp histc bucketize "
-    "searchsorted fake_quantize_per_tensor_affine fake_quantize_per_channel_affine "
-    "quantize_per_tensor quantize_per_channel",
-    "Rounds to a fixed grid.",
 )
 pinned(
     "bernoulli multinomial poisson binomial rrelu_with_noise",

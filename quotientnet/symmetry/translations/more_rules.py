@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from quotientnet.symmetry.rules.products import _axis_names
+from quotientnet.symmetry.rules.products import axis_names
 from quotientnet.symmetry.translations.rules import (
     contract,
     shift_rule,
@@ -114,7 +114,7 @@ def attention(
 @shift_rule("einsum")
 def einsum(call, equation, tensors, **kwargs):
     """Products of two values with named axes."""
-    names, output = _axis_names(equation, [len(t.shape) for t in tensors])
+    names, output = axis_names(equation, [len(t.shape) for t in tensors])
     if len(tensors) != 2 or any(len(set(own)) < len(own) for own in names):
         return call.pin(tensors)
     summed = sorted(set().union(*names) - set(output))

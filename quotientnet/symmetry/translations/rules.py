@@ -107,6 +107,8 @@ for _name in MOVES:
 @shift_rule("expand_as", "view_as", "reshape_as")
 def like_another(call, x, other):
     change = "expand" if call.operation.endswith("expand_as") else "reshape"
+    if isinstance(x, Tensor):
+        return getattr(x, change)(call.shape)
     return x.map(lambda t: getattr(t, change)(call.shape))
 
 
