@@ -21,7 +21,7 @@ from quotientnet.symmetry.scales import (
     varies,
 )
 from quotientnet.symmetry.solution import Solution, solve
-from quotientnet.symmetry.terms import Terms, collected, groups_of_axes
+from quotientnet.symmetry.terms import Terms, collected, groups_of_axes, narrowed
 from quotientnet.symmetry.unions import Unions
 from quotientnet.symmetry.zeros import (
     any_scale,
@@ -377,7 +377,13 @@ class Equations:
     def _joined(self, terms: Terms):
         """Terms joined while they vary along a common axis, or depend on a choice."""
         groups = groups_of_axes(terms)
-        own = [g for g in groups if any(self.choices.among(i).any() for i, _ in g)]
+        if len(groups) < 2:
+            return groups
+        own = [
+            group
+            for group in groups
+            if any(self.choices.among(narrowed(i)).any() for i, _ in group)
+        ]
         if len(own) < 2:
             return groups
         return [g for g in groups if g not in own] + [sum(own, [])]

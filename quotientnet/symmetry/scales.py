@@ -196,11 +196,17 @@ class Unset(LogScale):
 
 def compact(index: Tensor) -> Tensor:
     """``index`` with each axis along which it does not vary narrowed to length 1."""
+    # Expanded axes first: what is compared then has no copies.
+    for axis in range(index.ndim):
+        if index.stride(axis) == 0 and index.shape[axis] > 1:
+            index = index.narrow(axis, 0, 1)
     for axis in range(index.ndim):
         if index.shape[axis] > 1:
-            first = index.narrow(axis, 0, 1)
-            if index.stride(axis) == 0 or bool((index == first).all()):
-                index = first
+            one = index.narrow(axis, 0, 1)
+            if bool((index.narrow(axis, 1, 1) == one).all()) and bool(
+                (index == one).all()
+            ):
+                index = one
     return index
 
 

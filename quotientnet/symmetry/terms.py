@@ -9,7 +9,7 @@ import torch
 
 from quotientnet.symmetry.scales import ZERO, compact
 
-__all__ = ["Terms", "collected", "groups_of_axes", "added"]
+__all__ = ["Terms", "collected", "groups_of_axes", "narrowed", "added"]
 
 Terms = Sequence[tuple[np.ndarray, int]]
 
@@ -50,6 +50,12 @@ def groups_of_axes(terms: Terms) -> list[list[tuple[np.ndarray, int]]]:
         return [constants] if constants else []
     groups[-1][1].extend(constants)
     return [joined for _, joined in groups]
+
+
+def narrowed(index: np.ndarray) -> np.ndarray:
+    """``index`` with expanded axes of length 1."""
+    steps = zip(index.shape, index.strides)
+    return index[tuple(slice(0, n if step else 1) for n, step in steps)]
 
 
 def added(names, coefficients) -> dict[int, int]:
