@@ -150,8 +150,8 @@ class Choices:
         keys = self.keys(rows)
         alone = _alone(keys)
         # A term that alone depends on its variable does not vary with it.
-        for number in np.unique(rows[alone]).tolist():
-            (table,) = self.tables(np.array([number]))
+        tables = self.tables(np.unique(rows[alone]))
+        for table in {table.tobytes(): table for table in tables}.values():
             yield np.stack([table[1:], np.full(len(table) - 1, table[0])], 1), np.array(
                 [1, -1]
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -110,16 +111,25 @@ class Unset(LogScale):
     Args:
         leaf: The parameter.
         entries: The position in the flattened parameter of each entry.
+        seen: If they are a view, a tensor without values that is the same view of one of the
+            leaf's shape: positions are made only when they are asked for.
     """
 
-    def __init__(self, leaf: Leaf, entries: Tensor | None = None):
-        self.leaf, self._entries = leaf, entries
-        self.shape = leaf.shape if entries is None else tuple(entries.shape)
+    def __init__(
+        self, leaf: Leaf, entries: Tensor | None = None, seen: Tensor | None = None
+    ):
+        if entries is None and seen is None:
+            seen = torch.empty(leaf.shape, dtype=torch.int64, device="meta")
+        self.leaf, self._entries, self.seen = leaf, entries, seen
+        self.shape = tuple((entries if seen is None else seen).shape)
 
     @property
     def entries(self) -> Tensor:
         """The position in the flattened parameter of each entry."""
-        return self.leaf.entries if self._entries is None else self._entries
+        if self.seen is None:
+            return self._entries
+        size, step = self.seen.shape, self.seen.stride()
+        return self.leaf.entries.as_strided(size, step, self.seen.storage_offset())
 
     @property
     def terms(self):
@@ -128,22 +138,28 @@ class Unset(LogScale):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Unset:
         """The same change of shape applied to the entries."""
+        if self.seen is not None:
+            with suppress(RuntimeError, NotImplementedError):  # it needs values
+                seen = function(self.seen)
+                own = self.seen.untyped_storage()._cdata
+                if seen.untyped_storage()._cdata == own:
+                    return Unset(self.leaf, seen=seen)
         return Unset(self.leaf, function(self.entries))
 
     def order(self) -> list[int] | None:
         """The permutation of axes that makes this the whole leaf in order; None if none does."""
-        own = self.leaf.entries.untyped_storage().data_ptr()
-        if self.entries.untyped_storage().data_ptr() != own:
+        if self.seen is None:
             return None  # a copy: the order in memory tells nothing
-        if self.entries.numel() != self.leaf.numel or self.entries.storage_offset():
+        if self.seen.numel() != self.leaf.numel or self.seen.storage_offset():
             return None
-        axes = sorted(range(self.entries.ndim), key=lambda a: -self.entries.stride(a))
-        return axes if self.entries.permute(axes).is_contiguous() else None
+        axes = sorted(range(self.seen.ndim), key=lambda a: -self.seen.stride(a))
+        return axes if self.seen.permute(axes).is_contiguous() else None
 
     @property
     def distinct(self) -> bool:
         """Whether no entry of the leaf is seen twice."""
-        if any(n > 1 and s == 0 for n, s in zip(self.shape, self.entries.stride())):
+        steps = (self._entries if self.seen is None else self.seen).stride()
+        if any(n > 1 and s == 0 for n, s in zip(self.shape, steps)):
             return False
         whole = self.order() is not None
         return whole or len(self.entries.unique()) == self.entries.numel()

@@ -28,10 +28,13 @@ MOVES = (
 
 def move(operation, x: LogScale, args, kwargs):
     """The operation applied to ``x``'s index tensors."""
-    first = [t for _, t in x.terms] if not hasattr(x, "entries") else [x.entries]
-    example = operation(
-        first[0] if first else torch.zeros(()).expand(x.shape), *args, **kwargs
-    )
+    shape = torch.empty(x.shape, dtype=torch.int64, device="meta")
+    try:
+        example = operation(shape, *args, **kwargs)
+    except (RuntimeError, NotImplementedError):  # it needs values
+        example = operation(
+            torch.zeros((), dtype=torch.int64).expand(x.shape), *args, **kwargs
+        )
     if isinstance(example, Tensor):
         return x.map(lambda t: operation(t, *args, **kwargs))
     return [
