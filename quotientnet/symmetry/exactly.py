@@ -36,7 +36,9 @@ class Exact(TorchFunctionMode):
         self._unguarded: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        args, kwargs = tree_map_only(torch.dtype, _double, (args, kwargs or {}))
+        kwargs = kwargs or {}
+        if any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
+            args, kwargs = tree_map_only(torch.dtype, _double, (args, kwargs))
         function = Tensor.double if function in _SHORTENS else function
         if getattr(function, "__name__", "") in ("grouped_mm", "_grouped_mm"):
             function = _grouped_product

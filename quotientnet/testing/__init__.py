@@ -5,6 +5,14 @@ hypothesis and are in :mod:`quotientnet.testing.strategies`. ``check_manifold(ma
 law that applies.
 """
 
+from quotientnet.testing.drawn import (
+    Architecture,
+    Step,
+    architectures,
+    minimised,
+    random_architecture,
+    without_effect,
+)
 from quotientnet.testing.group_laws import GROUP_LAWS, check_group
 from quotientnet.testing.hessian_laws import HESSIAN_LAWS, check_hessian
 from quotientnet.testing.laws import Law, Verdict
@@ -16,4 +24,5 @@ from quotientnet.testing.training_laws import check_equivariant_training
 __all__ = [
     "Law", "Verdict", "Sample", "GROUP_LAWS", "RIEMANNIAN_LAWS", "MANIFOLD_LAWS", "HESSIAN_LAWS",
     "check_group", "check_manifold", "check_hessian", "check_equivariant_training",
+    "architectures", "random_architecture", "Architecture", "Step", "minimised", "without_effect",
 ]  # fmt: skip

@@ -1,0 +1,96 @@
+"""Random architectures: both oracles on drawn ones, and the laws of the generator itself."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import quotientnet as qn
+from quotientnet.symmetry import RULES
+from quotientnet.testing import (
+    Architecture,
+    Step,
+    architectures,
+    minimised,
+    random_architecture,
+    without_effect,
+)
+from quotientnet.testing.drawn.registry import OPERATIONS
+
+QUICK = settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
+
+
+@QUICK
+@given(network=architectures(most=12))
+def test_sound_and_complete(network):
+    inputs = network.inputs()
+    symmetry = qn.discover(network, inputs)
+    assert not symmetry.unknown
+    qn.verify_sound(network, symmetry, inputs, modes=["own"]).require()
+    qn.verify_complete(network, symmetry, inputs).require()
+
+
+@settings(QUICK, max_examples=20)
+@given(network=architectures())
+def test_a_drawn_network_is_its_program(network):
+    again = eval(repr(network), {"Architecture": Architecture, "Step": Step})
+    assert repr(again) == repr(network)
+    same = network.inputs(3)
+    assert all((a == b).all() for a, b in zip(same, again.inputs(3)))
+    network.eval(), again.eval()
+    assert all(torch.equal(a, b) for a, b in zip(network(*same), again(*same)))
+
+
+@settings(QUICK, max_examples=20)
+@given(network=architectures())
+def test_every_step_is_needed_and_has_an_effect(network):
+    assert 5 <= network.operations.total() <= 40
+    assert not without_effect(network)
+    assert set(network.unread) <= set(network.outputs)
+    assert all(y.shape[0] == 5 for y in network(*network.inputs()))
+
+
+@given(seed=st.integers(0, 1000))
+@settings(QUICK, max_examples=10)
+def test_a_seed_is_a_network(seed):
+    assert repr(random_architecture(seed)) == repr(random_architecture(seed))
+
+
+def test_every_operation_occurs():
+    seen = sum(
+        (random_architecture(s).operations for s in range(200)),
+        start=random_architecture(0).operations,
+    )
+    registered = {name for own in OPERATIONS.values() for name in own}
+    assert registered | {"again", "embedding"} == set(seen)
+
+
+def test_a_wrong_rule_is_found_and_made_small(monkeypatch):
+    """GELU as if it were homogeneous: the smallest network with it is left."""
+    monkeypatch.setitem(RULES, "aten::gelu", RULES["aten::relu"])
+
+    def fails(network):
+        inputs = network.inputs()
+        symmetry = qn.discover(network, inputs)
+        return not qn.verify_sound(network, symmetry, inputs, modes=["own"]).holds
+
+    seeds = (s for s in range(500) if "gelu" in random_architecture(s).operations)
+    found = next(n for n in map(random_architecture, seeds) if fails(n))
+    small = minimised(found, fails)
+    assert small.operations["gelu"] == 1 and small.operations.total() <= 4
+
+
+def test_an_unknown_operation_is_named():
+    with pytest.raises(ValueError, match="'nothing'.*no operation"):
+        Architecture(Step("input", shape=(3,)), Step("nothing", 0))
+    with pytest.raises(ValueError, match=r"step 1, 'matmul'.*\(3,\)"):
+        Architecture(Step("input", shape=(3,)), Step("matmul", 0, 0))
+    with pytest.raises(ValueError, match="'linear' reads result 4"):
+        Architecture(Step("input", shape=(3,)), Step("linear", 4, out=2, bias=True))
