@@ -23,6 +23,7 @@ def write() -> None:
     (target / "trajectories.rst").write_text(_trajectories())
     (target / "sgds_tables.rst").write_text(_sgds_tables())
 
+    (target / "random_architectures.rst").write_text(_random_architectures())
     (target / "invariance.rst").write_text(_invariance())
     rows = [
         [
@@ -56,6 +57,26 @@ def write() -> None:
             *(f"{m:.0f}" for m in memory),
         ])  # fmt: skip
     (target / "discover.rst").write_text(_table(rows))
+
+
+def _random_architectures() -> str:
+    """How many networks, and what the oracles said."""
+    facts = json.loads((FOLDER / "results/random_architectures.json").read_text())
+    third = facts["third_opinion"]
+    rows = [["Outcome", "Networks"]]
+    rows += [[name, str(count)] for name, count in facts["outcomes"].items()]
+    rows += [
+        ["all", str(facts["networks"])],
+        ["with a generator, of those decided", str(facts["with_generators"])],
+        [
+            "the same by ``discover_numerically``",
+            f"{third['same']} of {third['asked']}",
+        ],
+        ["kinds of operations", str(len(facts["operations"]))],
+    ]
+    sizes = facts["operations_per_network"].items()
+    rows += [[f"of {size} operations", str(count)] for size, count in sizes]
+    return _table(rows)
 
 
 def _ratios(name: str) -> str:

@@ -28,7 +28,7 @@ def without_effect(network: Architecture, samples: int = 24) -> list[Step]:
 
     def seen(step: Step, x: Tensor) -> Tensor:
         if x.is_floating_point():
-            x = x.clone().requires_grad_() if not x.requires_grad else x * 1.0
+            x = x.clone()
             x.retain_grad()
             uses.append((step, x))
         return x
@@ -39,7 +39,8 @@ def without_effect(network: Architecture, samples: int = 24) -> list[Step]:
             layer.running_mean = layer.running_var = (
                 None  # writes to them stop autograd
             )
-    results = network.results(network.inputs(samples), seen)
+    inputs = [x.requires_grad_(x.is_floating_point()) for x in network.inputs(samples)]
+    results = network.results(inputs, seen)
     noise = torch.Generator().manual_seed(0)
     total = sum(
         (
@@ -52,9 +53,9 @@ def without_effect(network: Architecture, samples: int = 24) -> list[Step]:
     for y in results:
         if y.requires_grad:
             y.retain_grad()
-    total.backward()
+    total.backward(retain_graph=True)
     idle = [step for step, x in uses if _some_idle(x.grad, x) and not _by_nature(step)]
-    return idle + list(_forgotten(network, results))
+    return idle + list(_forgotten(network, results)) + list(_cancelled(network, results))
 
 
 @torch.no_grad()
@@ -90,6 +91,28 @@ def _some_idle(slope: Tensor | None, x: Tensor) -> bool:
         return True
     along = (slope * x.detach()).abs().amax(0)
     return bool((along <= _NEGLIGIBLE * along.amax()).any())
+
+
+def _cancelled(network: Architecture, results: list[Tensor]) -> Iterator[Step]:
+    """Steps in whose result an earlier one cancels, as ``a`` does in ``a - (a + b)``."""
+    above: dict[int, set[int]] = {}
+    for step, numbers in zip(network.steps, network.numbers):
+        read = set() if _by_nature(step) else set(step.operands)
+        known = read.union(*(above[n] for n in read))
+        above |= dict.fromkeys(numbers, known)
+        earlier = [n for n in sorted(known) if results[n].requires_grad]
+        if len(step.operands) < 2 or not earlier:
+            continue
+        size = results[numbers[0]].square().sum()
+        slopes = torch.autograd.grad(
+            size, [results[n] for n in earlier], retain_graph=True, allow_unused=True
+        )
+        along = [
+            0.0 if g is None else (g * results[n]).abs().amax()
+            for n, g in zip(earlier, slopes)
+        ]
+        if min(along) <= _NEGLIGIBLE * size.detach():
+            yield step
 
 
 def _forgotten(network: Architecture, results: list[Tensor]) -> Iterator[Step]:
