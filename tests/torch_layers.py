@@ -282,6 +282,15 @@ LAYERS = {
         lambda m, h: m.log_prob(h)),
 }  # fmt: skip
 
+NO_GRAPH = {
+    "CTCLoss": "the shape of its intermediate results depends on data",
+    "GaussianNLLLoss": "it checks the sign of the variance",
+}
+"""Layers that torch cannot export, and why."""
+
+JUMPS = {"Hardshrink"}
+"""Layers at whose thresholds they jump: derivatives see no symmetry broken there."""
+
 NO_LAYERS = {
     "Container", "DataParallel", "Module", "RNNBase", "RNNCellBase", "SyncBatchNorm",
 }  # fmt: skip

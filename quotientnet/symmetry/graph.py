@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from quotientnet.symmetry.nodes import (
     SHAPE_ONLY,
     aliased,
     by_position,
+    changed,
     dtype_of,
     graphs,
     is_written,
@@ -218,7 +220,9 @@ class Walk:
             record.treatment = "rule"
             return operation(self.equations, partial(self._inside, node), args)
         if next(scales_among([args, kwargs]), None) is not None:
-            return self._unknown(node, [args, kwargs])
+            result = self._unknown(node, [args, kwargs])
+            self._store(node.all_input_nodes)  # a kernel may write into any of them
+            return result
         return node.target(*args, **kwargs)
 
     def _inside(
@@ -274,6 +278,9 @@ class Walk:
 
     def _completed(self, result, node: Node):
         """A rule's result, checked; pinned what it left out, such as the indices of a maximum."""
+        into = changed(node)
+        if into:
+            result = self._stored(result, node, into)
         rest = opaque(self.equations, node)
         if isinstance(rest, list):
             result = [b if a is None else a for a, b in zip(result, rest)]
@@ -296,8 +303,38 @@ class Walk:
             return self.equations.choices.variables(*result.shape)
         return result
 
+    def _stored(self, result, node: Node, into: Sequence[Node]):
+        """The results of a rule, after those that its operation writes into arguments are there."""
+        given = list(result) if isinstance(result, (list, tuple)) else [result]
+        own = len(node.target._schema.returns)
+        if len(given) != own + len(into):
+            raise ValueError(
+                f"discover: the rule of {operation_of(node)} returned {len(given)} log-scales; the "
+                f"operation has {own} results and then writes into {len(into)} arguments"
+            )
+        self._store(into, given[own:])
+        return given[:own] if own > 1 else given[0] if own else None
+
+    def _store(self, into: Sequence[Node], scales: Sequence = ()) -> None:
+        """Let tensors hold something else: scales, pinned where there is none."""
+        for operand, scale in zip_longest(into, scales):
+            if not isinstance(operand.meta.get("val"), Tensor):
+                continue
+            scale = (
+                self.equations.pinned(*shape_of(operand)) if scale is None else scale
+            )
+            if scale.shape != shape_of(operand):
+                raise ValueError(
+                    f"discover: a rule returned a log-scale of shape {scale.shape} for an argument "
+                    f"of shape {shape_of(operand)} that its operation writes into"
+                )
+            self._views.write(operand, scale)
+
     def _constant(self, node: Node, args, kwargs):
         """The value of an operation on constants, none of which is touched."""
+        if changed(node):
+            self._store(changed(node))
+            return opaque(self.equations, node)
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             return opaque(self.equations, node)
         kwargs = dict(kwargs) | ({"device": "cpu"} if "device" in kwargs else {})
@@ -312,6 +349,8 @@ class Walk:
         ):
             self.records[-1].treatment = "unknown"
         self._pin(arguments)
+        if isinstance(node.target, torch._ops.OpOverload):
+            self._store(changed(node))
         return opaque(self.equations, node)
 
     def _pin(self, arguments) -> None:
@@ -353,6 +392,8 @@ class Walk:
 
     def _note_alias(self, node: Node, args, kwargs) -> None:
         """Remember views, and carry what is written in place to all views of the same tensor."""
+        if changed(node):
+            return
         written = [
             operand
             for argument, operand in operands(node)
@@ -395,7 +436,9 @@ _KEEPS_INTEGERS = {
 
 
 def _call(equations: Equations, node: Node) -> Call:
-    call = Call(equations, shape_of(node), dtype_of(node))
+    into = changed(node) if not node.target._schema.returns else []
+    like = into[0] if into else node
+    call = Call(equations, shape_of(like), dtype_of(like))
     call.operation = node.target._schema.name
     return call
 

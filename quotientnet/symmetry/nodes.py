@@ -12,6 +12,7 @@ __all__ = [
     "writes_floats",
     "name_of",
     "operands",
+    "changed",
     "is_written",
     "aliased",
     "live_nodes",
@@ -46,7 +47,8 @@ def writes_floats(graph: torch.fx.Graph) -> bool:
         and dtype_of(operand).is_floating_point
         for node in graph.nodes
         if isinstance(node.target, torch._ops.OpOverload)
-        for argument, operand in operands(node)
+        for argument, given in operands(node)
+        for operand in tree_leaves(given)
     )
 
 
@@ -59,6 +61,14 @@ def operands(node: Node) -> list[tuple]:
     given = zip(node.target._schema.arguments, node.args)
     named = {argument.name: argument for argument in node.target._schema.arguments}
     return [*given, *((named[name], value) for name, value in node.kwargs.items())]
+
+
+def changed(node: Node) -> list[Node]:
+    """The arguments that an operation writes into, where its results are other tensors."""
+    if any(result.alias_info is not None for result in node.target._schema.returns):
+        return []
+    given = (operand for argument, operand in operands(node) if is_written(argument))
+    return [n for n in tree_leaves(list(given)) if isinstance(n, Node)]
 
 
 def is_written(argument) -> bool:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from quotientnet.symmetry.equations import Equations
 from quotientnet.symmetry.rules.registry import rule
-from quotientnet.symmetry.scales import LogScale
+from quotientnet.symmetry.scales import PINNED, LogScale
 
 __all__ = []
 
 
 def _rows_and_columns(eq: Equations, x) -> tuple[LogScale, LogScale]:
-    """``x = rows + columns``, of shapes ``(..., n, 1)`` and ``(..., 1, m)``; the sum is unique."""
+    """``x = rows + columns``, of shapes ``(..., n, 1)`` and ``(..., 1, m)``."""
     *batch, n, m = x.shape
-    rows, columns = eq.fresh(*batch, n, 1), eq.fresh(*batch, 1, m)
+    rows, columns = eq.fresh(*batch, n, 1), _first_pinned(eq.fresh(*batch, 1, m), -1)
     eq.equal(x, rows + columns)
     return rows, columns
 
@@ -20,11 +20,18 @@ def _rows_and_columns(eq: Equations, x) -> tuple[LogScale, LogScale]:
 def _conjugation(eq: Equations, x, common: bool) -> tuple[LogScale, LogScale]:
     """``x_ij = d_i − d_j``, on request and one scale of all: what survives powers of a matrix."""
     *batch, n, _ = x.shape
-    rows = eq.fresh(*batch, n, 1)
+    rows = _first_pinned(eq.fresh(*batch, n, 1), -2)
     whole = eq.fresh(*batch, 1, 1) if common else eq.pinned(*batch, 1, 1)
     change = rows - rows.map(lambda t: t.mT)
     eq.equal(x, change + whole)
     return change, whole
+
+
+def _first_pinned(x: LogScale, axis: int) -> LogScale:
+    """New unknowns, of which only differences along an axis count: the first of them is 0."""
+    index = x.terms[0][1].clone()
+    index.select(axis, 0).fill_(PINNED)
+    return LogScale([(1, index)], x.shape)
 
 
 def _total(x: LogScale, axis: int) -> LogScale:

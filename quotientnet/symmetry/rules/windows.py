@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from quotientnet.symmetry.rules.registry import rule
+from quotientnet.symmetry.rules.writes import collected
 from quotientnet.symmetry.scales import ZERO, LogScale
 
 __all__ = []
@@ -33,18 +34,14 @@ def col2im(call, x, output, size, dilation, padding, stride):
     eq, x = call.equations, call.scale(x)
     pixels = torch.arange(output[0] * output[1]).view(1, 1, *output)
     where = _filled(lambda t: F.unfold(t, size, dilation, padding, stride), pixels)[0]
-    index = eq.single(x).terms[0][1]
-    index = index.reshape(-1, where.shape[0], where.shape[1]).flatten(
-        1
-    )  # (N·C, places)
-    where = where.flatten().expand(index.shape)
-    seen = where >= 0
-    index, where = torch.where(seen, index, ZERO), where.clamp(min=0)
-    first = index.new_full((len(index), pixels.numel()), ZERO)
-    first = first.scatter_reduce(1, where, index, "amax")
-    common = first.gather(1, where)
-    eq.equal(LogScale([(1, index)], index.shape), LogScale([(1, common)], index.shape))
-    return LogScale([(1, first.view(call.shape))], call.shape)
+    index = (
+        eq.single(x).terms[0][1].reshape(-1, where.numel())
+    )  # (N · channels, entries)
+    seen, first = where.flatten() >= 0, pixels.numel() * torch.arange(len(index))
+    places = where.flatten()[seen] + first[:, None]
+    nothing = index.new_full((len(index), pixels.numel()), ZERO)
+    index = collected(eq, nothing, places, index[:, seen])
+    return LogScale([(1, index.view(call.shape))], call.shape)
 
 
 @rule("aten::grid_sampler")

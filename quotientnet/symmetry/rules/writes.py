@@ -8,7 +8,43 @@ from torch import Tensor
 from quotientnet.symmetry.rules.registry import rule
 from quotientnet.symmetry.scales import LogScale
 
-__all__ = []
+__all__ = ["collected"]
+
+
+def collected(eq, target: Tensor, places: Tensor, source: Tensor) -> Tensor:
+    """Unknowns after entries of one tensor met those of another at constant places: one a place.
+
+    Args:
+        eq: Where they are unknowns.
+        target: What is there, of any shape.
+        places: The position in the flattened target of each entry of ``source``.
+        source: What is added to it, or compared with it.
+    """
+    common = target.reshape(-1).scatter_reduce(
+        0, places.reshape(-1), source.reshape(-1), "amax"
+    )
+    for own, there in (
+        (target, common.view(target.shape)),
+        (source, common[places.reshape(-1)].view(source.shape)),
+    ):
+        eq.equal(LogScale([(1, own)], own.shape), LogScale([(1, there)], own.shape))
+    return common.view(target.shape)
+
+
+def _met(call, x, dim: int, places, source) -> LogScale:
+    """Entries that meet along an axis: literally, if places are constant."""
+    if not (isinstance(places, Tensor) and call.scale(source).shape):
+        return _accumulated(call, x, dim, source)
+    eq = call.equations
+    x, source = (eq.single(call.scale(z)).terms[0][1] for z in (x, source))
+    positions = torch.arange(x.numel()).view(x.shape)
+    if call.operation.startswith("aten::scatter"):
+        positions = positions.gather(dim, places)
+        source = source[tuple(slice(0, n) for n in places.shape)]
+    else:
+        positions = positions.index_select(dim, places.reshape(-1))
+    index = collected(eq, x, positions, source)
+    return LogScale([(1, index)], index.shape)
 
 
 def _accumulated(call, x, dim: int, source) -> LogScale:
@@ -24,8 +60,8 @@ def _accumulated(call, x, dim: int, source) -> LogScale:
 
 @rule("aten::scatter_add", "aten::index_add", "aten::index_copy")
 def add_at(call, x, dim, places, source, *args, **kwargs):
-    """Sums at any places along an axis: there all has one scale."""
-    return _accumulated(call, x, dim, source)
+    """What meets at a place has one scale; all along the axis if data choose the places."""
+    return _met(call, x, dim, places, source)
 
 
 @rule("aten::scatter")
@@ -59,10 +95,10 @@ def index_put(call, x, indices, values, accumulate=False):
 
 @rule("aten::scatter_reduce", "aten::index_reduce")
 def reduce_at(call, x, dim, places, source, how, *args, **kwargs):
-    """Sums and extrema at any places: along the axis all has one scale; products are pinned."""
+    """What meets at a place has one scale, as by sums; products are pinned."""
     if how == "prod":
         return call.pin(x, source)
-    return _accumulated(call, x, dim, source)
+    return _met(call, x, dim, places, source)
 
 
 @rule("aten::put")
