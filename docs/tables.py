@@ -25,6 +25,8 @@ def write() -> None:
 
     (target / "random_architectures.rst").write_text(_random_architectures())
     (target / "invariance.rst").write_text(_invariance())
+    (target / "operations.rst").write_text(_operations())
+    (target / "families.rst").write_text(_families())
     rows = [
         [
             "Network",
@@ -294,6 +296,59 @@ def _orbit_curvature() -> str:
         f"{_table(rows)}\nLargest changes over {facts['points']} random points of one orbit, "
         f"with scales over {facts['decades']:g} orders of magnitude.\n"
     )
+
+
+def _operations() -> str:
+    """Every operation that occurs: those with one treatment and reason side by side."""
+    facts = json.loads((FOLDER / "results/operations.json").read_text())
+    alike: dict[tuple[str, str], list[dict]] = {}
+    for row in facts["operations"]:
+        kind = next(k for k in (*_TREATMENTS, "unknown") if k in row["treatments"])
+        reason = "" if kind == "constant" else row["reason"]
+        alike.setdefault((kind, reason), []).append(row)
+    rows = [["Operations", "Treatment", "What the rule does, or why it pins"]]
+    for kind, title in _TREATMENTS.items():
+        for (own, reason), operations in sorted(alike.items()):
+            if own == kind:
+                names = ", ".join(f"``{row['operation']}``" for row in operations)
+                rows.append([names, title, reason or _HANDLES_CONSTANTS])
+    return f"{_table(rows)}\n{len(facts['operations'])} operations.\n"
+
+
+_TREATMENTS = {"rule": "rule", "pins": "pins", "constant": "constants"}
+"""The order of the table; an operation that is treated in several ways is with the first."""
+
+_HANDLES_CONSTANTS = "Handles nothing but constants there: masks, positions, shapes."
+
+
+def _families() -> str:
+    facts = json.loads((FOLDER / "results/operations.json").read_text())
+    rows = [["Network", "Parameters", "Generators", "Outputs change by", "Complete", "Seconds"]]
+    rest: dict[str, list[dict]] = {}
+    for r in facts["models"]:
+        if r["group"] != "transformers":
+            rest.setdefault(r["group"], []).append(r)
+            continue
+        rows.append([
+            r["name"], f"{r['parameters']:,}", str(r["dimension"]), f"{r['violation']:.0e}",
+            _completeness([r]), f"{r['seconds']:.1f}",
+        ])  # fmt: skip
+    for group, own in rest.items():
+        sizes = [r["parameters"] for r in own]
+        rows.append([
+            f"{len(own)} of {group}", f"{min(sizes):,} to {max(sizes):,}",
+            f"up to {max(r['dimension'] for r in own)}",
+            f"{max(r['violation'] for r in own):.0e}", _completeness(own),
+            f"{max(r['seconds'] for r in own):.1f} at most",
+        ])  # fmt: skip
+    return f"{_table(rows)}\ntransformers {facts['transformers']}, torch {facts['torch']}.\n"
+
+
+def _completeness(rows: list[dict]) -> str:
+    jumps = [r["name"] for r in rows if not r["complete"]]
+    if not jumps:
+        return "yes"
+    return f"all but {', '.join(jumps)}, whose jumps derivatives do not see"
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from architectures import ARCHITECTURES
 from attention_networks import ATTENTION
+from family_networks import FAMILY_BLOCKS
 from recurrent_networks import RECURRENT
 from torch_layers import LAYERS, NO_GRAPH
 
@@ -36,7 +37,9 @@ def test_no_operation_is_unknown_and_each_has_the_reason_of_its_rule():
 
 def test_all_networks_are_in_the_table_sound_and_complete():
     named = {row["name"] for row in FACTS["models"] if row["group"] != "transformers"}
-    own = {*ARCHITECTURES, *ATTENTION, *RECURRENT} - {"unknown operation"}
+    own = {*ARCHITECTURES, *ATTENTION, *FAMILY_BLOCKS, *RECURRENT} - {
+        "unknown operation"
+    }
     assert named == own | (set(LAYERS) - set(NO_GRAPH))
     families = [row for row in FACTS["models"] if row["group"] == "transformers"]
     assert len(families) >= 20 and FACTS["transformers"]

@@ -89,9 +89,9 @@ class Views:
         view = LogScale([(1, index)], index.shape)
         for node in chain:
             view = self._replay[node](view)
-        seen = view.terms[0][1]
-        copied = seen.untyped_storage().data_ptr() != index.untyped_storage().data_ptr()
-        if copied:
+        seen = view.terms[0][1] if view.terms else None
+        memory = index.untyped_storage().data_ptr()
+        if seen is None or seen.untyped_storage().data_ptr() != memory:  # a copy
             eq.pin(old)
             eq.pin(result)
             return eq.pinned(*shape_of(root))

@@ -24,6 +24,7 @@ from quotientnet.symmetry.rules import reason_of
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from architectures import ARCHITECTURES  # noqa: E402
 from attention_networks import ATTENTION  # noqa: E402
+from family_networks import FAMILY_BLOCKS  # noqa: E402
 from recurrent_networks import RECURRENT  # noqa: E402
 from torch_layers import LAYERS, NO_GRAPH  # noqa: E402
 
@@ -46,7 +47,7 @@ def networks() -> Iterator[tuple[str, str, object]]:
                 )
             if family in TIED:
                 yield "transformers", f"{family}, tied", Member(family, tied=True)
-    for table in (ARCHITECTURES, ATTENTION, RECURRENT):
+    for table in (ARCHITECTURES, ATTENTION, FAMILY_BLOCKS, RECURRENT):
         for name, made in table.items():
             if name != TAUGHT_NOTHING:
                 yield "our own", name, made
