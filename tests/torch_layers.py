@@ -198,7 +198,7 @@ LAYERS = {
     **by_dimension("ReplicationPad", 1),
     **by_dimension("ZeroPad", 1),
     "FractionalMaxPool2d": Layer(lambda: nn.FractionalMaxPool2d(2, output_size=2), MAPS),
-    "FractionalMaxPool3d": Layer(lambda: nn.FractionalMaxPool3d(2, output_size=2), SOLIDS),
+    "FractionalMaxPool3d": Layer(lambda: nn.FractionalMaxPool3d(2, output_size=1), SOLIDS),
     **{f"MaxUnpool{d}d": Layer(lambda d=d: getattr(nn, f"MaxUnpool{d}d")(2), shape, unpooled(d))
        for d, shape in ((1, LINES), (2, MAPS), (3, (3, 4, 2, 2, 2)))},
     "Unfold": Layer(lambda: nn.Unfold(2), MAPS),

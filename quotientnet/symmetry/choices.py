@@ -21,10 +21,13 @@ class Choice(LogScale):
 
     Args:
         variables: The number of each entry's variable.
+        sorted: What they are known to be sorted as, or how many of each, or where each ends: the
+            variables of the sorted integers.
     """
 
-    def __init__(self, variables: Tensor):
+    def __init__(self, variables: Tensor, sorted: tuple[str, Tensor] | None = None):
         self.shape, self.terms, self.variables = tuple(variables.shape), (), variables
+        self.sorted = sorted
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Choice:
         """The same change of shape applied to the variables."""
@@ -56,8 +59,19 @@ class Choices:
             torch.arange(self._variables - number, self._variables).view(shape)
         )
 
+    def derived(self, kind: str, x: Choice, *shape: int) -> Choice:
+        """New variables: integers ``x`` sorted, or of those the counts, or the bounds."""
+        origin = None if kind == "values" else x.sorted[1]
+        new = self.variables(*shape)
+        return Choice(
+            new.variables, (kind, new.variables if origin is None else origin)
+        )
+
     def groups(self, bounds: Choice, rows: int) -> Tensor:
         """For each of many rows, the variable that says between which bounds it lies."""
+        if bounds.sorted and bounds.sorted[0] == "bounds":
+            if bounds.sorted[1].numel() == rows:
+                return bounds.sorted[1].reshape(-1)
         key = (tuple(bounds.variables.reshape(-1).tolist()), rows)
         if key not in self._grouped:
             self._grouped[key] = self.variables(rows).variables

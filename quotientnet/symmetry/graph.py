@@ -296,9 +296,10 @@ class Walk:
             )
         if not (dtype_of(node).is_floating_point or dtype_of(node).is_complex):
             self._pin(first)  # rounding knows no scale
+        kept = operation_of(node) in _KEEPS_INTEGERS and dtype_of(node) != torch.bool
         if not chooses(dtype_of(node)):
-            return result
-        kept = operation_of(node) in _KEEPS_INTEGERS
+            lost = isinstance(result, Choice) and not kept
+            return self.equations.pinned(*result.shape) if lost else result
         if isinstance(result, LogScale) and not (kept and isinstance(result, Choice)):
             return self.equations.choices.variables(*result.shape)
         return result
@@ -431,6 +432,9 @@ _KEEPS_INTEGERS = {
     "contiguous",
     "lift_fresh",
     "index",
+    "to",
+    "histc",
+    "cumsum",
 }
 """Operations whose results are integers that they were given."""
 

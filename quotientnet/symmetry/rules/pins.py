@@ -41,7 +41,7 @@ CURVES = {
 for _reason, _names in CURVES.items():
     pinned(_names, _reason)
 pinned(
-    "frexp histc bucketize searchsorted fake_quantize_per_tensor_affine "
+    "frexp bucketize searchsorted fake_quantize_per_tensor_affine "
     "fake_quantize_per_channel_affine quantize_per_tensor quantize_per_channel",
     "Rounds to a fixed grid.",
 )

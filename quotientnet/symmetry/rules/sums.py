@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from quotientnet.symmetry.choices import Choice
 from quotientnet.symmetry.rules.registry import rule
 from quotientnet.symmetry.scales import LogScale
 
@@ -95,7 +96,22 @@ def order(call, x, *args, **kwargs):
 @rule("aten::sort")
 def sort(call, x, dim=-1, *args, **kwargs):
     """What is compared has one scale."""
+    if (
+        isinstance(x, Choice)
+        and len(x.shape) == 1
+        and not any((*args, *kwargs.values()))
+    ):
+        return [call.equations.choices.derived("values", x, *x.shape), None]
     return [call.spread(call.equations.uniform(x, [dim])), None]
+
+
+@rule("aten::histc")
+def histogram(call, x, bins=100, min=0, max=0):
+    """Rounds to a fixed grid; counts of integers that the data choose remember them."""
+    whole = isinstance(x, Choice) and (min, max) == (0, bins - 1)
+    if whole and x.sorted and x.sorted[0] == "values":
+        return call.equations.choices.derived("counts", x, bins)
+    return call.pin(x)
 
 
 @rule("aten::topk", "aten::kthvalue")
@@ -116,6 +132,8 @@ def cumulative_extremum(call, x, dim):
 @rule("aten::cumsum")
 def cumsum(call, x, dim, **kwargs):
     """What is summed has one scale."""
+    if isinstance(x, Choice) and x.sorted and x.sorted[0] == "counts":
+        return call.equations.choices.derived("bounds", x, *x.shape)
     return call.spread(call.equations.uniform(x, [dim]))
 
 
