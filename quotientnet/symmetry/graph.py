@@ -117,9 +117,11 @@ class Walk:
     def scale_of(self, node: Node):
         """The log-scale of a node's result, or of several; ``None`` if it was not walked."""
         value = self._values.get(node)
-        if isinstance(value, Unset):
-            return self.equations.resolve(value)
-        return value
+        if not isinstance(value, Unset):
+            return value
+        # Entries that nothing has determined have no effect.
+        terms = [(c, i.reshape(-1)[value.entries]) for c, i in value.leaf.terms]
+        return LogScale(terms, value.shape)
 
     def _run(
         self,

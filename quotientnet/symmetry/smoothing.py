@@ -22,7 +22,6 @@ from quotientnet.symmetry.explanation import Symmetry
 from quotientnet.symmetry.export import export
 from quotientnet.symmetry.graph import Walk
 from quotientnet.symmetry.migration import ScaleMapping, scale_mappings
-from quotientnet.symmetry.nodes import by_position
 from quotientnet.symmetry.rules import find_rule
 from quotientnet.symmetry.scales import LogScale, compact
 
@@ -262,14 +261,15 @@ class _Watch(torch.fx.Interpreter):
             self.observer.walk.equations.choices.settle_groups(self.values)
         if isinstance(node.target, torch._ops.OpOverload):
             rule = find_rule(node.target)
-            if rule is not None and rule.__module__.rpartition(".")[2] in _PRODUCTS:
+            room = rule.__module__.rpartition(".")[2] if rule is not None else ""
+            if room in _PRODUCTS and rule.__name__ not in _NO_PRODUCTS:
                 self._meet(node)
         return result
 
     def _meet(self, node) -> None:
         """Operands of a product that grow with a generator, and others that shrink with it."""
         sides = []
-        for argument in by_position(node)[0]:
+        for argument in node.all_input_nodes:
             if not isinstance(argument, torch.fx.Node):
                 continue
             scale, value = self.observer.walk.scale_of(argument), self.env[argument]
@@ -290,6 +290,9 @@ class _Watch(torch.fx.Interpreter):
 
 _PRODUCTS = ("products", "attention")
 """The rooms of rules whose operands meet in products."""
+
+
+_NO_PRODUCTS = ("embedding", "embedding_bag", "weight_norm")
 
 
 class _Side:

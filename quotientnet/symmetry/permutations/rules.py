@@ -13,7 +13,7 @@ __all__ = []
 BY_ENTRY = [*HOMOGENEOUS, *" ".join(CURVES.values()).split()] + (
     "add sub rsub mul multiply div divide true_divide maximum minimum fmax fmin lerp hypot where "
     "masked_fill addcmul addcdiv square sqrt rsqrt reciprocal pow float_power clamp clip clamp_min "
-    "clamp_max threshold prelu alpha_dropout feature_alpha_dropout sign sgn gt ge lt le eq ne copy "
+    "clamp_max threshold alpha_dropout feature_alpha_dropout sign sgn gt ge lt le eq ne copy "
     "to _to_copy type_as logical_and logical_or logical_not logical_xor bitwise_and bitwise_or "
     "bitwise_not atan2 floor_divide xlogy polar complex real imag conj _conj conj_physical "
     "resolve_conj resolve_neg angle native_dropout bernoulli heaviside logaddexp logaddexp2 isnan "
@@ -23,12 +23,12 @@ BY_ENTRY = [*HOMOGENEOUS, *" ".join(CURVES.values()).split()] + (
 
 @axis_rule(*BY_ENTRY)
 def by_entry(steps, **arguments):
-    if steps.name in ("prelu", "rrelu") and steps.name == "prelu":
-        return _prelu(steps, **arguments)
+    """Broadcast, and combined entry by entry."""
     return steps.together(*(a for a in arguments.values() if isinstance(a, Axes)))
 
 
-def _prelu(steps, self, weight):
+@axis_rule("prelu")
+def prelu(steps, self, weight):
     if len(self) > 1 and weight.sizes != (1,):
         unify(self[1], weight[0])
     return self

@@ -135,6 +135,7 @@ class AxisWalk:
         ):
             return None
         kwargs = dict(kwargs) | ({"device": "cpu"} if "device" in kwargs else {})
+        args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
         return tree_map_only(Tensor, Tensor.cpu, node.target(*args, **kwargs))
 
     def _opaque(self, node: Node):
