@@ -119,6 +119,8 @@ class Walk:
         value = self._values.get(node)
         if not isinstance(value, Unset):
             return value
+        if value.leaf.complete:
+            return self.equations.resolve(value)
         # Entries that nothing has determined have no effect.
         terms = [(c, i.reshape(-1)[value.entries]) for c, i in value.leaf.terms]
         return LogScale(terms, value.shape)

@@ -215,20 +215,25 @@ class _Observer:
             _Watch(self).run(*inputs)
 
     def lines(self, x: LogScale, values: Mapping[int, int]):
-        """The exponents of the distinct log-scales of a tensor, and which each entry has."""
+        """The exponents of the distinct log-scales of a tensor, and which each entry has.
+
+        Those of a large tensor term by term: rows and columns of a weight.
+        """
         terms = [(c, self._settled(compact(i).numpy(), values)) for c, i in x.terms]
-        if not terms:
-            return None
+        shape = np.broadcast_shapes(*(index.shape for _, index in terms))
+        if terms and np.prod(shape) <= _TOGETHER:
+            return [self._lines(terms)]
+        return [self._lines([term]) for term in terms]
+
+    def _lines(self, terms) -> tuple[sparse.csr_array, np.ndarray]:
         indices = np.broadcast_arrays(*(index for _, index in terms))
         flat = np.stack([index.reshape(-1) for index in indices], 1)
         unique, which = np.unique(flat, axis=0, return_inverse=True)
         total = sparse.csr_array((len(unique), self.exponents.shape[1]), dtype=np.int64)
         for m, (c, _) in enumerate(terms):
-            known = sparse.diags_array(
-                (unique[:, m] >= 0).astype(np.int64), dtype=np.int64
-            )
-            rows = self.rows[np.maximum(unique[:, m], 0)]
-            total = total + c * (known @ self.exponents[rows])
+            # Entries that are always zero have no exponents.
+            some = sparse.diags_array((unique[:, m] >= 0).astype(np.int64), dtype=np.int64)
+            total = total + c * (some @ self.exponents[self.rows[unique[:, m]]])
         total.eliminate_zeros()
         return total, which.reshape(indices[0].shape)
 
@@ -254,9 +259,7 @@ class _Watch(torch.fx.Interpreter):
         result = super().run_node(node)
         scale = self.observer.walk.scale_of(node)
         if isinstance(scale, Choice) and isinstance(result, Tensor):
-            flat = zip(
-                scale.variables.reshape(-1).tolist(), result.reshape(-1).tolist()
-            )
+            flat = zip(scale.variables.reshape(-1).tolist(), result.reshape(-1).tolist())
             self.values.update(flat)
             self.observer.walk.equations.choices.settle_groups(self.values)
         if isinstance(node.target, torch._ops.OpOverload):
@@ -268,29 +271,28 @@ class _Watch(torch.fx.Interpreter):
 
     def _meet(self, node) -> None:
         """Operands of a product that grow with a generator, and others that shrink with it."""
-        sides = []
+        operands = []
         for argument in node.all_input_nodes:
-            if not isinstance(argument, torch.fx.Node):
-                continue
             scale, value = self.observer.walk.scale_of(argument), self.env[argument]
-            if isinstance(scale, LogScale) and not isinstance(scale, Choice):
-                if isinstance(value, Tensor) and value.is_floating_point():
-                    found = self.observer.lines(scale, self.values)
-                    if found is not None:
-                        sides.append(_Side(value, *found))
-        sign = self.observer.seen.sign
-        for a in sides:
-            for b in sides:
-                if a is b:
-                    continue
-                both = a.signs(sign, 1) & b.signs(sign, -1)
-                a.note(self.observer.seen, 0, both, sign)
-                b.note(self.observer.seen, 1, both, sign)
+            plain = isinstance(scale, LogScale) and not isinstance(scale, Choice)
+            if plain and isinstance(value, Tensor) and value.is_floating_point():
+                lines = self.observer.lines(scale, self.values)
+                operands.append([_Side(value, *own) for own in lines])
+        seen = self.observer.seen
+        for one in operands:
+            for other in operands:
+                pairs = ((a, b) for a in one for b in other if one is not other)
+                for a, b in pairs:
+                    both = a.signs(seen.sign, 1) & b.signs(seen.sign, -1)
+                    a.note(seen, 0, both)
+                    b.note(seen, 1, both)
 
+
+_TOGETHER = 1 << 16
+"""Up to this many entries, what two terms do to one entry is added up."""
 
 _PRODUCTS = ("products", "attention")
-"""The rooms of rules whose operands meet in products."""
-
+"""The rooms of rules whose operands meet in products, but for some."""
 
 _NO_PRODUCTS = ("embedding", "embedding_bag", "weight_norm")
 
@@ -318,10 +320,11 @@ class _Side:
         found[coo.col[side * coo.data * sign[coo.col] > 0]] = True
         return found
 
-    def note(self, seen: _Seen, side: int, generators: np.ndarray, sign) -> None:
+    def note(self, seen: _Seen, side: int, generators: np.ndarray) -> None:
         """Hand the sizes of some generators' entries over."""
         coo = self.lines.tocoo()
-        own = generators[coo.col] & ((1 - 2 * side) * coo.data * sign[coo.col] > 0)
+        own = (1 - 2 * side) * coo.data * seen.sign[coo.col] > 0
+        own &= generators[coo.col]
         line, column, data = coo.row[own], coo.col[own], coo.data[own]
         seen.add(
             side, column, data, self.largest[line], self.sums[line], self.numbers[line]
