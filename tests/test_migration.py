@@ -130,7 +130,9 @@ def test_a_mixture_of_experts_by_hand():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["llama", "shared", "rotary", "powers", "resnet, normalised"])
+@pytest.mark.parametrize(
+    "name", ["llama", "shared", "rotary", "powers", "resnet, normalised"]
+)
 def test_every_mapping_moves_what_it_says_and_nothing_else(name):
     model, x, symmetry = derived(name)
     w = symmetry.group.layout.flatten(model)
@@ -221,7 +223,9 @@ def test_sizes_are_those_that_hooks_see():
         own = qn.scale_mappings(symmetry)[source].generators
         torch.testing.assert_close(sizes.activations[own], largest[reader])
         torch.testing.assert_close(sizes.means[own], means[reader])
-    mapping = qn.scale_mappings(symmetry)["1.attention.v"]  # one channel feeds two columns
+    mapping = qn.scale_mappings(symmetry)[
+        "1.attention.v"
+    ]  # one channel feeds two columns
     both = largest["1.attention.o"].view(2, 4).amax(0)
     torch.testing.assert_close(sizes.activations[mapping.generators], both)
     weight = model[1].attention.o.weight.abs().amax(0).view(2, 4).amax(0)
@@ -264,6 +268,7 @@ def test_smoothing_is_the_formula_of_the_paper(alpha):
     twin = qn.transform(model, symmetry, t, inputs=x)
     before, after = by_hooks(model, [x])[0], by_hooks(twin, [x])[0]
     for reader, names in (("1.attention.q", "qkv"), ("1.mlp.up", ("gate", "up"))):
+
         def weight(m):
             parent = m[1].attention if names == "qkv" else m[1].mlp
             return torch.cat([getattr(parent, n).weight for n in names]).abs().amax(0)
@@ -275,7 +280,9 @@ def test_smoothing_is_the_formula_of_the_paper(alpha):
 
 
 def test_channels_without_data_stay_and_the_model_is_unchanged():
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+    model = nn.Sequential(
+        nn.Linear(3, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 2)
+    ).double()
     x = torch.randn(6, 3).double()
     with torch.no_grad():
         model[0].bias.copy_(torch.tensor([9.0, -99.0, 9.0, 9.0]))
@@ -312,6 +319,8 @@ def test_bad_input_is_answered_with_its_name():
     with pytest.raises(ValueError, match="another model"):
         channel_sizes(model, other, [x])
     with pytest.raises(ValueError, match="is of another group than the sizes"):
-        smoothing(channel_sizes(model, symmetry, [x]), mappings=qn.scale_mappings(other))
+        smoothing(
+            channel_sizes(model, symmetry, [x]), mappings=qn.scale_mappings(other)
+        )
     with pytest.raises(ValueError, match="in its present mode"):
         channel_sizes(model.train(), symmetry, [x])

@@ -76,7 +76,10 @@ def stream(*parts, block="1"):
 
 
 ATTENTION_CLASSES = {
-    union(*(rows(f"1.attention.{n}", *HEADS) for n in "qkv"), columns("1.attention.o", *HEADS)): (2,),
+    union(
+        *(rows(f"1.attention.{n}", *HEADS) for n in "qkv"),
+        columns("1.attention.o", *HEADS),
+    ): (2,),
     union(rows("1.attention.q", *WITHIN), rows("1.attention.k", *WITHIN)): (2, 2),
     union(rows("1.attention.v", *WITHIN), columns("1.attention.o", *WITHIN)): (2, 2),
     union(rows("1.mlp.a", *N6), columns("1.mlp.b", *N6)): (6,),
@@ -105,7 +108,8 @@ BY_HAND = {
               statistics("4.first.1", *N4), columns("4.second.0", *N4)): (4,),
         union(rows("4.second.0", *N4, bias=False), rows("4.second.1", *N4),
               statistics("4.second.1", *N4), rows("4.shortcut.0", *N4, bias=False),
-              rows("4.shortcut.1", *N4), statistics("4.shortcut.1", *N4), columns("5.2", *N4)): (4,),
+              rows("4.shortcut.1", *N4), statistics("4.shortcut.1", *N4),
+              columns("5.2", *N4)): (4,),
     },
     "pre-norm": {
         stream(rows("0", *N4), rows("2", *N4), columns("3", *N4)): (4,), **ATTENTION_CLASSES,
@@ -119,7 +123,8 @@ BY_HAND = {
         union(columns("0", *N4), *(rows(n, *N4, bias=False) for n in ("1.first", "1.second", "2")),
               *(columns(f"1.attention.{n}", *N4) for n in "qkv"),
               rows("1.attention.o", *N4, bias=False), columns("1.mlp.gate", *N4),
-              columns("1.mlp.up", *N4), rows("1.mlp.down", *N4, bias=False), columns("3", *N4)): (4,),
+              columns("1.mlp.up", *N4), rows("1.mlp.down", *N4, bias=False),
+              columns("3", *N4)): (4,),
         union(rows("1.attention.q", *np.repeat(N2, 4), bias=False),
               columns("1.attention.o", *np.repeat(N2, 4))): (2,),
         union(rows("1.attention.v", *N4, bias=False), columns("1.attention.o", *N4, *N4)): (4,),
@@ -196,13 +201,19 @@ def exchangeable(model, x, layout, name, axis):
 def test_all_permutations_of_hidden_units_and_no_other():
     """A frozen offset holds unit 2 apart from the others."""
     offset = torch.tensor([0.3, 0.3, 0.7], dtype=torch.float64)
-    model = nn.Sequential(nn.Linear(4, 3), Block(lambda m, h: torch.tanh(h)), nn.Linear(3, 2))
+    model = nn.Sequential(
+        nn.Linear(4, 3), Block(lambda m, h: torch.tanh(h)), nn.Linear(3, 2)
+    )
     model = model.double()
     x = torch.randn(5, 4, dtype=torch.float64)
     classes = qn.permutation_classes(model, x)
     assert len(exchangeable(model, x, classes.layout, "0.weight", 0)) == 6
     assert [c.shape for c in classes] == [(3,)]
-    apart = Block(lambda m, h: m.b(torch.tanh(m.a(h) + offset)), a=nn.Linear(4, 3), b=nn.Linear(3, 2))
+    apart = Block(
+        lambda m, h: m.b(torch.tanh(m.a(h) + offset)),
+        a=nn.Linear(4, 3),
+        b=nn.Linear(3, 2),
+    )
     assert len(qn.permutation_classes(apart.double(), x)) == 0
 
 
@@ -215,7 +226,9 @@ def test_mixing_along_heads_ties_their_channels():
 
     shapes = []
     for mixes in (False, True):
-        model = Block(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2), mixes=mixes).double()
+        model = Block(
+            forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2), mixes=mixes
+        ).double()
         classes = qn.permutation_classes(model, torch.randn(5, 4).double())
         assert not classes.refused
         shapes.append({c.shape for c in classes})
@@ -230,7 +243,9 @@ def test_an_operation_treated_wrongly_is_refused():
     kept = AXIS_RULES["aten::cumsum"]
     AXIS_RULES["aten::cumsum"] = lambda steps, self, dim, **options: self
     try:
-        model = Block(lambda m, x: m.b(m.a(x).cumsum(-1)), a=nn.Linear(4, 3), b=nn.Linear(3, 2))
+        model = Block(
+            lambda m, x: m.b(m.a(x).cumsum(-1)), a=nn.Linear(4, 3), b=nn.Linear(3, 2)
+        )
         classes = qn.permutation_classes(model.double(), torch.randn(5, 4).double())
     finally:
         AXIS_RULES["aten::cumsum"] = kept
@@ -239,12 +254,16 @@ def test_an_operation_treated_wrongly_is_refused():
 
 
 def test_dropout_and_the_model_are_left_alone():
-    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    model = nn.Sequential(
+        nn.Linear(4, 3), nn.Dropout(0.5), nn.BatchNorm1d(3), nn.Linear(3, 2)
+    )
     state = {k: v.clone() for k, v in model.state_dict().items()}
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    classes = qn.permutation_classes(model, torch.randn(7, 4, generator=torch.Generator()))
+    classes = qn.permutation_classes(
+        model, torch.randn(7, 4, generator=torch.Generator())
+    )
     assert torch.rand(3).equal(expected)
     assert [c.size for c in classes] == [3] and model[1].training
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
@@ -253,7 +272,9 @@ def test_dropout_and_the_model_are_left_alone():
 def test_channels_of_each_head_by_hand():
     """Two heads of two channels: the first's channels exchanged, the second's not."""
     _, _, classes = derived("whole, without biases")
-    own = next(c for c in classes if c.shape == (2, 2) and c.moves[0].parameter == "v.weight")
+    own = next(
+        c for c in classes if c.shape == (2, 2) and c.moves[0].parameter == "v.weight"
+    )
     w = torch.arange(classes.layout.size, dtype=torch.float64)
     before, after = classes.layout.unflatten(w), classes.layout.unflatten(
         own.apply(w, torch.tensor([[1, 0], [0, 1]])))  # fmt: skip
@@ -261,13 +282,18 @@ def test_channels_of_each_head_by_hand():
     assert after["o.weight"].equal(before["o.weight"][:, [1, 0, 2, 3]])
     assert after["q.weight"].equal(before["q.weight"])
     batch = own.apply(torch.stack([w, -w]), torch.tensor([1, 0]))
-    assert classes.layout.unflatten(batch)["v.weight"][1].equal(-before["v.weight"][[1, 0, 3, 2]])
+    assert classes.layout.unflatten(batch)["v.weight"][1].equal(
+        -before["v.weight"][[1, 0, 3, 2]]
+    )
 
 
 def test_bad_input_is_answered():
     model, x, classes = derived("mlp")
     w = classes.layout.flatten(model)
-    for wrong, message in (([0, 1], r"shape \(5,\), got \(2,\)"), ([0, 0, 1, 2, 3], "each of 0 to 4")):
+    for wrong, message in (
+        ([0, 1], r"shape \(5,\), got \(2,\)"),
+        ([0, 0, 1, 2, 3], "each of 0 to 4"),
+    ):
         with pytest.raises(ValueError, match=message):
             classes[0].apply(w, wrong)
     with pytest.raises(ValueError, match="needs 2 permutations"):
@@ -318,7 +344,9 @@ def test_sums_are_cut_where_either_is():
 # -- matching ---
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet, normalised", "gpt", "llama", "grouped sink"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "resnet, normalised", "gpt", "llama", "grouped sink"]
+)
 def test_a_permuted_network_is_found_again(name):
     model, x, classes = derived(name)
     w = classes.layout.flatten(model)

@@ -13,7 +13,13 @@ from quotientnet.symmetry.replica import Replica, relative_change
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers")
 
-WORDS = {"vocab_size": 7, "use_cache": False, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+WORDS = {
+    "vocab_size": 7,
+    "use_cache": False,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 GROUPED = {
     "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
     "max_position_embeddings": 8, **WORDS,
@@ -47,8 +53,8 @@ def gpt2():
 
 def vit():
     config = transformers.ViTConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=6, image_size=4,
-        patch_size=2, num_channels=2, num_labels=3, **QUIET,
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=6,
+        image_size=4, patch_size=2, num_channels=2, num_labels=3, **QUIET,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     return transformers.ViTForImageClassification(config), {
@@ -81,7 +87,9 @@ def table(mappings):
         def text(p):
             name = p.parameter.removeprefix("model.").removeprefix("layers.0.")
             axes = "".join(map(str, p.axes))
-            return f"{name.removesuffix('.weight')}/{axes}" + (f"x{p.places}" if p.places > 1 else "")
+            return f"{name.removesuffix('.weight')}/{axes}" + (
+                f"x{p.places}" if p.places > 1 else ""
+            )
 
         return {text(p) for p in parts}
 
@@ -118,14 +126,20 @@ def test_mixtral_by_hand():
     mappings = qn.scale_mappings(symmetry)
     assert table(mappings) == [
         *ATTENTION,
-        ({"post_attention_layernorm/0"}, 8, {"mlp.gate/1", "mlp.experts.gate_up_proj/2"}),
+        (
+            {"post_attention_layernorm/0"},
+            8,
+            {"mlp.gate/1", "mlp.experts.gate_up_proj/2"},
+        ),
         ({"mlp.experts.gate_up_proj/01"}, 9, {"mlp.experts.down_proj/02"}),
         LAST,
     ]
     (part,) = mappings[4].sources
     up = [[-1, -1, -1, 3 * e, 3 * e + 1, 3 * e + 2] for e in range(3)]
     assert part.channels.tolist() == up
-    assert mappings[4].targets[0].channels.tolist() == np.arange(9).reshape(3, 3).tolist()
+    assert (
+        mappings[4].targets[0].channels.tolist() == np.arange(9).reshape(3, 3).tolist()
+    )
 
 
 def test_sizes_of_each_expert_are_those_of_its_own_tokens():

@@ -173,7 +173,9 @@ def exponents_of_unknowns(walk: Walk, solution: Solution) -> sparse.csr_array:
     incidence, used = _incidence(walk.leaves, solution)
     classes = sparse.csr_array(solution.basis[used])
     order, sign = arrangement(walk.layout, incidence, classes)
-    return sparse.csr_array(solution.basis[:, order] @ sparse.diags_array(sign, dtype=np.int64))
+    return sparse.csr_array(
+        solution.basis[:, order] @ sparse.diags_array(sign, dtype=np.int64)
+    )
 
 
 def _pinned(walk: Walk, solution: Solution):

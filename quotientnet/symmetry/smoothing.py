@@ -10,7 +10,6 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from quotientnet.group import ScalingGroup
 from quotientnet.symmetry.choices import Choice
 from quotientnet.symmetry.discover import (
     call_arguments,
@@ -232,7 +231,9 @@ class _Observer:
         total = sparse.csr_array((len(unique), self.exponents.shape[1]), dtype=np.int64)
         for m, (c, _) in enumerate(terms):
             # Entries that are always zero have no exponents.
-            some = sparse.diags_array((unique[:, m] >= 0).astype(np.int64), dtype=np.int64)
+            some = sparse.diags_array(
+                (unique[:, m] >= 0).astype(np.int64), dtype=np.int64
+            )
             total = total + c * (some @ self.exponents[self.rows[unique[:, m]]])
         total.eliminate_zeros()
         return total, which.reshape(indices[0].shape)
@@ -259,7 +260,9 @@ class _Watch(torch.fx.Interpreter):
         result = super().run_node(node)
         scale = self.observer.walk.scale_of(node)
         if isinstance(scale, Choice) and isinstance(result, Tensor):
-            flat = zip(scale.variables.reshape(-1).tolist(), result.reshape(-1).tolist())
+            flat = zip(
+                scale.variables.reshape(-1).tolist(), result.reshape(-1).tolist()
+            )
             self.values.update(flat)
             self.observer.walk.equations.choices.settle_groups(self.values)
         if isinstance(node.target, torch._ops.OpOverload):

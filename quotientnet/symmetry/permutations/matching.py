@@ -80,7 +80,8 @@ def match_channels(
         ...     torch.nn.Linear(4, 9), torch.nn.Tanh(), torch.nn.Linear(9, 2)).double()
         >>> classes = qn.permutation_classes(model, torch.randn(5, 4).double())
         >>> w = classes.layout.flatten(model)
-        >>> found = qn.symmetry.match_channels(classes[0].apply(w, torch.arange(9).flip(0)), w, classes)
+        >>> other = classes[0].apply(w, torch.arange(9).flip(0))
+        >>> found = qn.symmetry.match_channels(other, w, classes)
         >>> bool(found.w.equal(w))
         True
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from quotientnet.symmetry.permutations.axes import Axis, fix, fixed, new, unify
+from quotientnet.symmetry.permutations.axes import fix, fixed, new, unify
 
 __all__ = ["AXIS_RULES", "Axes", "Steps", "axis_rule"]
 
