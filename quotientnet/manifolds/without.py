@@ -149,15 +149,25 @@ class _Fixed:
     def _point_defect(self, x: Tensor) -> str | None:
         reason = super()._point_defect(x)
         where = None if reason is not None else self._off(x)
-        return reason if where is None else f"translations are not fixed in {where}; {_REMEDY}"
+        return (
+            reason
+            if where is None
+            else f"translations are not fixed in {where}; {_REMEDY}"
+        )
 
     def _defect(self, x: Tensor) -> str | None:
         reason = super()._defect(x)
         where = None if reason is not None else self._off(x)
-        return reason if where is None else f"translations are not fixed in {where}; {_REMEDY}"
+        return (
+            reason
+            if where is None
+            else f"translations are not fixed in {where}; {_REMEDY}"
+        )
 
 
-_REMEDY = "use symmetry.fix_translations(w, symmetry), which leaves the function as it is"
+_REMEDY = (
+    "use symmetry.fix_translations(w, symmetry), which leaves the function as it is"
+)
 
 
 def _taken(held: LayoutManifold, gauge: Gauge) -> int:

@@ -34,11 +34,11 @@ from quotientnet.symmetry.rules import RULES, Call, rule
 from quotientnet.symmetry.scales import LogScale
 from quotientnet.symmetry.smoothing import ChannelSizes, channel_sizes, smoothing
 from quotientnet.symmetry.sound import Soundness, verify_sound
+from quotientnet.symmetry.transform import OPTIMIZER_UNITS, transform
 from quotientnet.symmetry.translations import Translation
 from quotientnet.symmetry.translations.complete import verify_translations_complete
 from quotientnet.symmetry.translations.gauge import fix_translations
 from quotientnet.symmetry.translations.sound import verify_translations
-from quotientnet.symmetry.transform import OPTIMIZER_UNITS, transform
 
 __all__ = [
     "discover", "discover_numerically", "Symmetry", "NumericalSymmetry",

@@ -70,8 +70,12 @@ def verify_translations_complete(
     replica = Replica(model, layout, caller)
     inputs = call_arguments(example_inputs, caller)
     w = replica.random_point(generator)
-    w = torch.cat([w[e.slice] * (0.1 if len(e.shape) < 2 and "bias" in e.name else 1)
-                   for e in layout.entries])
+    w = torch.cat(
+        [
+            w[e.slice] * (0.1 if len(e.shape) < 2 and "bias" in e.name else 1)
+            for e in layout.entries
+        ]
+    )
     candidates = _orthonormal(_candidates(replica.model, layout, generator))
     rows = _rows(replica, w, inputs, candidates.shape[1] + 64, generator)
     _, values, vectors = np.linalg.svd(rows @ candidates, full_matrices=True)
@@ -80,7 +84,9 @@ def verify_translations_complete(
     eye = torch.eye(symmetry.group.dimension, dtype=torch.float64)
     velocities = _orthonormal((symmetry.group.exponents(eye) * w).T.numpy())
     directions = _directions(symmetry, w)
-    inside = directions @ _null_space(directions - candidates @ (candidates.T @ directions))
+    inside = directions @ _null_space(
+        directions - candidates @ (candidates.T @ directions)
+    )
     found, derived = (_orthonormal(_off(velocities, d)) for d in (found, inside))
     missing = _orthonormal(_off(derived, found), 1e-6)
     slopes = np.linalg.norm(rows @ _orthonormal(directions), axis=0)
@@ -110,8 +116,14 @@ def _candidates(model: nn.Module, layout: ParameterLayout, generator) -> np.ndar
             continue
         place = torch.arange(entry.start, entry.start + entry.numel).view(entry.shape)
         read = entry.name.endswith("weight") and entry.name not in tables
-        for axis in range(min(len(entry.shape), 2)) if len(entry.shape) > 1 else (None,):
-            each = place.reshape(1, -1) if axis is None else place.movedim(axis, 0).flatten(1)
+        for axis in (
+            range(min(len(entry.shape), 2)) if len(entry.shape) > 1 else (None,)
+        ):
+            each = (
+                place.reshape(1, -1)
+                if axis is None
+                else place.movedim(axis, 0).flatten(1)
+            )
             block = np.zeros((layout.size, each.shape[1]))
             block[each.numpy(), np.arange(each.shape[1])] = 1.0
             if axis is not None and read:
@@ -129,7 +141,9 @@ def _rows(replica: Replica, w: Tensor, inputs, number: int, generator) -> np.nda
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     leaves = [tensors[entry.name] for entry in layout.entries]
     while len(rows) < number:
-        args, kwargs = tree_map_only(Tensor, lambda x: drawn_again(x, generator), inputs)
+        args, kwargs = tree_map_only(
+            Tensor, lambda x: drawn_again(x, generator), inputs
+        )
         replica.move(w)
         with torch.enable_grad():
             try:
@@ -141,7 +155,9 @@ def _rows(replica: Replica, w: Tensor, inputs, number: int, generator) -> np.nda
                 for _ in range(min(sum(y.numel() for y in results), 16)):
                     total = sum(_mixed(y, generator) for y in results)
                     options = {"retain_graph": True, "materialize_grads": True}
-                    slopes = torch.autograd.grad(total, leaves, allow_unused=True, **options)
+                    slopes = torch.autograd.grad(
+                        total, leaves, allow_unused=True, **options
+                    )
                     rows.append(torch.cat([s.reshape(-1) for s in slopes]))
             finally:
                 for leaf in leaves:

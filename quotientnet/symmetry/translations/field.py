@@ -31,36 +31,39 @@ class MoveField:
         self, layout: ParameterLayout, solved: Solved, home: Part, free: np.ndarray
     ):
         self.layout, self.home, self.free = layout, home, free
-        columns = self._reached(solved)
+        reached, live = self._reached(solved)
+        columns = np.flatnonzero(reached)
         self._size = len(columns)
-        at = {int(u): n for n, u in enumerate(columns)}
-        self.sources = torch.tensor([at[u] for u in free.tolist()])
-        self._products = [
-            (p, at_of(at, p), _rows(solved, p.inputs.reshape(-1), columns))
-            for p in self._live
+        at = np.cumsum(reached) - 1
+        self.sources = torch.from_numpy(at[free])
+        self._products = []
+        for number in live:
+            product = solved.products[number]
+            own = np.flatnonzero(reached[product.slice])
+            places = torch.from_numpy(at[product.start + own])
+            inputs = solved.inputs[number][:, columns]
+            self._products.append((product, places, torch.from_numpy(own), inputs))
+        here = solved.by_column[:, columns].tocsr()
+        starts = here.indptr
+        self.parts = [
+            (part, here[part.slice])
+            for part in solved.unknowns.parts
+            if starts[part.slice.stop] > starts[part.start]
         ]
-        self.parts = []
-        for part in solved.unknowns.parts:
-            own = np.arange(part.start, part.slice.stop)
-            matrix = _rows(solved, own, columns)
-            if matrix.count_nonzero():
-                self.parts.append((part, matrix))
 
-    def _reached(self, solved: Solved) -> np.ndarray:
-        """The free unknowns, and the products that depend on them."""
-        reached = np.zeros(solved.unknowns.count, dtype=bool)
+    def _reached(self, solved: Solved) -> tuple[np.ndarray, list[int]]:
+        """The free unknowns and the products that depend on them, a mask; and which products."""
+        reached, live = np.zeros(solved.unknowns.count, dtype=bool), []
         reached[self.free] = True
-        self._live: list[Product] = []
-        for product in solved.products:
+        for number, product in enumerate(solved.products):
             if product.leaf is None:
                 continue
-            rows = solved.expression[product.inputs.reshape(-1)] @ reached
-            rows = rows.reshape(product.inputs.shape).any((1, 2)) if len(rows) else rows
-            moved = rows[product.pairs[:, 0]]
+            rows = (abs(solved.inputs[number]) @ reached).reshape(product.inputs.shape)
+            moved = rows.any((1, 2))[product.pairs[:, 0]]
             if moved.any():
                 reached[product.slice] = moved
-                self._live.append(product)
-        return np.flatnonzero(reached)
+                live.append(number)
+        return reached, live
 
     @cached_property
     def moved(self) -> dict[str, Tensor]:
@@ -73,26 +76,24 @@ class MoveField:
             masks[name] = masks[name] | mask if name in masks else mask
         return masks
 
-    def move(self, w: Tensor, s: Tensor) -> Tensor:
-        """By how much a point moves, shape ``(n,)``.
+    def move_(self, w: Tensor, s: Tensor) -> Tensor:
+        """Move a point in place, and return it.
 
         Args:
-            w: The point.
+            w: The point, shape ``(n,)``, contiguous.
             s: Values of the free unknowns, shape ``(free, length of the part)``.
         """
         values = w.new_zeros(self._size, s.shape[-1])
         values[self.sources.to(w.device)] = s
         views = self.layout.unflatten(w)
-        for product, places, matrix in self._products:
-            values[places[0].to(w.device)] = self._multiplied(
-                product, places[1], _times(matrix, values), views
+        for product, places, own, matrix in self._products:
+            values[places.to(w.device)] = self._multiplied(
+                product, own, _times(matrix, values), views
             )
-        delta = torch.zeros_like(w)
-        out = self.layout.unflatten(delta)
         for part, matrix in self.parts:
             own = _times(matrix, values)
-            out[part.leaf.name] += decoded(part, own.expand(-1, part.length))
-        return delta
+            views[part.leaf.name] += decoded(part, own.expand(-1, part.length))
+        return w
 
     @staticmethod
     def _multiplied(product: Product, own: Tensor, inputs: Tensor, views) -> Tensor:
@@ -101,7 +102,7 @@ class MoveField:
         rows = inputs.view(*product.inputs.shape) @ weights
         leaf = product.leaf
         numbers = views[leaf.name] if leaf.name else leaf.value.to(inputs)
-        factor = numbers.reshape(-1)[product.entries.to(inputs.device)]
+        factor = product.entries.of(numbers.reshape(-1))
         pairs = torch.from_numpy(product.pairs).to(inputs.device)[own.to(inputs.device)]
         return (rows @ factor.T)[pairs[:, 0], pairs[:, 1]][:, None]
 
@@ -123,18 +124,6 @@ def encoded(part: Part, tensor: Tensor) -> Tensor:
     values = tensor.permute(*part.kept, *rest).reshape(part.count, -1)
     mean = values.mean(1, keepdim=True)
     return mean if part.flat else values - mean if part.centred else values
-
-
-def at_of(at: dict[int, int], product: Product) -> tuple[Tensor, Tensor]:
-    """Where a product's unknowns are among those reached, and which of its own these are."""
-    own = [n for n in range(len(product.pairs)) if product.start + n in at]
-    return torch.tensor([at[product.start + n] for n in own]), torch.tensor(own)
-
-
-def _rows(
-    solved: Solved, unknowns: np.ndarray, columns: np.ndarray
-) -> sparse.csr_array:
-    return solved.expression[unknowns][:, columns].tocsr()
 
 
 def _times(matrix: sparse.csr_array, values: Tensor) -> Tensor:

@@ -74,7 +74,9 @@ class _Fixed:
         c = self.c.to(values)[:, None]
         shape = (values.shape[0], len(self.inverse), values.shape[2])
         at = self.f.to(values.device)
-        sums = values.new_zeros(shape).index_add(1, at, values[:, self.r.to(values.device)] * c)
+        sums = values.new_zeros(shape).index_add(
+            1, at, values[:, self.r.to(values.device)] * c
+        )
         inverse = self.inverse.to(values)
         return sums * inverse[:, None] if inverse.ndim == 1 else inverse @ sums
 
@@ -124,6 +126,7 @@ class Gauge:
 
     def fix(self, w: Tensor) -> Tensor:
         """The point of the space that differs from ``w`` by translations."""
+        w = w.clone()
         for fixed in self._fixed:
             entry = self.layout[fixed.part.leaf.name]
             values = _encoded(fixed.part, w[None, entry.slice])
@@ -131,7 +134,7 @@ class Gauge:
             for move in fixed.fields:
                 own = coefficients[start : start + len(move.free)]
                 start += len(move.free)
-                w = w + move.move(w, -own)
+                move.move_(w, -own)
         return torch.where(self.zeros.to(w.device), torch.zeros_like(w), w)
 
     @property
@@ -145,7 +148,9 @@ class Gauge:
                 sizes = torch.bincount(fixed.f, minlength=len(fixed.inverse))
                 alone = torch.zeros(1, fixed.part.count, fixed.part.length)
                 alone[:, fixed.r[sizes[fixed.f] == 1]] = 1.0
-                probe[self.layout[fixed.part.leaf.name].slice] |= _decoded(fixed.part, alone)[0] > 0
+                probe[self.layout[fixed.part.leaf.name].slice] |= (
+                    _decoded(fixed.part, alone)[0] > 0
+                )
             self._zeros = probe
         return self._zeros
 
@@ -163,7 +168,10 @@ def _fixed(translations: list[Translation]) -> _Fixed:
     else:
         inverse = _inverse(gram, translations)
     fields = tuple(t.field for t in translations)
-    r, f, c = (torch.from_numpy(np.ascontiguousarray(a)) for a in (matrix.row, matrix.col, matrix.data))
+    r, f, c = (
+        torch.from_numpy(np.ascontiguousarray(a))
+        for a in (matrix.row, matrix.col, matrix.data)
+    )
     return _Fixed(part, fields, r.long(), f.long(), c, torch.from_numpy(inverse))
 
 

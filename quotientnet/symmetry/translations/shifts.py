@@ -19,6 +19,7 @@ __all__ = [
     "Averages",
     "Leaf",
     "Seen",
+    "Picked",
     "narrowed",
 ]
 
@@ -44,7 +45,8 @@ class Term(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Term:
         """The same change of shape applied to both index tensors."""
-        return Term(self.coefficient, function(self.site), function(self.index))
+        site, index = (function(t) for t in (self.site, self.index))
+        return Term(self.coefficient, _thin(site), _thin(index))
 
     @property
     def constant(self) -> bool:
@@ -158,10 +160,14 @@ class Seen:
     Args:
         leaf: The parameter.
         entries: The position in the flattened leaf of each entry; all in order by default.
+
+    Attributes:
+        strided: Whether strides tell the positions, as those of a view of the leaf.
     """
 
     def __init__(self, leaf: Leaf, entries: Tensor | None = None):
         self.leaf, self._entries = leaf, entries
+        self.strided = entries is None
         self.shape = leaf.shape if entries is None else tuple(entries.shape)
 
     @property
@@ -178,7 +184,34 @@ class Seen:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Seen:
         """The same change of shape applied to the entries."""
-        return Seen(self.leaf, function(self.entries))
+        before = self.entries
+        seen = Seen(self.leaf, function(before))
+        memory = (t.untyped_storage().data_ptr() for t in (before, seen.entries))
+        seen.strided = self.strided and next(memory) == next(memory)
+        return seen
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Where the numbers of a matrix are in a flattened leaf.
+
+    Attributes:
+        shape: Rows and columns.
+        view: Size, stride and offset of a view; or
+        index: Positions, shape ``(rows, columns)``.
+    """
+
+    shape: tuple[int, int]
+    view: tuple[tuple[int, ...], tuple[int, ...], int] | None
+    index: Tensor | None
+
+    def of(self, flat: Tensor) -> Tensor:
+        """The matrix of numbers."""
+        if self.view is None:
+            return flat[self.index.to(flat.device)]
+        size, stride, offset = self.view
+        offset += flat.storage_offset()
+        return flat.contiguous().as_strided(size, stride, offset).reshape(self.shape)
 
 
 def narrowed(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -186,6 +219,11 @@ def narrowed(tensors: Sequence[Tensor]) -> list[Tensor]:
     small = [compact(t) for t in tensors]
     shape = torch.broadcast_shapes(*(t.shape for t in small))
     return [t.expand(shape) for t in small]
+
+
+def _thin(index: Tensor) -> Tensor:
+    """Expanded along axes where it does not vary: that takes no memory, and is seen at once."""
+    return compact(index).expand(index.shape)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

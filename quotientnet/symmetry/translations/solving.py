@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import sparse
@@ -31,6 +32,16 @@ class Solved:
     expression: sparse.csr_array
     free: np.ndarray
     products: tuple[Product, ...]
+
+    @cached_property
+    def inputs(self) -> list[sparse.csr_array]:
+        """The rows of what each product is made of."""
+        return [self.expression[p.inputs.reshape(-1)] for p in self.products]
+
+    @cached_property
+    def by_column(self) -> sparse.csc_array:
+        """The same coefficients, by columns."""
+        return self.expression.tocsc()
 
 
 def solve(unknowns: Unknowns) -> Solved:

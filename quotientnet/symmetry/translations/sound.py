@@ -81,7 +81,11 @@ def verify_translations(
             w = elsewhere if number == 1 else replica.w
             for sample in range(samples):
                 moves = [
-                    (t, _SIZES[sample % 3] * torch.randn(t.dimension, generator=generator))
+                    (
+                        t,
+                        _SIZES[sample % 3]
+                        * torch.randn(t.dimension, generator=generator),
+                    )
                     for t in translations
                 ]
                 violation = _violation(replica, mode, inputs, w, moves)
@@ -139,7 +143,5 @@ def _blamed(replica, mode: str, inputs, w: Tensor, moves, tolerance: float) -> s
     for translation, s in moves:
         violation = _violation(replica, mode, inputs, w, [(translation, s)])
         if not violation <= tolerance / 2:
-            return (
-                f"{translation.name!r} changes outputs by {violation:.1e} in {mode} mode"
-            )
+            return f"{translation.name!r} changes outputs by {violation:.1e} in {mode} mode"
     return "several together"

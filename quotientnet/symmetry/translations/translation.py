@@ -11,7 +11,7 @@ from scipy import sparse
 from torch import Tensor
 
 from quotientnet.layout import ParameterLayout
-from quotientnet.symmetry.translations.field import MoveField, encoded
+from quotientnet.symmetry.translations.field import MoveField
 from quotientnet.symmetry.translations.solving import Solved, solve
 from quotientnet.symmetry.translations.unknowns import Part
 from quotientnet.symmetry.translations.walk import ShiftWalk
@@ -55,7 +55,7 @@ class Translation:
                 f"Translation.act: needs one point and {self.dimension} coefficients, got shapes "
                 f"{tuple(w.shape)} and {tuple(s.shape)}"
             )
-        return w + self.field.move(w, self._spread(s.to(w)))
+        return self.field.move_(w.clone(), self._spread(s.to(w)))
 
     def _spread(self, s: Tensor) -> Tensor:
         """Coefficients as values of the free unknowns; those of mean zero have one fewer."""
@@ -81,10 +81,13 @@ def derive_translations(program, layout: ParameterLayout) -> tuple[Translation, 
 
 
 def _translations(walk: ShiftWalk, solved: Solved, layout: ParameterLayout):
+    events = solved.unknowns.absorbed
+    reach = _reach(solved, [e.unknowns for e in events])
     for part, own in _homes(solved):
-        for group, absorbers in _grouped(solved, own):
+        for group, forgotten in _grouped(reach[:, own].toarray() > 0, own, len(events)):
             move = MoveField(layout, solved, part, group)
-            names = tuple(dict.fromkeys(_place(*walk.places[r]) for r in absorbers))
+            records = sorted({e.record for e, here in zip(events, forgotten) if here})
+            names = tuple(dict.fromkeys(_place(*walk.places[r]) for r in records))
             dimension = len(group) * (part.length - part.centred)
             yield Translation(
                 _named(part, move, names),
@@ -110,50 +113,49 @@ def _homes(solved: Solved):
             yield part, mine
 
 
-def _grouped(solved: Solved, free: np.ndarray):
+def _grouped(table: np.ndarray, free: np.ndarray, events: int):
     """Free unknowns that move the same parameters and are forgotten by the same operations."""
-    if not len(free):
-        return
-    reach = _reach(solved, free)
-    labels = [reach[p.slice].sum(0) > 0 for p in solved.unknowns.parts]
-    events = solved.unknowns.absorbed
-    forgotten = [reach[e.unknowns].sum(0) > 0 for e in events]
-    table = np.stack([*labels, *forgotten])
     _, first, which = np.unique(table, axis=1, return_index=True, return_inverse=True)
     for number in np.argsort(first):
-        mine = which.reshape(-1) == number
-        column = table[:, first[number]][len(labels) :]
-        records = sorted({e.record for e, c in zip(events, column) if c})
-        yield free[mine], records
+        yield free[which.reshape(-1) == number], table[
+            len(table) - events :, first[number]
+        ]
 
 
-def _reach(solved: Solved, free: np.ndarray) -> sparse.csr_array:
-    """Which unknowns depend on which free ones, nonzero where they do, shape ``(U, free)``."""
-    size = solved.unknowns.count
-    ones = np.ones(len(free))
-    own = sparse.csr_array(
-        (ones, (free, np.arange(len(free)))), shape=(size, len(free))
-    )
+def _reach(solved: Solved, sets: Sequence[np.ndarray]) -> sparse.csc_array:
+    """Which parts, and which sets of unknowns, depend on which free ones: nonzero where they do."""
+    parts = [np.arange(p.start, p.slice.stop) for p in solved.unknowns.parts]
     pattern = abs(solved.expression)
+    made: list[sparse.csr_array] = []
+
+    def resolved(matrix: sparse.csr_array) -> sparse.csr_array:
+        """Products replaced by what they are made of."""
+        columns, total = matrix.tocsc(), matrix
+        for product, rows in zip(solved.products, made):
+            here = columns[:, product.slice]
+            if here.nnz:
+                lines = np.arange(len(product.pairs))
+                shape = (len(lines), rows.shape[0])
+                ones = np.ones(len(lines))
+                which = sparse.csr_array(
+                    (ones, (lines, product.pairs[:, 0])), shape=shape
+                )
+                total = total + (here @ which) @ rows
+        return total.tocsr()
+
     for product in solved.products:
-        inputs = pattern[product.inputs.reshape(-1)] @ own
-        rows, width = product.inputs.shape[0], product.inputs[0].size
-        lines = np.repeat(np.arange(rows), width)
-        gather = sparse.csr_array(
-            (np.ones(rows * width), (lines, np.arange(rows * width))),
-            shape=(rows, rows * width),
-        )
-        by_row = (gather @ inputs).tocsr()
-        by_row.eliminate_zeros()
-        if not by_row.nnz:
-            continue
-        by_row.data[:] = 1.0
-        mine = by_row[product.pairs[:, 0]].tocoo()
-        shape = (size, len(free))
-        own = own + sparse.csr_array(
-            (mine.data, (mine.row + product.start, mine.col)), shape=shape
-        )
-    return (pattern @ own).tocsr()
+        made.append(resolved(_summed(list(product.inputs), pattern)))
+    return resolved(_summed([*parts, *sets], pattern)).tocsc()
+
+
+def _summed(sets: Sequence[np.ndarray], pattern: sparse.csr_array) -> sparse.csr_array:
+    """The sum of the rows of each set, their zeros left out."""
+    lines = np.repeat(np.arange(len(sets)), [s.size for s in sets])
+    chosen = np.concatenate([s.reshape(-1) for s in sets])
+    shape = (len(sets), pattern.shape[0])
+    return (
+        sparse.csr_array((np.ones(len(lines)), (lines, chosen)), shape=shape) @ pattern
+    )
 
 
 def _centred_basis(length: int) -> Tensor:
@@ -210,6 +212,3 @@ def _entries(home: str, part: Part, move: MoveField) -> str:
         if count == 1
         else f"{home}: alike in {count} groups"
     )
-
-
-__all__.append("encoded")

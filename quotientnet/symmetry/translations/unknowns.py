@@ -15,6 +15,7 @@ from quotientnet.symmetry.translations.shifts import (
     ANYWHERE,
     NOTHING,
     Leaf,
+    Picked,
     Seen,
     Shift,
     Term,
@@ -68,7 +69,7 @@ class Product:
         inputs: Unknowns, shape ``(rows, K, terms)``.
         coefficients: Of the terms.
         leaf: What they are multiplied with; ``None`` for data.
-        entries: Positions there, shape ``(R, K)``.
+        entries: Where, a matrix ``(R, K)``.
     """
 
     start: int
@@ -76,7 +77,7 @@ class Product:
     inputs: np.ndarray
     coefficients: np.ndarray
     leaf: Leaf | None = None
-    entries: Tensor | None = None
+    entries: Picked | None = None
 
     @property
     def slice(self) -> slice:
@@ -140,8 +141,10 @@ class Unknowns:
             return None
         axes = [a % len(x.shape) for a in axes]
         others = [a for a in range(len(x.shape)) if a not in axes]
-        summed = x.entries.permute(*others, *axes).flatten(len(others))
-        kept, index = _kept(summed, x.leaf.shape)
+        summed = x.entries.permute(*others, *axes)
+        kept, index = _kept_by_strides(x, others, axes) or _kept(
+            summed, len(others), x.leaf.shape
+        )
         part = None if kept is None else self._part(x.leaf, kept)
         if part is None:
             self.pin(x)
@@ -295,7 +298,7 @@ class Unknowns:
         else:
             site = torch.tensor(ANYWHERE)
             entries, other = _rows_of(factor, axes)
-        size = 1 if entries is None else len(entries)
+        size = 1 if entries is None else entries.shape[0]
         joint = which * size + other
         pairs, inverse = np.unique(joint.numpy(), return_inverse=True)
         pairs = np.stack([pairs // size, pairs % size], 1)
@@ -357,11 +360,12 @@ def _first_of_each(columns) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(number, return_index=True)[1], number
 
 
-def _kept(summed: Tensor, shape: Sequence[int]):
+def _kept(summed: Tensor, lead: int, shape: Sequence[int]):
     """The axes of a leaf that tell rows apart, and each row's number along these.
 
     Nothing where a row is not all that there is along the other axes, in one order.
     """
+    summed = summed.flatten(lead)
     lead, length = summed.shape[:-1], summed.shape[-1]
     rows, rest, kept = torch.zeros(lead, dtype=torch.long), summed * 0, []
     stride = prod(shape)
@@ -378,6 +382,30 @@ def _kept(summed: Tensor, shape: Sequence[int]):
     if not (whole and first.unique().numel() == length and (rest == first).all()):
         return None, None
     return tuple(kept), rows
+
+
+def _kept_by_strides(x: Seen, others, axes):
+    """As :func:`_kept`, for whole rows or columns of a view, without a look at every entry."""
+    shape, entries = x.leaf.shape, x.entries
+    if not x.strided or len(shape) < 2 or shape[0] < 2:
+        return None
+    place = entries
+    for a in axes:
+        place = place.narrow(a, 0, 1)
+    place = place.permute(*others, *axes).flatten(len(others))[..., 0]
+    length, step = prod(shape[1:]), 1
+    for a in sorted(axes, key=lambda a: (entries.stride(a), entries.shape[a])):
+        if entries.shape[a] > 1 and entries.stride(a) != step:
+            break
+        step *= entries.shape[a]
+    else:
+        if step == length and not (place % length).any():
+            return (0,), place // length
+    wide = [a for a in axes if entries.shape[a] > 1]
+    if len(shape) == 2 and shape[1] > 1 and len(wide) == 1:
+        if entries.stride(wide[0]) == shape[1] and entries.shape[wide[0]] == shape[0]:
+            return (1,), place % shape[1]
+    return None
 
 
 def _vectors(indices: Sequence[Tensor], axes) -> tuple[np.ndarray, Tensor]:
@@ -398,12 +426,18 @@ def _vectors(indices: Sequence[Tensor], axes) -> tuple[np.ndarray, Tensor]:
     return stacked[first], torch.from_numpy(number).view(kept)
 
 
-def _rows_of(factor: Seen, axes) -> tuple[Tensor, Tensor]:
-    """The entries of each row, shape ``(R, K)``, and the number of the row at each place."""
+def _rows_of(factor: Seen, axes) -> tuple[Picked, Tensor]:
+    """The entries of each row, and the number of the row at each place."""
     ndim = len(factor.shape)
     lead = [a for a in range(ndim) if a - ndim not in axes]
     order = [*lead, *(a + ndim for a in axes)]
-    entries = factor.entries.permute(order).flatten(len(lead))
-    entries = entries.reshape(-1, entries.shape[-1])
+    entries = factor.entries.permute(order)
+    rows = prod(entries.shape[: len(lead)])
+    size = rows, entries.numel() // max(rows, 1)
+    if factor.strided:
+        view = tuple(entries.shape), entries.stride(), entries.storage_offset()
+        picked = Picked(size, view, None)
+    else:
+        picked = Picked(size, None, entries.reshape(size))
     shape = [1 if a - ndim in axes else n for a, n in enumerate(factor.shape)]
-    return entries, torch.arange(len(entries)).view(shape)
+    return picked, torch.arange(rows).view(shape)

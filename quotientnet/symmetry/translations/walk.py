@@ -170,7 +170,9 @@ class ShiftWalk:
         else:
             known = isinstance(node.target, torch._ops.OpOverload)
             shared = aliased(node) if known else node.all_input_nodes
-        family = next((self._family[n] for n in shared if n in self._family), list(shared))
+        family = next(
+            (self._family[n] for n in shared if n in self._family), list(shared)
+        )
         family.append(node)
         for member in family:
             self._family[member] = family
