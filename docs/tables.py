@@ -323,7 +323,16 @@ _HANDLES_CONSTANTS = "Handles nothing but constants there: masks, positions, sha
 
 def _families() -> str:
     facts = json.loads((FOLDER / "results/operations.json").read_text())
-    rows = [["Network", "Parameters", "Generators", "Outputs change by", "Complete", "Seconds"]]
+    rows = [
+        [
+            "Network",
+            "Parameters",
+            "Generators",
+            "Outputs change by",
+            "Complete",
+            "Seconds",
+        ]
+    ]
     rest: dict[str, list[dict]] = {}
     for r in facts["models"]:
         if r["group"] != "transformers":

@@ -44,7 +44,7 @@ __all__ = [
     "verify_sound", "verify_complete", "layer_scale_group", "transform", "canonical", "balance",
     "scale_mappings", "permutation_classes",
     "QuotientManifold", "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient",
-    "BalancedQuotient", "ProductOblique", "without_translations", "NotOnManifoldError", "Objective", "Point", "Operator",
-    "DenseOperator", "Estimate", "curvature", "optimization", "sharpness", "symmetry",
+    "BalancedQuotient", "ProductOblique", "without_translations", "NotOnManifoldError",
+    "Objective", "Point", "Operator", "DenseOperator", "Estimate", "curvature", "optimization", "sharpness", "symmetry",
     "reparametrisation", "training", "__version__",
 ]  # fmt: skip

@@ -108,9 +108,7 @@ class Symmetry(Found):
     coverage: tuple[Coverage, ...] = field(repr=False)
     training: bool
     order: tuple[str, ...] = field(repr=False, default=())
-    translations: tuple[Translation, ...] = field(
-        default=(), repr=False, compare=False
-    )
+    translations: tuple[Translation, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def unknown(self) -> tuple[Coverage, ...]:

@@ -29,6 +29,7 @@ def verify_translations_complete(
     example_inputs: Tensor | Sequence | Mapping,
     *,
     seed: int = 0,
+    weights: bool = True,
 ) -> Completeness:
     r"""Compare translations with all moves of a kind that derivatives allow at one random point.
 
@@ -48,6 +49,8 @@ def verify_translations_complete(
         example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments;
             they are drawn again as in :func:`~quotientnet.verify_complete`.
         seed: Of the point, inputs and candidates.
+        weights: Whether directions of the weights of layers are candidates. Two linear layers with
+            nothing between them have others among these, of their general linear gauge.
 
     Returns:
         Both dimensions, and the parameters that a missing translation moves. Parameters that the
@@ -76,7 +79,7 @@ def verify_translations_complete(
             for e in layout.entries
         ]
     )
-    candidates = _orthonormal(_candidates(replica.model, layout, generator))
+    candidates = _orthonormal(_candidates(replica.model, layout, weights, generator))
     rows = _rows(replica, w, inputs, candidates.shape[1] + 64, generator)
     _, values, vectors = np.linalg.svd(rows @ candidates, full_matrices=True)
     rank = int((values > _NEGLIGIBLE * values[0]).sum())
@@ -104,7 +107,9 @@ def _directions(symmetry: Symmetry, w: Tensor) -> np.ndarray:
     return torch.cat([w.new_zeros(len(w), 0), *bases], 1).numpy()
 
 
-def _candidates(model: nn.Module, layout: ParameterLayout, generator) -> np.ndarray:
+def _candidates(
+    model: nn.Module, layout: ParameterLayout, weights: bool, generator
+) -> np.ndarray:
     tables = {
         f"{name}.weight" if name else "weight"
         for name, module in model.named_modules()
@@ -116,6 +121,8 @@ def _candidates(model: nn.Module, layout: ParameterLayout, generator) -> np.ndar
             continue
         place = torch.arange(entry.start, entry.start + entry.numel).view(entry.shape)
         read = entry.name.endswith("weight") and entry.name not in tables
+        if read and len(entry.shape) > 1 and not weights:
+            continue
         for axis in (
             range(min(len(entry.shape), 2)) if len(entry.shape) > 1 else (None,)
         ):

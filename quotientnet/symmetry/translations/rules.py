@@ -15,7 +15,6 @@ from quotientnet.symmetry.translations.shifts import (
     Seen,
     Shift,
     Term,
-    narrowed,
 )
 from quotientnet.symmetry.translations.unknowns import Unknowns
 
@@ -107,9 +106,7 @@ for _name in MOVES:
 @shift_rule("expand_as", "view_as", "reshape_as")
 def like_another(call, x, other):
     change = "expand" if call.operation.endswith("expand_as") else "reshape"
-    if isinstance(x, Tensor):
-        return getattr(x, change)(call.shape)
-    return x.map(lambda t: getattr(t, change)(call.shape))
+    return _mapped(x, lambda t: getattr(t, change)(call.shape))
 
 
 @shift_rule("index")
@@ -406,7 +403,7 @@ def cross_entropy(call, x, target, *args):
 def contract(call, x, y, axes) -> Shift:
     """The product of two aligned values, summed over axes, which are kept with length 1.
 
-    It moves by ``x' δy + δx y``, with ``x'`` what ``x`` moves to: an identity for moves of any size.
+    It moves by ``x' δy + δx y``, with ``x'`` what ``x`` moves to: an identity, for any size.
     """
     u, axes = call.unknowns, [
         a - max(len(x.shape), len(y.shape)) if a >= 0 else a for a in axes

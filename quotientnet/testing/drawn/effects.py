@@ -55,7 +55,9 @@ def without_effect(network: Architecture, samples: int = 24) -> list[Step]:
             y.retain_grad()
     total.backward(retain_graph=True)
     idle = [step for step, x in uses if _some_idle(x.grad, x) and not _by_nature(step)]
-    return idle + list(_forgotten(network, results)) + list(_cancelled(network, results))
+    return (
+        idle + list(_forgotten(network, results)) + list(_cancelled(network, results))
+    )
 
 
 @torch.no_grad()
