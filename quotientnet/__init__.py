@@ -45,6 +45,6 @@ __all__ = [
     "scale_mappings", "permutation_classes",
     "QuotientManifold", "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient",
     "BalancedQuotient", "ProductOblique", "without_translations", "NotOnManifoldError",
-    "Objective", "Point", "Operator", "DenseOperator", "Estimate", "curvature", "optimization", "sharpness", "symmetry",
-    "reparametrisation", "training", "__version__",
+    "Objective", "Point", "Operator", "DenseOperator", "Estimate",
+    "curvature", "optimization", "sharpness", "symmetry", "reparametrisation", "training", "__version__",
 ]  # fmt: skip
