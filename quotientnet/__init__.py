@@ -46,5 +46,6 @@ __all__ = [
     "QuotientManifold", "LogPolarQuotient", "LayerScaleQuotient", "NodeWiseQuotient",
     "BalancedQuotient", "ProductOblique", "without_translations", "NotOnManifoldError",
     "Objective", "Point", "Operator", "DenseOperator", "Estimate",
-    "curvature", "optimization", "sharpness", "symmetry", "reparametrisation", "training", "__version__",
+    "curvature", "optimization", "sharpness", "symmetry", "reparametrisation",
+    "training", "__version__",
 ]  # fmt: skip
