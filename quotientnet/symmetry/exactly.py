@@ -68,11 +68,7 @@ class Exact(TorchFunctionMode):
         place = _DIVISOR.get(name)
         if name == "pow" and len(args) == 2 and isinstance(args[1], (int, float)):
             place = 0 if args[1] < 0 else None
-        if (
-            place is not None
-            and len(args) > place
-            and id(args[place]) in self._unguarded
-        ):
+        if place is not None and self._divides_guarded(place, args, kwargs):
             self.normalises = True
             free = self._unguarded[id(args[place])][1] + EXACT
             args = (*args[:place], free, *args[place + 1 :])
@@ -80,6 +76,12 @@ class Exact(TorchFunctionMode):
         if args and isinstance(result, Tensor) and isinstance(args[0], Tensor):
             self._follow(name, function, args, kwargs, result)
         return result
+
+    def _divides_guarded(self, place: int, args, kwargs) -> bool:
+        """Whether a call divides something else by a size and its guard, without rounding."""
+        if len(args) <= place or kwargs or id(args[place]) not in self._unguarded:
+            return False
+        return not any(a is args[place] for i, a in enumerate(args) if i != place)
 
     def _follow(self, name: str, function, args, kwargs, result: Tensor) -> None:
         """Remember a result if it is a size, or a size and a guard, with what it is without."""
@@ -89,14 +91,23 @@ class Exact(TorchFunctionMode):
         elif passes and first in self._unguarded:
             free = function(self._unguarded[first][1], *args[1:], **kwargs)
             self._unguarded[id(result)] = result, free
-        elif name in ("add", "radd", "clamp_min", "clamp") and first in self._sizes:
-            numbers = [v for v in (*args[1:], *kwargs.values()) if v is not None]
-            if (
-                len(numbers) == 1
-                and isinstance(numbers[0], float)
-                and numbers[0] <= LARGEST
-            ):
-                self._unguarded[id(result)] = result, args[0]
+        elif first in self._sizes and _guards(name, args, kwargs):
+            self._unguarded[id(result)] = result, args[0]
+
+
+def _guards(name: str, args, kwargs) -> bool:
+    """Whether a call adds a small number to its first argument, or clamps it from below."""
+    if (
+        name not in ("add", "radd", "clamp_min", "clamp")
+        or kwargs.get("max") is not None
+    ):
+        return False
+    numbers = [v for v in (*args[1:], *kwargs.values()) if v is not None]
+    lower = name != "clamp" or len(args) < 2 or args[1] is not None
+    return (
+        lower and len(numbers) == 1
+        and isinstance(numbers[0], float) and 0 < numbers[0] <= LARGEST
+    )  # fmt: skip
 
 
 def _double(dtype: torch.dtype) -> torch.dtype:
