@@ -36,14 +36,8 @@ class Block(nn.Module):
         self.first, self.second = nn.RMSNorm(WIDTH, eps=1e-6), nn.RMSNorm(
             WIDTH, eps=1e-6
         )
-        sizes = {
-            "q": HEADS * SIZE,
-            "k": SHARED * SIZE,
-            "v": SHARED * SIZE,
-            "gate": HIDDEN,
-            "up": HIDDEN,
-        }
-        for name, size in sizes.items():
+        rows = (HEADS * SIZE, SHARED * SIZE, SHARED * SIZE, HIDDEN, HIDDEN)
+        for name, size in zip(("q", "k", "v", "gate", "up"), rows):
             setattr(self, name, nn.Linear(WIDTH, size, bias=False))
         self.o = nn.Linear(HEADS * SIZE, WIDTH, bias=False)
         self.down = nn.Linear(HIDDEN, WIDTH, bias=False)

@@ -175,3 +175,11 @@ def test_reasons_are_those_of_the_equation_that_pinned():
     solution = eq.solve()
     reasons = [int(solution.reasons[int(x.terms[0][1])]) for x in (a, b, c)]
     assert reasons == [2, 2, -1]
+
+
+def test_the_root_of_a_square_needs_no_unknown():
+    """So that ``x / sqrt(mean(x²))`` is of scale 0 at once, and what follows is not entangled."""
+    eq = Equations()
+    x = eq.uniform(eq.fresh(3), [0])
+    root = eq.power(2 * x, Fraction(-1, 2))
+    assert eq.simplify(x + root).terms == () and len(eq.solve().row) == 4
