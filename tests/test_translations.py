@@ -16,7 +16,7 @@ from quotientnet.symmetry import (
     verify_translations,
     verify_translations_complete,
 )
-from quotientnet.symmetry.translations.rules import SHIFT_RULES
+from quotientnet.symmetry.translations.registry import SHIFT_RULES
 from quotientnet.symmetry.translations.unknowns import Unknowns
 
 

@@ -147,22 +147,14 @@ class _Fixed:
         return listed(self.layout.count(gap > size)) if (gap > size).any() else None
 
     def _point_defect(self, x: Tensor) -> str | None:
-        reason = super()._point_defect(x)
-        where = None if reason is not None else self._off(x)
-        return (
-            reason
-            if where is None
-            else f"translations are not fixed in {where}; {_REMEDY}"
-        )
+        return self._not_fixed(x) or super()._point_defect(x)
 
     def _defect(self, x: Tensor) -> str | None:
-        reason = super()._defect(x)
-        where = None if reason is not None else self._off(x)
-        return (
-            reason
-            if where is None
-            else f"translations are not fixed in {where}; {_REMEDY}"
-        )
+        return self._not_fixed(x) or super()._defect(x)
+
+    def _not_fixed(self, x: Tensor) -> str | None:
+        where = self._off(x) if torch.isfinite(x).all() else None
+        return None if where is None else f"translations are not fixed in {where}; {_REMEDY}"
 
 
 _REMEDY = (

@@ -11,8 +11,8 @@ from scipy import sparse
 from torch import Tensor
 
 from quotientnet.layout import ParameterLayout
+from quotientnet.symmetry.translations.parts import Part, Product
 from quotientnet.symmetry.translations.solving import Solved
-from quotientnet.symmetry.translations.unknowns import Part, Product
 
 __all__ = ["MoveField"]
 

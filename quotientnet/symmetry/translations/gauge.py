@@ -13,9 +13,9 @@ from torch import Tensor
 
 from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.translations.field import MoveField, decoded, encoded
+from quotientnet.symmetry.translations.parts import Part
 from quotientnet.symmetry.translations.sound import translations_of
 from quotientnet.symmetry.translations.translation import Translation
-from quotientnet.symmetry.translations.unknowns import Part
 
 __all__ = ["Gauge", "fix_translations"]
 

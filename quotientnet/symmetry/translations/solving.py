@@ -8,8 +8,9 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse
 
+from quotientnet.symmetry.translations.parts import Product
 from quotientnet.symmetry.translations.shifts import NOTHING
-from quotientnet.symmetry.translations.unknowns import Product, Unknowns
+from quotientnet.symmetry.translations.unknowns import Unknowns
 
 __all__ = ["Solved", "solve"]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.translations.field import MoveField
+from quotientnet.symmetry.translations.parts import Part
 from quotientnet.symmetry.translations.solving import Solved, solve
-from quotientnet.symmetry.translations.unknowns import Part
 from quotientnet.symmetry.translations.walk import ShiftWalk
 
 __all__ = ["Translation", "derive_translations"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -11,86 +10,26 @@ import torch
 from torch import Tensor
 
 from quotientnet.symmetry.scales import compact
+from quotientnet.symmetry.translations.parts import Absorbed, Part, Product
+from quotientnet.symmetry.translations.places import (
+    length,
+    rows_of,
+    told_apart,
+    told_apart_by_strides,
+    unique_rows,
+    vectors,
+)
 from quotientnet.symmetry.translations.shifts import (
     ANYWHERE,
     NOTHING,
     Leaf,
-    Picked,
     Seen,
     Shift,
     Term,
     narrowed,
 )
 
-__all__ = ["Part", "Product", "Absorbed", "Unknowns"]
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Unknown moves of a parameter: a vector for each index along the kept axes.
-
-    Attributes:
-        leaf: The parameter.
-        kept: Axes with an unknown for each index; along the others the unknown is a vector.
-        start: The first unknown.
-        centred: Whether these vectors have mean zero.
-        flat: Whether they are constant vectors, of one number.
-    """
-
-    leaf: Leaf
-    kept: tuple[int, ...]
-    start: int
-    centred: bool = False
-    flat: bool = False
-
-    @property
-    def count(self) -> int:
-        """The number of unknowns."""
-        return prod(self.leaf.shape[a] for a in self.kept)
-
-    @property
-    def length(self) -> int:
-        """The numbers that each unknown is made of."""
-        return 1 if self.flat else self.leaf.numel // max(self.count, 1)
-
-    @property
-    def slice(self) -> slice:
-        """Its unknowns."""
-        return slice(self.start, self.start + self.count)
-
-
-@dataclass(frozen=True, eq=False)
-class Product:
-    """Unknowns that are sums of products of others with known numbers, or with data.
-
-    Attributes:
-        start: The first of them.
-        pairs: For each, the number of a row of ``inputs`` and of ``entries``, shape ``(P, 2)``.
-        inputs: Unknowns, shape ``(rows, K, terms)``.
-        coefficients: Of the terms.
-        leaf: What they are multiplied with; ``None`` for data.
-        entries: Where, a matrix ``(R, K)``.
-    """
-
-    start: int
-    pairs: np.ndarray
-    inputs: np.ndarray
-    coefficients: np.ndarray
-    leaf: Leaf | None = None
-    entries: Picked | None = None
-
-    @property
-    def slice(self) -> slice:
-        """Its unknowns."""
-        return slice(self.start, self.start + len(self.pairs))
-
-
-@dataclass(frozen=True)
-class Absorbed:
-    """What an operation forgets: unknowns, and the number of the record of the operation."""
-
-    record: int
-    unknowns: np.ndarray
+__all__ = ["Unknowns"]
 
 
 class Unknowns:
@@ -142,7 +81,7 @@ class Unknowns:
         axes = [a % len(x.shape) for a in axes]
         others = [a for a in range(len(x.shape)) if a not in axes]
         summed = x.entries.permute(*others, *axes)
-        kept, index = _kept_by_strides(x, others, axes) or _kept(
+        kept, index = told_apart_by_strides(x, others, axes) or told_apart(
             summed, len(others), x.leaf.shape
         )
         part = None if kept is None else self._part(x.leaf, kept)
@@ -211,7 +150,7 @@ class Unknowns:
     # -- equations ---
 
     def _vanish(self, terms: Sequence[Term]) -> None:
-        rows = _unique_rows([t.index for t in terms])
+        rows = unique_rows([t.index for t in terms])
         self.equations.append((rows, np.array([t.coefficient for t in terms])))
 
     def uniform(self, x: Shift, axes: Sequence[int], *, absorb: bool = False) -> Shift:
@@ -225,10 +164,10 @@ class Unknowns:
         axes = [a % len(x.shape) for a in axes] if x.shape else []
         found = []
         for group in x.groups():
-            if any(_length(group[0].site, a) > 1 for a in axes):
+            if any(length(group[0].site, a) > 1 for a in axes):
                 self._vanish(group)
                 continue
-            alike = [all(_length(t.index, a) == 1 for a in axes) for t in group]
+            alike = [all(length(t.index, a) == 1 for a in axes) for t in group]
             uneven = [t for t, even in zip(group, alike) if not even]
             group = [t for t, even in zip(group, alike) if even]
             if uneven:
@@ -253,7 +192,7 @@ class Unknowns:
         start = self._new(prod(shape))
         self.common.append(slice(start, start + prod(shape)))
         common = torch.arange(prod(shape)).view(shape) + start
-        rows = _unique_rows([*indices, common.expand(indices[0].shape)])
+        rows = unique_rows([*indices, common.expand(indices[0].shape)])
         coefficients = [t.coefficient for t in group] + [-1.0]
         self.equations.append((rows, np.array(coefficients)))
         return Term(1.0, group[0].site, common)
@@ -289,7 +228,7 @@ class Unknowns:
             for a, n in enumerate(x.shape)
         ]
         indices = [t.index.expand(full) for t in terms]
-        inputs, which = _vectors(indices, axes)
+        inputs, which = vectors(indices, axes)
         coefficients = np.array([t.coefficient for t in terms])
         still = (inputs == NOTHING).all((1, 2))
         if factor is None:
@@ -297,7 +236,7 @@ class Unknowns:
             site, entries, other = self.sites(lead), None, torch.zeros_like(which)
         else:
             site = torch.tensor(ANYWHERE)
-            entries, other = _rows_of(factor, axes)
+            entries, other = rows_of(factor, axes)
         size = 1 if entries is None else entries.shape[0]
         joint = which * size + other
         pairs, inverse = np.unique(joint.numpy(), return_inverse=True)
@@ -338,106 +277,3 @@ class Unknowns:
         for index in self._read:
             mask[index] = True
         return mask
-
-
-def _length(index: Tensor, axis: int) -> int:
-    """1 if an index tensor does not vary along an axis."""
-    return compact(index).shape[axis] if index.ndim else 1
-
-
-def _unique_rows(columns: Sequence[Tensor]) -> np.ndarray:
-    """The distinct tuples of entries of tensors of one shape, shape ``(rows, columns)``."""
-    columns = [t.reshape(-1).numpy() for t in narrowed(columns)]
-    return np.stack(columns, 1)[_first_of_each(columns)[0]]
-
-
-def _first_of_each(columns) -> tuple[np.ndarray, np.ndarray]:
-    """One place of each distinct tuple, and the number of each place's tuple."""
-    number = np.zeros(len(columns[0]), dtype=np.int64)
-    for column in columns:
-        span = int(column.max(initial=0)) + 1
-        number = np.unique(number * span + column, return_inverse=True)[1].reshape(-1)
-    return np.unique(number, return_index=True)[1], number
-
-
-def _kept(summed: Tensor, lead: int, shape: Sequence[int]):
-    """The axes of a leaf that tell rows apart, and each row's number along these.
-
-    Nothing where a row is not all that there is along the other axes, in one order.
-    """
-    summed = summed.flatten(lead)
-    lead, length = summed.shape[:-1], summed.shape[-1]
-    rows, rest, kept = torch.zeros(lead, dtype=torch.long), summed * 0, []
-    stride = prod(shape)
-    for axis, size in enumerate(shape):
-        stride //= size
-        place = summed // stride % size
-        if size > 1 and bool((place == place[..., :1]).all()):
-            rows = rows * size + place[..., 0]
-            kept.append(axis)
-        else:
-            rest = rest * size + place
-    whole = length * prod(shape[a] for a in kept) == prod(shape)
-    first = rest.reshape(-1, length)[:1]
-    if not (whole and first.unique().numel() == length and (rest == first).all()):
-        return None, None
-    return tuple(kept), rows
-
-
-def _kept_by_strides(x: Seen, others, axes):
-    """As :func:`_kept`, for whole rows or columns of a view, without a look at every entry."""
-    shape, entries = x.leaf.shape, x.entries
-    if not x.strided or len(shape) < 2 or shape[0] < 2:
-        return None
-    place = entries
-    for a in axes:
-        place = place.narrow(a, 0, 1)
-    place = place.permute(*others, *axes).flatten(len(others))[..., 0]
-    length, step = prod(shape[1:]), 1
-    for a in sorted(axes, key=lambda a: (entries.stride(a), entries.shape[a])):
-        if entries.shape[a] > 1 and entries.stride(a) != step:
-            break
-        step *= entries.shape[a]
-    else:
-        if step == length and not (place % length).any():
-            return (0,), place // length
-    wide = [a for a in axes if entries.shape[a] > 1]
-    if len(shape) == 2 and shape[1] > 1 and len(wide) == 1:
-        if entries.stride(wide[0]) == shape[1] and entries.shape[wide[0]] == shape[0]:
-            return (1,), place % shape[1]
-    return None
-
-
-def _vectors(indices: Sequence[Tensor], axes) -> tuple[np.ndarray, Tensor]:
-    """The distinct vectors along axes, shape ``(rows, K, terms)``, and where each of them is."""
-    ndim = indices[0].ndim
-    lead = [a for a in range(ndim) if a - ndim not in axes]
-    small = narrowed(indices)
-    # Summed axes in full, the others narrowed.
-    shape = [
-        small[0].shape[a] if a in lead else indices[0].shape[a] for a in range(ndim)
-    ]
-    order = [*lead, *(a + ndim for a in axes)]
-    rows = [t.expand(shape).permute(order).flatten(len(lead)) for t in small]
-    stacked = torch.stack([r.reshape(-1, r.shape[-1]) for r in rows], -1).numpy()
-    flat = stacked.reshape(len(stacked), -1)
-    first, number = _first_of_each(list(flat.T))
-    kept = [1 if a - ndim in axes else n for a, n in enumerate(shape)]
-    return stacked[first], torch.from_numpy(number).view(kept)
-
-
-def _rows_of(factor: Seen, axes) -> tuple[Picked, Tensor]:
-    """The entries of each row, and the number of the row at each place."""
-    ndim = len(factor.shape)
-    lead = [a for a in range(ndim) if a - ndim not in axes]
-    order = [*lead, *(a + ndim for a in axes)]
-    entries = factor.entries.permute(order)
-    rows = prod(entries.shape[: len(lead)])
-    size = rows, entries.numel() // max(rows, 1)
-    if factor.strided:
-        view = tuple(entries.shape), entries.stride(), entries.storage_offset()
-        picked = Picked(size, view, None)
-    else:
-        picked = Picked(size, None, entries.reshape(size))
-    shape = [1 if a - ndim in axes else n for a, n in enumerate(factor.shape)]
-    return picked, torch.arange(rows).view(shape)

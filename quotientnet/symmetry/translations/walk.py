@@ -24,8 +24,14 @@ from quotientnet.symmetry.nodes import (
     shape_of,
     writes_floats,
 )
-from quotientnet.symmetry.translations import more_rules  # noqa: F401
-from quotientnet.symmetry.translations.rules import SHIFT_RULES, ShiftCall
+from quotientnet.symmetry.translations import (  # noqa: F401
+    rules_attention,
+    rules_elementwise,
+    rules_forgetting,
+    rules_products,
+    rules_shapes,
+)
+from quotientnet.symmetry.translations.registry import SHIFT_RULES, ShiftCall
 from quotientnet.symmetry.translations.shifts import Leaf, Seen, Shift
 from quotientnet.symmetry.translations.unknowns import Unknowns
 

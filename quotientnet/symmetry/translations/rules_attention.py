@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 
 from quotientnet.symmetry.rules.products import axis_names
-from quotientnet.symmetry.translations.rules import (
-    contract,
-    shift_rule,
-)
+from quotientnet.symmetry.translations.registry import shift_rule
+from quotientnet.symmetry.translations.rules_products import contract, mapped
 from quotientnet.symmetry.translations.shifts import Seen, Shift, Term
 
 __all__ = []
@@ -73,7 +71,7 @@ def _through_kernel(
     # x (N, groups, 1, in, 1…), W (groups, out, in, kernel…)
     x = x.map(lambda t: t[first].unflatten(1, (groups, -1)).unsqueeze(2))
     split = lambda t: t.unflatten(0, (groups, -1))[None]  # noqa: E731
-    weight = weight.map(split) if isinstance(weight, Seen) else split(weight)
+    weight = mapped(weight, split)
     x = Shift((*x.shape[:-dims], *weight.shape[-dims:]), x.terms)
     known = weight if isinstance(weight, Seen) else u.constant(weight)
     out = u.product(x, known, Shift(known.shape), range(-1 - dims, 0))
@@ -125,10 +123,7 @@ def einsum(call, equation, tensors, **kwargs):
         axes = tuple(slice(None) if n in own else None for n in letters)
         return lambda t: t.permute([own.index(n) for n in present])[axes]
 
-    pair = [
-        aligned(own)(x) if isinstance(x, torch.Tensor) else x.map(aligned(own))
-        for x, own in zip(tensors, names)
-    ]
+    pair = [mapped(x, aligned(own)) for x, own in zip(tensors, names)]
     if not summed:
         return call.pin(tensors)
     both = all(
