@@ -196,4 +196,6 @@ def test_scalings_map_translations_to_translations():
         there = group.act(translation.act(w, s), t)
         home = (translation.basis(w) != 0) & LAYOUT.mask(translation.parameter)[:, None]
         own = torch.stack([scales[column].mean() for column in home.T])
-        assert torch.allclose(translation.act(group.act(w, t), own * s), there, rtol=1e-9)
+        assert torch.allclose(
+            translation.act(group.act(w, t), own * s), there, rtol=1e-9
+        )

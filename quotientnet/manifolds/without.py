@@ -154,7 +154,11 @@ class _Fixed:
 
     def _not_fixed(self, x: Tensor) -> str | None:
         where = self._off(x) if torch.isfinite(x).all() else None
-        return None if where is None else f"translations are not fixed in {where}; {_REMEDY}"
+        return (
+            None
+            if where is None
+            else f"translations are not fixed in {where}; {_REMEDY}"
+        )
 
 
 _REMEDY = (
