@@ -151,7 +151,9 @@ def _reach(solved: Solved, sets: Sequence[np.ndarray]) -> sparse.csc_array:
 def _summed(sets: Sequence[np.ndarray], pattern: sparse.csr_array) -> sparse.csr_array:
     """The sum of the rows of each set, their zeros left out."""
     lines = np.repeat(np.arange(len(sets)), [s.size for s in sets])
-    chosen = np.concatenate([s.reshape(-1) for s in sets])
+    chosen = np.concatenate(
+        [np.zeros(0, dtype=np.int64), *(s.reshape(-1) for s in sets)]
+    )
     shape = (len(sets), pattern.shape[0])
     return (
         sparse.csr_array((np.ones(len(lines)), (lines, chosen)), shape=shape) @ pattern
