@@ -354,10 +354,8 @@ def _families() -> str:
 
 
 def _completeness(rows: list[dict]) -> str:
-    jumps = [r["name"] for r in rows if not r["complete"]]
-    if not jumps:
-        return "yes"
-    return f"all but {', '.join(jumps)}, whose jumps derivatives do not see"
+    others = [f"``{r['name']}``" for r in rows if not r["complete"]]
+    return f"all but {', '.join(others)}" if others else "yes"
 
 
 def _table(rows: list[list[str]]) -> str:

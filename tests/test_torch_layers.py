@@ -1,7 +1,7 @@
 """Every layer of torch.nn: sound, complete, no operation unknown; or a limit that is named."""
 
 import pytest
-from torch_layers import JUMPS, LAYERS, NO_GRAPH, NO_LAYERS, classes
+from torch_layers import LIMITS, LAYERS, NO_GRAPH, NO_LAYERS, classes
 
 import quotientnet as qn
 
@@ -21,8 +21,8 @@ def test_sound_complete_and_without_unknown_operations(name):
     assert all(c.reason for c in symmetry.coverage if c.treatment in ("rule", "pins"))
     qn.verify_sound(model, symmetry, inputs, modes=["own"]).require()
     found = qn.verify_complete(model, symmetry, inputs)
-    if name in JUMPS:
-        assert found.extra == 0 and found.jump > 1e-6
+    if name in LIMITS:
+        assert found.extra == 0 and found.missing and found.jump > 1e-12
     else:
         found.require()
 

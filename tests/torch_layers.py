@@ -288,8 +288,11 @@ NO_GRAPH = {
 }
 """Layers that torch cannot export, and why."""
 
-JUMPS = {"Hardshrink"}
-"""Layers at whose thresholds they jump: derivatives see no symmetry broken there."""
+LIMITS = {
+    "Hardshrink": "it jumps at its thresholds, where derivatives see no symmetry broken",
+    "CosineEmbeddingLoss": "it adds 1e-12 to each length, too little for derivatives to see",
+}
+"""Layers for which the derivatives allow more than the function does, and why."""
 
 NO_LAYERS = {
     "Container", "DataParallel", "Module", "RNNBase", "RNNCellBase", "SyncBatchNorm",

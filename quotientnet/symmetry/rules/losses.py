@@ -50,16 +50,6 @@ def margin_ranking_loss(call, x, y, target, margin=0.0, reduction=1):
     return reduced(call, eq.equal(call.scale(x), call.scale(y)), reduction)
 
 
-@rule("aten::cosine_embedding_loss")
-def cosine_embedding_loss(call, x, y, target, margin=0.0, reduction=1):
-    """Each vector has one scale, which is forgotten."""
-    eq = call.equations
-    eq.pin(call.scale(target))
-    for vector in (x, y):
-        eq.uniform(call.scale(vector), [-1])
-    return eq.pinned(*call.shape)
-
-
 @rule("aten::nll_loss", "aten::nll_loss_nd", "aten::nll_loss2d")
 def nll_loss(call, x, target, weight=None, reduction=1, ignore_index=-100):
     """A score for each sample: literally if classes are constant, else one scale for all."""

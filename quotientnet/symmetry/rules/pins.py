@@ -66,3 +66,4 @@ pinned(
     "soft_margin_loss triplet_margin_loss",
     "A loss with a margin or a bend at a fixed distance.",
 )
+pinned("cosine_embedding_loss", "A constant is added to each length.")
