@@ -65,29 +65,38 @@ def null_space(pivots: dict[int, dict[int, int]], count: int) -> sparse.csc_arra
     Returns:
         A sparse matrix, shape ``(count, count − len(pivots))``.
     """
-    solved: dict[int, dict[int, Fraction]] = {}
+    solved: dict[int, dict[int, int | Fraction]] = {}
     for column in sorted(pivots):
         row, total = pivots[column], {}
+        own = row[column]
         for other, value in row.items():
-            if other != column:
-                factor = Fraction(-value, row[column])
-                for free, c in solved.get(other, {other: Fraction(1)}).items():
-                    total[free] = total.get(free, 0) + factor * c
+            if other == column:
+                continue
+            # Whole numbers, which almost all are, are quicker than fractions.
+            factor = Fraction(-value, own) if value % own else -value // own
+            if other not in solved:
+                total[other] = total.get(other, 0) + factor
+                continue
+            for free, c in solved[other].items():
+                total[free] = total.get(free, 0) + factor * c
         solved[column] = {free: c for free, c in total.items() if c}
     free = np.setdiff1d(np.arange(count), np.fromiter(pivots, int, len(pivots)))
-    place = {int(column): j for j, column in enumerate(free)}
-    scale = {j: 1 for j in place}
+    scale: dict[int, int] = {}
     for combination in solved.values():
         for column, c in combination.items():
-            scale[column] = lcm(scale[column], c.denominator)
-    entries = [(column, j, scale[column]) for column, j in place.items()]
-    for row, combination in solved.items():
-        entries += [(row, place[f], int(c * scale[f])) for f, c in combination.items()]
-    rows, columns, data = (
-        zip(*entries) if entries else (np.empty(0, int), np.empty(0, int), ())
+            if c.denominator != 1:
+                scale[column] = lcm(scale.get(column, 1), c.denominator)
+    rows, columns, values = (
+        list(free),
+        list(free),
+        [scale.get(f, 1) for f in free.tolist()],
     )
-    shape = (count, len(free))
-    values = np.array(data, dtype=np.int64)
+    for row, combination in solved.items():
+        rows += [row] * len(combination)
+        columns += combination
+        values += [int(c * scale.get(f, 1)) for f, c in combination.items()]
+    columns = np.searchsorted(free, np.array(columns, dtype=np.int64))
+    values, shape = np.array(values, dtype=np.int64), (count, len(free))
     return sparse.csc_array(sparse.coo_array((values, (rows, columns)), shape=shape))
 
 

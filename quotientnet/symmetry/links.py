@@ -141,24 +141,24 @@ def _namings(
     layout: ParameterLayout, links: Sequence[Link], count: int
 ) -> list[Naming]:
     """A description of each generator."""
-    touched: list[list[int]] = [[] for _ in range(count)]
-    place: dict[tuple[int, int], int] = {}
-    for number, link in enumerate(links):
-        flat = link.generators.reshape(-1)
-        generators, first = np.unique(flat, return_index=True)
-        for generator, position in zip(generators.tolist(), first.tolist()):
-            if generator >= 0:
-                touched[generator].append(number)
-                place[generator, number] = position
-    texts: dict[tuple[int, ...], tuple] = {}
+    found = [
+        np.unique(link.generators.reshape(-1), return_index=True) for link in links
+    ]
+    generators = np.concatenate([own for own, _ in found] or [np.empty(0, np.int64)])
+    places = np.concatenate([first for _, first in found] or [np.empty(0, np.int64)])
+    numbers = np.repeat(np.arange(len(links)), [len(own) for own, _ in found])
+    order = np.argsort(generators, kind="stable")
+    starts = np.searchsorted(generators[order], np.arange(count + 1)).tolist()
+    numbers, places = numbers[order], places[order].tolist()
+    texts: dict[bytes, tuple] = {}
     namings = []
-    for generator, numbers in enumerate(touched):
-        key = tuple(numbers)
+    for start, stop in zip(starts, starts[1:]):
+        key = numbers[start:stop].tobytes()
         if key not in texts:
-            texts[key] = _text(layout, [links[n] for n in numbers])
-        where, head, parts, normalised = texts[key]
-        link = links[numbers[head]]
-        channel = place[generator, numbers[head]] if len(link.axes) == 1 else None
+            own = [links[n] for n in numbers[start:stop].tolist()]
+            texts[key] = (*_text(layout, own), own)
+        where, head, parts, normalised, own = texts[key]
+        channel = places[start + head] if len(own[head].axes) == 1 else None
         namings.append(Naming(where, channel, parts, normalised))
     return namings
 
