@@ -204,7 +204,9 @@ class Walk:
                 self._views.item(node, container, index)
             return self._values[container][index]
         needed = self._needed.get(node, {})
-        args, kwargs = (self._arguments(a, needed) for a in by_position(node))
+        args, kwargs = (self._arguments(a) for a in by_position(node))
+        if needed and next(scales_among([args, kwargs]), None) is not None:
+            args, kwargs = (self._arguments(a, needed) for a in by_position(node))
         if isinstance(node.target, torch._ops.OpOverload):
             self._values[node] = self._apply(node, args, kwargs)
             self._note_alias(node, args, kwargs)
