@@ -164,6 +164,12 @@ HAND_MADE = {
         ),
         4,
     ),
+    "bias, average pooling": images(
+        lambda: nn.Sequential(
+            conv(2, 4), nn.AvgPool2d(2), nn.MaxPool2d(3), norm(4), nn.GELU(), conv(4, 2, 1)
+        ),
+        4,
+    ),
     "three linear layers": on(VECTORS, 3 + 5, lambda: dense_linear(4, 3, 5, 2)),
     "linear, no bias to take it": on(
         VECTORS, 0, lambda: nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5, bias=False), nn.Tanh())

@@ -78,9 +78,11 @@ def _pooling(dims: int) -> None:
         return [result, Shift(call.shape)] if pairs else result
 
     @shift_rule(f"avg_pool{dims}d")
-    def average(call, x, size, stride=None, padding=0, ceil_mode=False, *args):
+    def average(
+        call, x, size, stride=None, padding=0, ceil=False, counted=True, divisor=None
+    ):
         padded = any([padding] if isinstance(padding, int) else padding)
-        return call.pin(x) if padded or ceil_mode or args else pool(call, x)
+        return call.pin(x) if padded or ceil or divisor else pool(call, x)
 
 
 for _dims in (1, 2, 3):

@@ -152,7 +152,10 @@ class ShiftWalk:
 
     def _still(self, node: Node):
         def still(value):
-            return Shift(value.shape) if isinstance(value, Tensor) else value
+            symbolic = isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+            if isinstance(value, Tensor) or symbolic:
+                return Shift(() if symbolic else value.shape)
+            return value
 
         value = node.meta.get("val")
         return (
