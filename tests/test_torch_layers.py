@@ -1,7 +1,7 @@
 """Every layer of torch.nn: sound, complete, no operation unknown; or a limit that is named."""
 
 import pytest
-from torch_layers import LIMITS, LAYERS, NO_GRAPH, NO_LAYERS, classes
+from torch_layers import LAYERS, LIMITS, NO_GRAPH, NO_LAYERS, classes
 
 import quotientnet as qn
 
