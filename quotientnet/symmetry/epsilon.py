@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.export.graph_signature import InputKind
 
-from quotientnet.symmetry.graph import Record, Walk
+from quotientnet.symmetry.graph import Walk
 from quotientnet.symmetry.guards import Guard
 from quotientnet.symmetry.nodes import by_position
+from quotientnet.symmetry.record import Record
 
 __all__ = ["Approximation", "graph_inputs", "measure_eps"]
 

@@ -6,7 +6,6 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from inspect import signature
 from itertools import zip_longest
 
 import torch
@@ -37,45 +36,14 @@ from quotientnet.symmetry.nodes import (
     shape_of,
     writes_floats,
 )
+from quotientnet.symmetry.record import Record
 from quotientnet.symmetry.rules import Call, find_rule
 from quotientnet.symmetry.rules.shapes import MOVES
+from quotientnet.symmetry.running import INLINED, constant, takes
 from quotientnet.symmetry.scales import Leaf, LogScale, Unset, scales_among
 from quotientnet.symmetry.views import Views, chooses, opaque
 
-__all__ = ["Record", "Walk"]
-
-
-@dataclass
-class Record:
-    """What happened at one operation.
-
-    Attributes:
-        place: The module that called it, by name.
-        operation: Its name in aten.
-        treatment: ``"rule"``, ``"pins"``, ``"unknown"`` or ``"constant"``.
-        outputs: The output channels of a layer.
-        eps: What a normalisation adds to the variance, and its input's log-scale.
-        node: Its name in the graph.
-        kind: The class of the module.
-        called: Whether it is an operation, not an input or output of the graph.
-        guard: If all it does is to guard a division, how.
-    """
-
-    place: str
-    operation: str
-    treatment: str
-    node: str
-    kind: str = ""
-    called: bool = True
-    outputs: LogScale | None = None
-    eps: tuple[float, LogScale] | None = None
-    guard: Guard | None = None
-
-    def __str__(self) -> str:
-        kind = f" ({self.kind})" if self.kind else ""
-        return (
-            f"{self.operation} in {self.place}{kind}" if self.place else self.operation
-        )
+__all__ = ["Walk"]
 
 
 @dataclass
@@ -212,7 +180,7 @@ class Walk:
             self._note_alias(node, args, kwargs)
             return self._values[node]
         record = self.records[-1]
-        if str(node.target) in _INLINED:
+        if str(node.target) in INLINED:
             record.called = False
             start = next(
                 i for i, a in enumerate(args) if isinstance(a, torch.fx.GraphModule)
@@ -264,7 +232,7 @@ class Walk:
         written = any(
             a.kwarg_only and is_written(a) for a in operation._schema.arguments
         )
-        if rule is None or written or not _takes(rule, call, args, kwargs):
+        if rule is None or written or not takes(rule, call, args, kwargs):
             return self._unknown(node, [args, kwargs])
         if not rule.__module__.startswith(_OWN_RULES):
             args, kwargs = tree_map_only(
@@ -344,9 +312,7 @@ class Walk:
             return opaque(self.equations, node)
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             return opaque(self.equations, node)
-        kwargs = dict(kwargs) | ({"device": "cpu"} if "device" in kwargs else {})
-        args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
-        return tree_map_only(Tensor, Tensor.cpu, node.target(*args, **kwargs))
+        return constant(node, args, kwargs)
 
     def _unknown(self, node: Node, arguments):
         """Pin all that an operation without a rule touches; nothing, if all is constant anyway."""
@@ -391,7 +357,7 @@ class Walk:
         known = (
             target is node.args[0]
             and rule is not None
-            and _takes(rule, call, args, kwargs)
+            and takes(rule, call, args, kwargs)
         )
         if not known or self.records[-1].treatment == "unknown":
             return None
@@ -424,12 +390,6 @@ class Walk:
 _OWN_RULES = find_rule.__module__.rpartition(".")[0]
 """Where rules are that look at parameters before their log-scales are determined."""
 
-_INLINED = {
-    "wrap_with_set_grad_enabled", "wrap_with_autocast", "tag_activation_checkpoint", "wrap",
-}  # fmt: skip
-"""Operations that only run a graph of their own."""
-
-
 _KEEPS_INTEGERS = {
     *MOVES,
     "clone",
@@ -460,12 +420,3 @@ def _used_once(node: Node) -> bool:
             return True
         node = node.args[0]
     return False
-
-
-def _takes(rule: Callable, call: Call, args: tuple, kwargs: Mapping) -> bool:
-    """Whether a rule knows the arguments of an overload."""
-    try:
-        signature(rule).bind(call, *args, **kwargs)
-    except TypeError:
-        return False
-    return True

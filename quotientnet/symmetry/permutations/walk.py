@@ -16,13 +16,9 @@ from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.nodes import by_position, live_nodes, operation_of
 from quotientnet.symmetry.permutations.axes import fix, fixed, new
 from quotientnet.symmetry.permutations.registry import AXIS_RULES, Axes, Steps
+from quotientnet.symmetry.running import INLINED, constant, takes
 
 __all__ = ["AxisWalk"]
-
-_INLINED = {
-    "wrap_with_set_grad_enabled", "wrap_with_autocast", "tag_activation_checkpoint", "wrap",
-}  # fmt: skip
-"""Operations that only run a graph of their own."""
 
 
 class AxisWalk:
@@ -82,16 +78,16 @@ class AxisWalk:
         args, kwargs = (self._arguments(a) for a in by_position(node))
         if node.target is operator.getitem:
             return args[0][args[1]]
-        if str(node.target) in _INLINED:
+        if str(node.target) in INLINED:
             graphs = [
                 i for i, a in enumerate(args) if isinstance(a, torch.fx.GraphModule)
             ]
             result = self._run(args[graphs[0]], args[graphs[0] + 1 :])
             return list(result) if isinstance(result, tuple) else result
         if not _typed((args, kwargs)):
-            constant = self._constant(node, args, kwargs)
-            if constant is not None:
-                return constant
+            value = self._constant(node, args, kwargs)
+            if value is not None:
+                return value
         result = self._ruled(node, args, kwargs)
         if result is None:
             self.unknown.append(operation_of(node))
@@ -113,10 +109,15 @@ class AxisWalk:
         named = tree_map_only(Tensor, _axes_of_constant, named)
         named = {name: value for name, value in named.items() if value is not None}
         steps = Steps(schema.name.removeprefix("aten::").rstrip("_"), shapes)
+        if not takes(rule, steps, (), named):
+            return None
         try:
             result = rule(steps, **named)
-        except (TypeError, ValueError, IndexError, KeyError, AttributeError):
-            return None
+        except Exception as error:
+            raise ValueError(
+                f"permutation_classes: the rule of {steps.name} failed with "
+                f"{type(error).__name__}: {error}"
+            ) from error
         self.tensors += steps.noted
         if not shapes:
             return result if result is not None else ()
@@ -134,9 +135,7 @@ class AxisWalk:
             isinstance(a, Tensor) and a.is_meta for a in tree_leaves((args, kwargs))
         ):
             return None
-        kwargs = dict(kwargs) | ({"device": "cpu"} if "device" in kwargs else {})
-        args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
-        return tree_map_only(Tensor, Tensor.cpu, node.target(*args, **kwargs))
+        return constant(node, args, kwargs)
 
     def _opaque(self, node: Node):
         values = node.meta.get("val")

@@ -13,7 +13,7 @@ from quotientnet.symmetry.chosen import choose
 from quotientnet.symmetry.rules.registry import rule
 from quotientnet.symmetry.scales import PINNED, ZERO, LogScale, scales_among
 
-__all__ = ["MOVES"]
+__all__ = ["MOVES", "move"]
 
 MOVES = (
     "view reshape _unsafe_view permute transpose t numpy_T mT movedim moveaxis "

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from quotientnet.symmetry.rules.shapes import MOVES
+from quotientnet.symmetry.rules.shapes import MOVES, move
 from quotientnet.symmetry.translations.registry import shift_rule
 from quotientnet.symmetry.translations.rules_products import mapped
 from quotientnet.symmetry.translations.shifts import Seen, Shift, Term
 
 __all__ = []
-
-
-def moved(operation, x, args, kwargs):
-    """The operation applied to what tells where entries come from."""
-    shape = x.shape
-    example = operation(
-        torch.zeros((), dtype=torch.long).expand(shape), *args, **kwargs
-    )
-    if isinstance(example, Tensor):
-        return x.map(lambda t: operation(t, *args, **kwargs))
-    return [
-        x.map(lambda t, i=i: operation(t, *args, **kwargs)[i])
-        for i in range(len(example))
-    ]
 
 
 def _register(name: str) -> None:
@@ -36,7 +21,7 @@ def _register(name: str) -> None:
         odd = (Shift, Seen, torch.dtype)
         if any(isinstance(a, odd) for a in (*args, *kwargs.values())):
             return call.pin(x, *args)
-        return moved(operation, x, args, kwargs)
+        return move(operation, x, args, kwargs)
 
 
 for _name in MOVES:
@@ -59,7 +44,7 @@ def index(call, x, indices):
             torch.zeros(i.shape, dtype=torch.long) if a in by_data else i
             for a, i in enumerate(indices)
         ]
-    return moved(torch.ops.aten.index, x, (indices,), {})
+    return move(torch.ops.aten.index, x, (indices,), {})
 
 
 @shift_rule("index_select", "gather")
@@ -68,7 +53,7 @@ def index_along(call, x, dim, places, **kwargs):
         x, places = call.uniform(x, [dim]), torch.zeros(places.shape, dtype=torch.long)
     single = len(places.shape) <= 1
     operation = torch.ops.aten.index_select if single else torch.ops.aten.gather
-    return moved(operation, x, (dim, places), {})
+    return move(operation, x, (dim, places), {})
 
 
 def _join(name: str) -> None:

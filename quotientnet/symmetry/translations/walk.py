@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from inspect import signature
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch.fx import Node
 
 from quotientnet.layout import ParameterLayout
 from quotientnet.symmetry.nodes import (
+    SHAPE_ONLY,
     aliased,
     by_position,
     graphs,
@@ -24,6 +24,7 @@ from quotientnet.symmetry.nodes import (
     shape_of,
     writes_floats,
 )
+from quotientnet.symmetry.running import INLINED, constant, takes
 from quotientnet.symmetry.translations import (  # noqa: F401
     rules_attention,
     rules_elementwise,
@@ -107,7 +108,7 @@ class ShiftWalk:
         if isinstance(node.target, torch._ops.OpOverload):
             return self._applied(node, args, kwargs)
         graph = next((a for a in args if isinstance(a, torch.fx.GraphModule)), None)
-        if str(node.target) in _INLINED and graph is not None and not self._writes:
+        if str(node.target) in INLINED and graph is not None and not self._writes:
             start = args.index(graph) + 1
             result = self._run(graph, args[start:])
             return list(result) if isinstance(result, tuple) else result
@@ -120,7 +121,7 @@ class ShiftWalk:
     def _applied(self, node: Node, args, kwargs):
         operation = node.target
         name = operation._schema.name
-        if name.removeprefix("aten::") in _SHAPE_ONLY:
+        if name.removeprefix("aten::") in SHAPE_ONLY:
             value = node.args[0].meta["val"]
             args = (torch.empty(value.shape, dtype=value.dtype), *args[1:])
         if not list(_moving([args, kwargs])):
@@ -129,7 +130,7 @@ class ShiftWalk:
         if rule is None and operation._schema.is_mutable:
             rule = SHIFT_RULES.get(name.removesuffix("_"))
         call = ShiftCall(self.unknowns, shape_of(node), name)
-        if rule is None or not _takes(rule, call, args, kwargs):
+        if rule is None or not takes(rule, call, args, kwargs):
             self.unknowns.pin(args, kwargs)
             return self._still(node)
         result = rule(call, *args, **kwargs)
@@ -146,9 +147,7 @@ class ShiftWalk:
     def _constant(self, node: Node, args, kwargs):
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             return self._still(node)
-        kwargs = dict(kwargs) | ({"device": "cpu"} if "device" in kwargs else {})
-        copied = torch.utils._pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
-        return node.target(*copied[0], **copied[1])
+        return constant(node, args, kwargs)
 
     def _still(self, node: Node):
         def still(value):
@@ -198,18 +197,6 @@ class ShiftWalk:
                 self._values[member] = self._values[node]
 
 
-_INLINED = {
-    "wrap_with_set_grad_enabled", "wrap_with_autocast", "tag_activation_checkpoint", "wrap",
-}  # fmt: skip
-"""Operations that only run a graph of their own."""
-
-_SHAPE_ONLY = {
-    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros",
-    "new_ones", "new_full", "new_empty", "randint_like", "sym_size", "size",
-}  # fmt: skip
-"""Operations that need only the shape of their first argument."""
-
-
 def _moving(arguments):
     if isinstance(arguments, (Shift, Seen)):
         yield arguments
@@ -226,11 +213,3 @@ def _floats(node: Node) -> bool:
     return isinstance(value, Tensor) and (
         value.is_floating_point() or value.is_complex()
     )
-
-
-def _takes(rule, call, args, kwargs) -> bool:
-    try:
-        signature(rule).bind(call, *args, **kwargs)
-    except TypeError:
-        return False
-    return True
