@@ -1,6 +1,10 @@
 """Networks that random drawing found, made small: what was wrong, and what cannot be known."""
 
 import pytest
+import torch
+import torch.nn.functional as F
+from architectures import Block, parameter
+from torch import nn
 
 import quotientnet as qn
 from quotientnet.testing import Architecture, Step, without_effect
@@ -30,6 +34,14 @@ LIMITS = {
         Step("linear", 1, out=2, bias=True),  # 5
         Step("linear", 4, out=2, bias=True),  # 6
         outputs=(5, 6),
+    )),
+    "a constant on all keys": (0, 4, Architecture(
+        Step("input", shape=(3, 4)),  # 0
+        Step("input", shape=(3, 2)),  # 1
+        Step("linear", 0, out=4, bias=False),  # 2
+        Step("plus_one", 2),  # 3
+        Step("linear", 2, out=4, bias=False),  # 4
+        Step("attention", 4, 3, 1, causal=False, written=True),  # 5: scores of a query shift alike
     )),
     "a branch that is never taken": (6, 3, Architecture(
         Step("input", shape=(4,)),  # 0
@@ -62,6 +74,72 @@ def test_what_cancels_by_its_values_limits_a_scale(name):
     )
     assert found.gap > 1e6 and found.jump < 1e-9
     assert without_effect(network)
+
+
+def test_layer_normalisation_of_a_constant_decides_nothing():
+    """Where ReLU leaves nothing of a channel, a bias is normalised: rounding, and no violation."""
+    network = Architecture(
+        Step("input", shape=(2, 4), image=True),  # 0
+        Step("relu", 0),  # 1: a position of both channels may be zero
+        Step(
+            "conv", 1, out=2, size=1, groups=1, same=True, bias=True
+        ),  # 2: and then constant
+        Step("layer_norm", 2, affine=True),  # 3
+        Step("linear", 3, out=2, bias=True),  # 4
+    )
+    (inputs,) = network.inputs()
+    symmetry = qn.discover(network, inputs)
+    found = qn.verify_complete(network, symmetry, inputs).require()
+    assert found.found == symmetry.group.dimension == 5
+    dead = torch.cat([-inputs[:1].abs(), inputs])
+    with pytest.raises(ValueError, match="a channel is constant"):
+        qn.verify_sound(network, symmetry, dead)
+
+
+def test_words_that_inputs_do_not_hold_are_free():
+    """Logits of all words by a table that also embeds them: a row that is no input is only a
+    row of logits. The derivation is that of any word."""
+    network = Architecture(
+        Step("embedding", words=3, length=3, width=2),  # 0
+        Step("again", 0, of=0, transposed=True),  # 1: logits
+        Step("linear", 1, out=2, bias=True),  # 2
+    )
+    (words,) = network.inputs()
+    symmetry = qn.discover(network, words)
+    assert qn.verify_complete(network, symmetry, words).require().derived == 1
+    assert qn.verify_complete(network, symmetry, words.clamp(max=1)).missing == 1
+
+
+POOLS = {
+    "tiles": (6, lambda h: F.max_pool1d(h, 2)),
+    "tiles, averaged": (6, lambda h: F.avg_pool1d(h, 2)),
+    "overlapping": (5, lambda h: F.max_pool1d(h, 3, 1)),
+    "padded": (8, lambda h: F.max_pool1d(h, 2, 2, 1)),
+    "padded, averaged": (8, lambda h: F.avg_pool1d(h, 2, 2, 1)),
+    "a last window beyond the end": (4, lambda h: F.max_pool1d(h, 4, 4, ceil_mode=True)),
+    "dilated": (3, lambda h: F.max_pool1d(h, 2, 2, 0, 2)),
+    "of images": (6, lambda h: F.max_pool2d(h.view(-1, 3, 2, 3), (2, 1)).flatten(2)),
+    "of images, padded": (
+        5, lambda h: F.avg_pool2d(h.view(-1, 3, 2, 3), 2, (2, 1), (0, 1)).flatten(2)),
+}  # fmt: skip
+"""Windows over six positions, or two rows of three, each with a scale of its own for each of three
+channels; windows that share no position have scales of their own."""
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_windows_of_pooling_have_scales_of_their_own(name):
+    dimension, pool = POOLS[name]
+    torch.manual_seed(0)
+    count = pool(torch.zeros(1, 3, 6)).shape[-1]
+    model = Block(
+        lambda m, x: m.o(pool(F.relu(x * m.p)).mean(1) * m.q),
+        p=parameter(3, 6), q=parameter(count), o=nn.Linear(count, 2),
+    ).double()  # fmt: skip
+    inputs = torch.randn(5, 3, 6).double()
+    symmetry = qn.discover(model, inputs)
+    assert symmetry.group.dimension == dimension
+    qn.verify_sound(model, symmetry, inputs).require()
+    qn.verify_complete(model, symmetry, inputs).require()
 
 
 def test_the_slope_of_values_of_one_sign_is_a_factor():

@@ -45,6 +45,9 @@ class Exact(TorchFunctionMode):
         if function not in _EPS:
             return self._without_guards(function, args, kwargs)
         self.normalises = True
+        if function in _GROUPS:
+            x, groups = [*args, *kwargs.values()][:2]
+            _refuse_constant_groups(x, groups)
         if function in _SIGNATURES:
             bound = _SIGNATURES[function].bind(*args, **kwargs)
             if bound.arguments.get("training") or bound.arguments.get(
@@ -143,14 +146,27 @@ _EPS = {
 }  # fmt: skip
 """Where normalisations have their ``eps``."""
 
+_GROUPS = {F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm}
+"""Those that centre groups of each sample: the shape of one is their second argument, or how many
+groups of channels there are."""
+
 _SIGNATURES = {
     function: inspect.signature(function)
     for function in (F.batch_norm, F.instance_norm)
 }
 
 
+def _refuse_constant_groups(x: Tensor, groups) -> None:
+    if isinstance(groups, int):
+        refuse_constant(x.reshape(len(x), groups, -1), [2])
+    else:
+        refuse_constant(x, list(range(-len(groups), 0)))
+
+
 def refuse_constant(x: Tensor, axes, *, zeros: bool = False) -> None:
     """Refuse channels whose variance is lost to rounding; those that are zero on request."""
+    if all(x.shape[a] == 1 for a in axes):
+        return  # nothing but the shift is left, without rounding
     square = x.detach().square().mean(axes)
     lost = x.detach().var(axes, correction=0) <= 1e-20 * square
     if (lost if zeros else lost & (square > 0)).any():

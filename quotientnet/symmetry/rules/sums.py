@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from quotientnet.symmetry.choices import Choice
 from quotientnet.symmetry.rules.registry import rule
-from quotientnet.symmetry.scales import LogScale
+from quotientnet.symmetry.scales import ZERO, LogScale, compact
 
 __all__ = []
 
@@ -143,30 +144,47 @@ def norm(call, x, ord=2, dim=None, keepdim=False, **kwargs):
     return call.pin(x) if ord == 0 else _reduced(call, x, dim)
 
 
-def _windows(call, x, dims, sizes, strides=None):
-    """One scale along each of the last ``dims`` axes, but those with windows of one entry."""
-    sizes = [sizes] * dims if isinstance(sizes, int) else list(sizes)
-    sizes = sizes * dims if len(sizes) == 1 else sizes
-    wide = [a - dims for a in range(dims) if sizes[a] != 1]
-    x = call.equations.uniform(x, wide)
-    strides = strides or sizes
-    strides = [strides] * dims if isinstance(strides, int) else list(strides)
-    strides = strides * dims if len(strides) == 1 else strides
-    for a in range(dims):
-        if sizes[a] == 1:
-            cut = (..., slice(None, None, strides[a]), *[slice(None)] * (dims - 1 - a))
-            x = x.map(lambda t, cut=cut: t[cut])
-    return x
+def _windows(call, x, dims, sizes, strides, padding, dilation=1) -> LogScale:
+    """One scale in each window along the last ``dims`` axes; what lies outside fits any scale.
+
+    Literally only where positions have scales of their own: else windows change nothing.
+    """
+    eq, axes = call.equations, range(-dims, 0)
+    x = eq.simplify(eq.resolve(x))
+    varies = any(max(compact(i).shape[-dims:]) > 1 for _, i in x.terms)
+    if not varies or set(_each(dilation, dims)) != {1}:
+        return eq.uniform(x, axes)
+    sizes, padding = _each(sizes, dims), _each(padding, dims)
+    strides = _each(strides, dims) if strides else sizes
+    index = compact(eq.single(x).terms[0][1])
+    index = index.expand(*index.shape[:-dims], *x.shape[-dims:])
+    around = []  # the last windows may reach beyond the padding
+    for n, out, size, stride, p in zip(
+        x.shape[-dims:], call.shape[-dims:], sizes, strides, padding
+    ):
+        around = [p, max((out - 1) * stride + size - n - p, 0), *around]
+    index = F.pad(index, around, value=ZERO)
+    for axis, (size, stride) in enumerate(zip(sizes, strides)):
+        index = index.unfold(len(x.shape) - dims + axis, size, stride)
+    x = LogScale([(1, index)], (*x.shape[:-dims], *index.shape[-2 * dims :]))
+    return eq.uniform(x, axes).map(lambda t: t[(..., *[0] * dims)])
+
+
+def _each(value, dims: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * dims if len(values) == 1 else values
 
 
 def _pooling(dims: int) -> None:
-    @rule(f"aten::max_pool{dims}d", f"aten::avg_pool{dims}d")
-    def pool(call, x, size, stride=None, padding=0, *args, **kwargs):
-        """One scale along the positions of a channel."""
-        padded = padding != 0 and any(
-            [padding] if isinstance(padding, int) else padding
-        )
-        return call.spread(_windows(call, x, dims, -1 if padded else size, stride))
+    @rule(f"aten::max_pool{dims}d")
+    def pool(call, x, size, stride=None, padding=0, dilation=1, ceil_mode=False):
+        """One scale in each window."""
+        return call.spread(_windows(call, x, dims, size, stride, padding, dilation))
+
+    @rule(f"aten::avg_pool{dims}d")
+    def average(call, x, size, stride=None, padding=0, *args):
+        """One scale in each window."""
+        return call.spread(_windows(call, x, dims, size, stride, padding))
 
     @rule(f"aten::max_pool{dims}d_with_indices")
     def pool_with_indices(call, x, *args, **kwargs):

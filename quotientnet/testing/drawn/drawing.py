@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from random import Random
 
@@ -15,7 +16,7 @@ from quotientnet.testing.drawn.program import (
     Step,
     operation_named,
 )
-from quotientnet.testing.drawn.registry import OPERATIONS
+from quotientnet.testing.drawn.registry import OPERATIONS, Kind
 
 __all__ = ["architectures", "random_architecture", "informative"]
 
@@ -23,10 +24,10 @@ Choose = Callable[[Sequence], object]
 """Takes one of several; the first ones are simple."""
 
 _FAMILIES = (
-    *["linear"] * 5, *["filter"] * 6, *["relu"] * 3, *["homogeneous"] * 2, *["two"] * 3,
-    *["add"] * 2, *["parameter"] * 2, *["along"] * 2, *["move"] * 3, *["join"] * 2,
-    *["normalisation"] * 2, *["contraction"] * 3, *["image"] * 3, *["weight"] * 2, *["again"] * 3,
-    "pinning", "recurrence",
+    "linear", *["filter"] * 3, *["relu"] * 2, *["homogeneous"] * 3, *["two"] * 4, "add",
+    *["parameter"] * 3, *["along"] * 3, *["move"] * 3, *["join"] * 2, *["normalisation"] * 4,
+    *["contraction"] * 3, *["image"] * 3, *["weight"] * 3, *["again"] * 2, *["pinning"] * 2,
+    "recurrence",
 )  # fmt: skip
 """How often each family is drawn."""
 
@@ -66,18 +67,17 @@ def architectures(least: int = 5, most: int = 40):
 
 
 def _draw(choose: Choose, least: int, most: int) -> Architecture:
-    count = choose(range(least, most + 1))
+    count = choose(range(least, choose((max(most // 2, least), most)) + 1))
     network = Architecture(
         *_inputs(choose), training=choose((False, True)), seed=choose(range(1000))
     )
     for _ in range(20 * count):
-        if network.operations.total() >= count - 1:
+        if network.operations.total() >= count:
             break
-        _grow(network, _step(choose, network))
+        _grow(network, *_steps(choose, network))
     sinks = network.unread
-    outputs = [n for n in sinks[:-1] if choose((False, False, False, True))] + sinks[
-        -1:
-    ]
+    kept = [n for n in sinks[:-1] if choose((False, False, True))]
+    outputs = [*kept, sinks[-1]]
     smaller = network.returning(*outputs)
     network = smaller if smaller.operations.total() >= least else network
     # Units whose scale a last layer makes up for are more telling than what is returned as it is.
@@ -87,10 +87,13 @@ def _draw(choose: Choose, least: int, most: int) -> Architecture:
     return network.returning(*network.unread)
 
 
-def _grow(network: Architecture, step: Step | None) -> None:
-    """Add a step, unless what it computes is degenerate."""
-    if step is not None and not informative(network.append(step)):
-        network.retract()
+def _grow(network: Architecture, *steps: Step) -> None:
+    """Add steps, unless one of them computes something degenerate."""
+    for number, step in enumerate(steps):
+        if not informative(network.append(step)):
+            for _ in range(number + 1):
+                network.retract()
+            return
 
 
 def _inputs(choose: Choose) -> Iterator[Step]:
@@ -102,8 +105,8 @@ def _inputs(choose: Choose) -> Iterator[Step]:
         yield Step("embedding", words=3, length=3, width=choose((4, 2)))
 
 
-def _step(choose: Choose, network: Architecture) -> Step | None:
-    """A step on the results so far, or nothing where what is drawn does not fit."""
+def _steps(choose: Choose, network: Architecture) -> list[Step]:
+    """A step on results so far, perhaps after a layer; none where what is drawn does not fit."""
     everything = range(len(network.kinds) - 1, -1, -1)
     unread = network.unread[::-1]
     source = choose([*unread, *unread, *everything])
@@ -123,17 +126,34 @@ def _step(choose: Choose, network: Architecture) -> Step | None:
         if others:
             fitting[name] = others
     if not fitting:
-        return None
+        return []
     name = choose(sorted(fitting, key=list(OPERATIONS[family]).index))
     rest = choose(fitting[name])
-    operands = (source, *rest)
-    options = operation_named(name).options(
-        choose, *(network.kinds[n] for n in operands)
+    kinds = [network.kinds[n] for n in (source, *rest)]
+    options = operation_named(name).options(choose, *kinds)
+    given = kind.given and not operation_named(name).fits(
+        replace(kind, given=False), *kinds[1:]
     )
-    return Step(name, *operands, **options)
+    if given or network.made_by(source) in _LAYERS or choose((False, True)):
+        return [Step(name, source, *rest, **options)]
+    # What a rule demands tells only where scales are free: after a layer of the same shape.
+    layer = _layer(choose, source, kind)
+    return [layer, Step(name, len(network.kinds), *rest, **options)]
 
 
-def _again(choose: Choose, network: Architecture, source: int) -> Step | None:
+_LAYERS = ("linear", "conv", "product", "transposed_conv")
+
+
+def _layer(choose: Choose, source: int, x: Kind) -> Step:
+    bias = choose((True, False))
+    if x.image and len(x.shape) > 1:
+        return Step(
+            "conv", source, out=x.shape[0], size=1, groups=1, same=True, bias=bias
+        )
+    return Step("linear", source, out=x.shape[-1], bias=bias)
+
+
+def _again(choose: Choose, network: Architecture, source: int) -> list[Step]:
     """The layer of a step before, or its weight transposed."""
     found, x = [], network.kinds[source]
     for step, (of, *_) in zip(network.steps, network.numbers):
@@ -148,9 +168,9 @@ def _again(choose: Choose, network: Architecture, source: int) -> Step | None:
                 found += [(of, True)] * (result.shape[-1] == x.shape[-1])
             found += [(of, False)] * (alike and one)
     if not found:
-        return None
+        return []
     of, transposed = choose(found)
-    return Step("again", source, of=of, transposed=transposed)
+    return [Step("again", source, of=of, transposed=transposed)]
 
 
 def informative(values: Sequence[Tensor]) -> bool:

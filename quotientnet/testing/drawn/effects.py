@@ -118,8 +118,14 @@ def _cancelled(network: Architecture, results: list[Tensor]) -> Iterator[Step]:
 
 
 def _forgotten(network: Architecture, results: list[Tensor]) -> Iterator[Step]:
-    """Normalisations whose size or mean has no effect."""
+    """Normalisations whose size or mean has no effect, constants that have none."""
     for step, (number, *_) in zip(network.steps, network.numbers):
+        shifts = _SHIFTS.get(step.operation)
+        if shifts is not None:  # as of keys, which softmax removes
+            slopes = results[number].grad
+            total = slopes.sum(shifts(step, slopes)).abs().amax()
+            if total <= _NEGLIGIBLE * slopes.abs().amax():
+                yield step
         if step.operation not in OPERATIONS["normalisation"]:
             continue
         y, layer = results[number], getattr(network, f"{step.operation}{number}", None)
@@ -141,6 +147,12 @@ def _forgotten(network: Architecture, results: list[Tensor]) -> Iterator[Step]:
                 yield step
                 break
 
+
+_SHIFTS = {
+    "plus_one": lambda step, x: tuple(range(1, x.ndim)),
+    "log_softmax": lambda step, x: step.options["dim"],
+}
+"""The axes along which a step adds the same, whatever it may be."""
 
 _CENTRED = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "standardised")
 

@@ -110,9 +110,13 @@ class Architecture(nn.Module):
         return values
 
     def inputs(self, count: int = 5) -> tuple[Tensor, ...]:
-        """Seeded inputs of as many samples as are asked for."""
+        """Seeded inputs of as many samples as are asked for, with every word among them."""
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = (_input(step, count, generator) for step in self.steps)
+        drawn = [_input(step, count, generator) for step in self.steps]
+        for step, words in zip(self.steps, drawn):
+            if step.operation == "embedding":
+                first = words.view(-1)[: step.options["words"]]
+                first.copy_(torch.arange(len(first)))
         return tuple(x for x in drawn if x is not None)
 
     def _results(
@@ -233,6 +237,11 @@ class Architecture(nn.Module):
         """The numbers of results that no step reads."""
         read = {n for step in self.steps for n in step.operands}
         return [n for n in range(len(self.kinds)) if n not in read]
+
+    def made_by(self, number: int) -> str:
+        """The operation of a result."""
+        pairs = zip(self.steps, self.numbers)
+        return next(step.operation for step, numbers in pairs if number in numbers)
 
     def returning(self, *outputs: int, training: bool | None = None) -> Architecture:
         """The network of other outputs, without what they do not need.
