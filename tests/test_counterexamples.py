@@ -90,7 +90,7 @@ def test_layer_normalisation_of_a_constant_decides_nothing():
     (inputs,) = network.inputs()
     symmetry = qn.discover(network, inputs)
     found = qn.verify_complete(network, symmetry, inputs).require()
-    assert found.found == symmetry.group.dimension == 5
+    assert found.derived == symmetry.group.dimension == 6
     dead = torch.cat([-inputs[:1].abs(), inputs])
     with pytest.raises(ValueError, match="a channel is constant"):
         qn.verify_sound(network, symmetry, dead)
