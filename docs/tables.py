@@ -59,6 +59,27 @@ def write() -> None:
             *(f"{m:.0f}" for m in memory),
         ])  # fmt: skip
     (target / "discover.rst").write_text(_table(rows))
+    (target / "discover_sizes.rst").write_text(_discover_sizes())
+
+
+def _discover_sizes() -> str:
+    facts = json.loads((FOLDER / "results/discover_sizes.json").read_text())
+    rows = [[
+        "Network", "Parameters", "Operations", "Generators", "Export, s", "Walk and solution, s",
+        "Ratio", "All beyond the export, s", "Extra peak, MiB", "Parameters, MiB",
+    ]]  # fmt: skip
+    for r in facts["rows"]:
+        counts = (r["parameters"], r["operations"], r["generators"])
+        seconds = (r["export_seconds"], r["derived_seconds"], r["ratio"], r["beyond_seconds"])
+        memory = (r["extra_peak_mebibytes"], r["parameter_mebibytes"])
+        rows.append([
+            r["network"], *(f"{n:,}" for n in counts), *(f"{s:.2f}" for s in seconds),
+            *(f"{m:.0f}" for m in memory),
+        ])  # fmt: skip
+    return (
+        f"{_table(rows)}\ntorch {facts['torch']}, one thread of {facts['cores']} shared cores, "
+        "seconds of the processor.\n"
+    )
 
 
 def _random_architectures() -> str:

@@ -33,6 +33,9 @@ def plus(x, other):
 GUARDS = {
     "a norm": (lambda h: h / (length(h) + 1e-6), (1e-6, False, False)),
     "added to": (lambda h: h / (1e-6 + length(h)), (1e-6, False, False)),
+    "added once": (lambda h: h / torch.add(length(h), 1e-6, alpha=1), (1e-6, False, False)),
+    "a root after shapes": (
+        lambda h: h / (size(h) + 1e-6).expand(-1, 5).sqrt(), (1e-6, False, True)),
     "divide": (lambda h: torch.divide(h, length(h) + 1e-6), (1e-6, False, False)),
     "true divide": (lambda h: torch.true_divide(h, length(h) + 1e-6), (1e-6, False, False)),
     "the reciprocal": (lambda h: h * (length(h) + 1e-6).reciprocal(), (1e-6, False, False)),
@@ -67,6 +70,8 @@ NEAR_MISSES = {
     "nothing": lambda h: h / (length(h) + 0.0),
     "a factor": lambda h: h / torch.add(length(h), 1e-6, alpha=2),
     "two bounds": lambda h: h / length(h).clamp(1e-6, 1e3),
+    "clamp_max": lambda h: h / length(h).clamp_max(1e-6),
+    "only its shape": lambda h: h / h.norm(dim=1, keepdim=True).expand_as(length(h) + 1e-6),
     "an upper bound": lambda h: h / length(h).clamp(max=1e-6),
     "another tensor": lambda h: h / (length(h) + h.new_tensor(1e-6)),
     "no size": lambda h: h / (h + 1e-6),
@@ -103,12 +108,8 @@ def test_what_only_looks_like_a_guard_is_none(name):
 
 
 BY_VALUES = {
-    "rounded",
-    "a power by data",
-    "two bounds",
-    "an upper bound",
-    "divided by itself",
-}
+    "rounded", "a power by data", "two bounds", "an upper bound", "clamp_max", "divided by itself",
+}  # fmt: skip
 """What derivatives at a random point do not see or do not have, and what cancels by its values."""
 
 

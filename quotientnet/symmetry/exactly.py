@@ -105,7 +105,8 @@ def _guards(name: str, args, kwargs) -> bool:
         or kwargs.get("max") is not None
     ):
         return False
-    numbers = [v for v in (*args[1:], *kwargs.values()) if v is not None]
+    options = [v for name, v in kwargs.items() if (name, v) != ("alpha", 1)]
+    numbers = [v for v in (*args[1:], *options) if v is not None]
     lower = name != "clamp" or len(args) < 2 or args[1] is not None
     return (
         lower and len(numbers) == 1

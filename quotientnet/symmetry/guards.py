@@ -57,7 +57,7 @@ def guards_of(graph: torch.fx.Graph, live: set[Node]) -> dict[Node, Guard]:
     found = {}
     for node in graph.nodes:
         eps = _constant(node)
-        if node in live and eps is not None and _is_size(node.args[0]):
+        if eps is not None and _is_size(node.args[0]):
             roots = _divided_by(node, live)
             if roots is not None:
                 found[node] = Guard(eps, name_of(node) != "add", roots)
@@ -71,7 +71,7 @@ def _constant(node: Node) -> float | None:
     args, kwargs = by_position(node)
     if name_of(node) not in ("add", "clamp_min", "clamp") or len(args) < 2:
         return None
-    rest = [*args[2:], *(v for v in kwargs.values() if v != 1)]
+    rest = [*args[2:], *kwargs.values()]
     small = isinstance(args[1], float) and 0 < args[1] <= LARGEST
     whole = isinstance(args[0], Node) and not any(v is not None for v in rest)
     return args[1] if small and whole else None
@@ -97,7 +97,7 @@ def _divided_by(node: Node, live: set[Node]) -> bool | None:
             return None
         name = name_of(user)
         if name in ("div", "divide", "true_divide"):
-            divides = user.args[1] is node and user.args[0] is not node
+            divides = user.args[0] is not node
             rooted.add(False if divides and len(user.kwargs) == 0 else None)
         elif name in ("rsqrt", "reciprocal"):
             rooted.add(name == "rsqrt")

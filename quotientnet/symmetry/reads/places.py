@@ -20,19 +20,19 @@ __all__ = []
 @reads("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel",
        "view_as", "reshape_as", "atleast_1d", "atleast_2d", "atleast_3d", literal=True)  # fmt: skip
 def reshaped(reading: Reading):
-    """The same entries, in order."""
+    """The same entries, in order; of another tensor only its shape."""
     x, mask = _first(reading), reading.mask
-    if mask is None:
-        return None
-    whole = mask.expand(shape_of(reading.node)).reshape(shape_of(x))
-    return {x: simplified(whole)}
+    if mask is not None:
+        mask = mask.expand(shape_of(reading.node)).reshape(shape_of(x))
+        mask = simplified(mask)
+    return _shapes(reading) | {x: mask}
 
 
 @reads("expand", "broadcast_to", "expand_as", literal=True)
 def expanded(reading: Reading):
-    """An entry wherever it is."""
+    """An entry wherever it is; of another tensor only its shape."""
     x = _first(reading)
-    return {x: fitted(reading.mask, shape_of(x))}
+    return _shapes(reading) | {x: fitted(reading.mask, shape_of(x))}
 
 
 @reads("transpose", "t", "numpy_T", "mT", "mH", "adjoint", "swapaxes", "swapdims", "permute",
@@ -127,6 +127,12 @@ def joined(reading: Reading):
         own = own.squeeze(dim) if stacked else own
         found[tensor] = fitted(own, shape)
     return found
+
+
+def _shapes(reading: Reading) -> dict[Node, Tensor | None]:
+    """Nothing of any argument."""
+    nothing = torch.zeros((), dtype=torch.bool)
+    return dict.fromkeys(reading.node.all_input_nodes, nothing)
 
 
 def _first(reading: Reading) -> Node:
