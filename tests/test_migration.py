@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import quotientnet as qn
 from quotientnet.symmetry import channel_sizes, smoothing
+from quotientnet.symmetry.choices import Choices
 
 ALL = {**ARCHITECTURES, **ATTENTION}
 
@@ -256,6 +257,16 @@ def test_each_expert_sees_its_own_tokens(name):
             seen[e] = torch.maximum(seen[e], (F.silu(gate) * value).abs().detach())
     mapping = qn.scale_mappings(symmetry)["up"]
     torch.testing.assert_close(sizes.activations[mapping.generators].view(3, 3), seen)
+
+
+def test_rows_between_bounds_belong_to_the_group_that_starts_there():
+    """Three rows, then none, then two: the second group is empty."""
+    choices = Choices()
+    bounds = choices.variables(3)
+    rows = choices.groups(bounds, 6)
+    ends = dict(zip(bounds.variables.tolist(), [3, 3, 5]))
+    choices.settle_groups(ends)
+    assert [ends[n] for n in rows.tolist()] == [0, 0, 0, 2, 2, 3]
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.5])

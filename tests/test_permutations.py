@@ -324,6 +324,12 @@ def test_products_are_refined_to_common_factors():
     assert all(x.fixed for x in (*leaves(c), *leaves(d)))
 
 
+def test_an_axis_that_is_fixed_fixes_what_it_is_made_of():
+    for whole in (product([new(2), new(3)]), joined([new(2), new(4)])):
+        unify(fixed(6), whole)
+        assert sizes(whole) in ([2, 3], [2, 4]) and all(x.fixed for x in leaves(whole))
+
+
 def test_sums_are_cut_where_either_is():
     a = new(7)
     first, rest = segment(a, 0, 3), segment(a, 3, 4)

@@ -179,6 +179,12 @@ def test_smoothing_leaves_the_function(name):
     assert max(relative_change(a, b) for a, b in zip(before, after)) < 1e-12
 
 
+# Scales of streams, which norms forget: all writers are on one side, unless tied embeddings put the
+# last norm on the other. In a last layer the class token's stream is not that of the patches, which
+# nothing reads any more.
+STREAMS = {"llama": 1, "mixtral": 1, "gpt2": 0, "vit": 2}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_equalised_ranges_and_the_same_function(name):
     """Largest entries on both sides of each generator, by its dense exponents."""
@@ -190,7 +196,7 @@ def test_equalised_ranges_and_the_same_function(name):
     sizes, exponents = moved.abs().numpy()[:, None], group.to_dense()
     up, down = ((sizes * (s * exponents > 0)).max(0) for s in (1, -1))
     both = (up > 0) & (down > 0)
-    assert both.sum() >= group.dimension - 1
+    assert (~both).sum() == STREAMS[name]
     np.testing.assert_allclose(up[both], down[both], rtol=1e-12)
     before, after = (replica.run(w, (), inputs)[0] for w in (replica.w, moved))
     assert max(relative_change(a, b) for a, b in zip(before, after)) < 1e-12

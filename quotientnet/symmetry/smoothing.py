@@ -260,10 +260,8 @@ class _Watch(torch.fx.Interpreter):
         result = super().run_node(node)
         scale = self.observer.walk.scale_of(node)
         if isinstance(scale, Choice) and isinstance(result, Tensor):
-            flat = zip(
-                scale.variables.reshape(-1).tolist(), result.reshape(-1).tolist()
-            )
-            self.values.update(flat)
+            chosen = result.reshape(-1).long().tolist()  # counts may be kept as floats
+            self.values.update(zip(scale.variables.reshape(-1).tolist(), chosen))
             self.observer.walk.equations.choices.settle_groups(self.values)
         if isinstance(node.target, torch._ops.OpOverload):
             rule = find_rule(node.target)
