@@ -293,18 +293,20 @@ class Equations:
         return torch.from_numpy(new)
 
     def _settled(self, x: LogScale) -> LogScale:
-        """``x``, which cannot depend on a choice, without unknowns that do."""
-        terms = []
-        for c, index in x.terms:
-            chosen = self.choices.among(compact(index).numpy())
-            if chosen.any():
-                index = compact(index).clone()
-                plain = self.fresh(*index.shape).terms[0][1]
-                plain = torch.where(torch.from_numpy(chosen), plain, index)
-                self._impose(LogScale([(1, index), (-1, plain)], index.shape))
-                index = plain
-            terms.append((c, index))
-        return LogScale(terms, x.shape)
+        """``x``, which cannot depend on a choice, without unknowns that do.
+
+        It is their sum that does not: single ones may.
+        """
+        terms = [(c, compact(index)) for c, index in x.terms]
+        chosen = [bool(self.choices.among(index.numpy()).any()) for _, index in terms]
+        if not any(chosen):
+            return x
+        own = [term for term, by_data in zip(terms, chosen) if by_data]
+        shape = torch.broadcast_shapes(*(index.shape for _, index in own))
+        plain = self.fresh(*shape)
+        self._impose(LogScale(own, shape) - plain)
+        others = [term for term, by_data in zip(x.terms, chosen) if not by_data]
+        return LogScale([*others, *plain.terms], x.shape)
 
     def _shift(self, dims: int) -> LogScale:
         """A new unknown common to many entries; free where it can be: generators stay local."""
