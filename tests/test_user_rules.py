@@ -168,3 +168,24 @@ def test_refusals():
     ):
         qn.layer_scale_group("group")
     assert EPS < 1e-20
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (lambda call, x: None, r"returned NoneType .* one LogScale"),
+        (lambda call, x: "a", r"returned str a; it must return one LogScale"),
+        (lambda call, x: [x, x], r"returned list .* one LogScale"),
+        (lambda call, x: x.nothing, r"failed with AttributeError.*call\.pin"),
+    ],
+)
+def test_rules_that_say_nothing_are_refused(wrong, message):
+    model, inputs = ARCHITECTURES["unknown operation"].build(), torch.randn(6, 4)
+    rule("aten::special_bessel_j0")(wrong)
+    try:
+        with pytest.raises(ValueError, match=message):
+            qn.discover(model, inputs)
+    finally:
+        del RULES["aten::special_bessel_j0"]
+    with pytest.raises(TypeError, match="rule: .* must be a function, got int"):
+        rule("mylib::gate")(3)

@@ -234,7 +234,8 @@ class Walk:
         )
         if rule is None or written or not takes(rule, call, args, kwargs):
             return self._unknown(node, [args, kwargs])
-        if not rule.__module__.startswith(_OWN_RULES):
+        own = rule.__module__.startswith(_OWN_RULES)
+        if not own:
             args, kwargs = tree_map_only(
                 LogScale, self.equations.resolve, (args, kwargs)
             )
@@ -242,8 +243,11 @@ class Walk:
             result = rule(call, *args, **kwargs)
         except Exception as error:
             raise ValueError(
-                f"discover: the rule of {record} failed with {type(error).__name__}: {error}"
+                f"discover: the rule of {record} failed with {type(error).__name__}: {error}. "
+                "Mend it; call.pin(*args) is a rule that is never wrong"
             ) from error
+        if not own and not changed(node):
+            _require_scales(result, node)
         record.treatment = (
             "unknown" if call.unknown else "pins" if call.pinned else "rule"
         )
@@ -420,3 +424,21 @@ def _used_once(node: Node) -> bool:
             return True
         node = node.args[0]
     return False
+
+
+def _require_scales(result, node: Node) -> None:
+    """Refuse what a rule returned if it does not tell the scales of the results."""
+    expected, scale = node.meta.get("val"), (LogScale, Tensor)
+    if isinstance(expected, (list, tuple)):
+        several = isinstance(result, (list, tuple)) and len(result) == len(expected)
+        good = several and all(x is None or isinstance(x, scale) for x in result)
+        wanted = f"a list of {len(expected)} log-scales, None for what cannot be scaled"
+    else:
+        good = isinstance(result, scale) or not isinstance(expected, Tensor)
+        wanted = "one LogScale"
+    if not good:
+        raise ValueError(
+            f"discover: the rule of {operation_of(node)} returned {type(result).__name__} "
+            f"{str(result)[:80]}; it must return {wanted}. Did it forget to return, or mean "
+            "call.pin(*args)?"
+        )

@@ -93,6 +93,11 @@ def rule(*names: str) -> Callable[[Callable], Callable]:
             )
 
     def register(function: Callable) -> Callable:
+        if not callable(function):
+            raise TypeError(
+                f"rule: the rule of {', '.join(names)} must be a function, got "
+                f"{type(function).__name__}"
+            )
         RULES.update(dict.fromkeys(names, function))
         return function
 

@@ -37,7 +37,7 @@ def verify_translations_complete(
     a running mean; for one with more axes, what is constant along the first axis and what is
     constant along the second. Of the weights of linear layers and convolutions only a random half
     of these: what reads a normalised value also has directions that depend on the normalisation's
-    own scale, :math:`W \mathrel{+}= u\,\gamma^{-1\top}`, which are not looked for. Random
+    own scale, :math:`W \leftarrow W + u\,\gamma^{-1\top}`, which are not looked for. Random
     combinations of the outputs' derivatives on random inputs are stacked until there are more of
     them than candidates; their null space is compared with the translations inside the same span.
     Velocities of the scaling group that lie in it do not count. A running mean must move with the

@@ -25,7 +25,7 @@ class Translation:
 
     The coefficients ``s`` are added to entries of one parameter, its *home*, or to all of a row, a
     column or a group of them; what others do to make up for it may depend on further parameters, as
-    :math:`b_o \mathrel{-}= W_o s` for the bias of values in attention.
+    :math:`b_o \leftarrow b_o - W_o s` for the bias of values in attention.
 
     Attributes:
         name: What is moved, and what makes up for it or forgets it.
