@@ -54,6 +54,12 @@ def written(m, h):
     return out
 
 
+def written_and_added(m, h):
+    out = torch.zeros_like(h)
+    write(h, out)
+    return out + F.relu(m.b(h))
+
+
 def halved(m, h):
     h = h * 1.0
     other = halve(h, m.b(h))
@@ -77,6 +83,7 @@ CASES = {
     "in place": (doubled, 3, 0),
     "in place through a view": (doubled_in_part, 3, 1),
     "written": (written, 3, 0),
+    "written, and added": (written_and_added, 3, 0),
     "in place, and a result": (halved, 6, 0),
     "two results": (both, 3, 0),
 }
