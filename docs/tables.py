@@ -70,7 +70,12 @@ def _discover_sizes() -> str:
     ]]  # fmt: skip
     for r in facts["rows"]:
         counts = (r["parameters"], r["operations"], r["generators"])
-        seconds = (r["export_seconds"], r["derived_seconds"], r["ratio"], r["beyond_seconds"])
+        seconds = (
+            r["export_seconds"],
+            r["derived_seconds"],
+            r["ratio"],
+            r["beyond_seconds"],
+        )
         memory = (r["extra_peak_mebibytes"], r["parameter_mebibytes"])
         rows.append([
             r["network"], *(f"{n:,}" for n in counts), *(f"{s:.2f}" for s in seconds),
