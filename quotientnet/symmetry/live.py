@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from quotientnet.symmetry.nodes import keeps_state, name_of
+from quotientnet.symmetry.nodes import is_written, keeps_state, name_of, operands
 from quotientnet.symmetry.reads import LITERAL, READS, Reading, united
 
 __all__ = ["needed_entries"]
@@ -36,7 +36,7 @@ def needed_entries(
         reads depends on; it is 1 long along axes that it does not vary along. Operations that
         only move entries impose nothing, and are left out.
     """
-    known = _Constants(constants)
+    known = _Constants({**constants, **dict.fromkeys(_overwritten(graph))})
     read: dict[Node, Tensor | None] = {}
     parts: dict[Node, dict[int, Tensor | None]] = {}
     found: dict[Node, dict[Node, Tensor]] = {}
@@ -91,10 +91,28 @@ def _shape(node: Node):
     return tuple(sizes) if all(isinstance(n, int) for n in sizes) else None
 
 
+def _overwritten(graph: torch.fx.Graph) -> set[Node]:
+    """What operations write into, and what that may be a view of: its value is not what made it."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if (
+            isinstance(node.target, torch._ops.OpOverload)
+            and node.target._schema.is_mutable
+        ):
+            written = (
+                given for argument, given in operands(node) if is_written(argument)
+            )
+            for operand in tree_leaves(list(written)):
+                while isinstance(operand, Node) and operand not in found:
+                    found.add(operand)
+                    operand = operand.args[0] if operand.args else None
+    return found
+
+
 class _Constants:
     """The values of nodes that depend on nothing, computed when they are asked for."""
 
-    def __init__(self, known: Mapping[Node, Tensor]):
+    def __init__(self, known: Mapping[Node, Tensor | None]):
         self._known: dict[Node, Tensor | None] = dict(known)
 
     def __call__(self, node: Node) -> Tensor | None:

@@ -40,11 +40,14 @@ def graphs(module: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
 
 
 def writes_floats(graph: torch.fx.Graph) -> bool:
-    """Whether an operation writes to a tensor of floating-point numbers."""
+    """Whether an operation writes to floating-point numbers, or into what the graph made.
+
+    Masks and numbers of places that are written step by step count; counters of the module do not.
+    """
     return any(
         isinstance(operand, Node)
         and is_written(argument)
-        and dtype_of(operand).is_floating_point
+        and (dtype_of(operand).is_floating_point or operand.op != "placeholder")
         for node in graph.nodes
         if isinstance(node.target, torch._ops.OpOverload)
         for argument, given in operands(node)

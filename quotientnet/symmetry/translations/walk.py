@@ -184,7 +184,7 @@ class ShiftWalk:
         family.append(node)
         for member in family:
             self._family[member] = family
-        if not in_place(node) or not _floats(node):
+        if not in_place(node):
             return
         others = [n for n in family if n not in (target, node) and not in_place(n)]
         if others or target is not None and target.op == "placeholder":
