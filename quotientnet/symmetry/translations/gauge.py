@@ -38,7 +38,8 @@ def fix_translations(w: Tensor, symmetry) -> Tensor:
 
     Raises:
         TypeError: ``symmetry`` has no translations.
-        ValueError: One that begins at a running mean, or none at all; ``w`` is not finite, or no point.
+        ValueError: One that begins at a running mean, or none at all; ``w`` is not finite or not
+            one point.
 
     Example:
         >>> import torch
