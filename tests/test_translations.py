@@ -16,6 +16,7 @@ from quotientnet.symmetry import (
     verify_translations,
     verify_translations_complete,
 )
+from quotientnet.symmetry.translations import complete
 from quotientnet.symmetry.translations.registry import SHIFT_RULES
 from quotientnet.symmetry.translations.unknowns import Unknowns
 
@@ -212,6 +213,47 @@ def test_a_missing_translation_is_named(monkeypatch):
         found.require()
 
 
+def test_gates_of_a_recurrent_layer_trade_their_biases():
+    """By hand: only two thirds of a GRU add both, the last multiplies one of them by a gate."""
+    model, _, symmetry = derive(HAND_MADE["GRU"])
+    layout, trade = symmetry.group.layout, named(symmetry, "r.bias_ih_l0")
+    w, s = layout.flatten(model), torch.randn(6).double()
+    moved = layout.unflatten(trade.act(w, s) - w)
+    expected = torch.cat([s, torch.zeros(3).double()])
+    assert torch.allclose(moved["r.bias_ih_l0"], expected)
+    assert torch.allclose(moved["r.bias_hh_l0"], -expected)
+    before = layout.unflatten(w)
+    handed = layout.unflatten(named(symmetry, "i.bias").act(w, s[:3]) - w)
+    both = handed["r.bias_ih_l0"] + handed["r.bias_hh_l0"]
+    assert torch.allclose(both, -before["r.weight_ih_l0"] @ s[:3])
+
+
+def test_units_that_are_off_or_on_do_not_count(monkeypatch):
+    torch.manual_seed(0)
+    layers = [m for n in (4, 3, 3) for m in (nn.Linear(n, 3), nn.ReLU())]
+    model, inputs = nn.Sequential(*layers, nn.Linear(3, 2)), torch.randn(6, 4)
+    symmetry = qn.discover(model, inputs)
+
+    def found(seed):
+        return verify_translations_complete(model, symmetry, inputs, seed=seed)
+
+    for seed in range(4):
+        assert found(seed).require().found == 0 and found(seed).idle == ()
+    # the law broken by hand: one point alone allows more, or has units that are off
+    monkeypatch.setattr(complete, "_POINTS", 1)
+    alone = [found(seed) for seed in range(4)]
+    assert any(c.missing for c in alone) and any(c.idle for c in alone)
+
+
+def test_words_that_the_ids_do_not_contain_do_not_count():
+    network = HAND_MADE["words and positions"]
+    model, ids = network.build(), torch.arange(15).view(3, 5) % 4
+    symmetry = qn.discover(model, ids)
+    found = verify_translations_complete(model, symmetry, ids)
+    assert found.require().found == network.dimension - 3  # three words by themselves
+    assert found.idle == ("words.weight",)
+
+
 def test_errors():
     model, inputs, symmetry = derive(HAND_MADE["attention"])
     w = symmetry.group.layout.flatten(model)
@@ -223,3 +265,60 @@ def test_errors():
         verify_translations(model, (), inputs)
     with pytest.raises(ValueError, match="one point"):
         fix_translations(w[None], symmetry)
+
+
+@pytest.mark.parametrize(
+    "options", [{"modes": ["foo"]}, {"modes": "eval"}, {"modes": []}, {"modes": None},
+                {"samples": 0}, {"tolerance": float("nan")}, {"tolerance": -1.0}],
+)  # fmt: skip
+def test_what_would_try_nothing_is_refused(options):
+    model, inputs, symmetry = derive(HAND_MADE["layer norm"])
+    (name,) = options
+    with pytest.raises(ValueError, match=f"^verify_translations: .*{name}"):
+        verify_translations(model, symmetry, inputs, **options)
+    with pytest.raises(ValueError, match=f"^verify_sound: .*{name}"):
+        qn.verify_sound(model, symmetry, inputs, **options)
+
+
+def test_errors_name_the_call():
+    model, inputs, symmetry = derive(HAND_MADE["layer norm"])
+    with pytest.raises(
+        ValueError, match="^verify_translations: an input of shape .0, 4."
+    ):
+        verify_translations(model, symmetry, inputs[:0])
+    with pytest.raises(
+        ValueError, match="^verify_translations: an input of shape .0, 4."
+    ):
+        verify_translations(model, symmetry, inputs, second_inputs=inputs[:0])
+    for wrong in ("s", None, symmetry.translations):
+        with pytest.raises(
+            TypeError, match=r"complete: symmetry must be what discover\("
+        ):
+            verify_translations_complete(model, wrong, inputs)
+
+
+def test_wrong_points_and_coefficients():
+    model, _, symmetry = derive(HAND_MADE["layer norm"])
+    w, first = symmetry.group.layout.flatten(model), symmetry.translations[0]
+    with pytest.raises(
+        TypeError, match=r"Translation.act: s .* got list; use torch.tensor"
+    ):
+        first.act(w, [1.0] * 4)
+    with pytest.raises(
+        ValueError, match="Translation.act: 4 of the 4 coefficients s are not"
+    ):
+        first.act(w, torch.full((4,), torch.nan))
+    with pytest.raises(
+        ValueError, match="Translation.act: needs one point, .* call it for each"
+    ):
+        first.act(w[None], torch.ones(4))
+    with pytest.raises(
+        TypeError, match="Translation.basis: w must be a torch.Tensor, got str"
+    ):
+        first.basis("w")
+    with pytest.raises(
+        ValueError, match="fix_translations: w .* not finite, in 0.weight"
+    ):
+        fix_translations(w * torch.nan, symmetry)
+    with pytest.raises(ValueError, match="is one twice; pass each once"):
+        fix_translations(w, (first, first))

@@ -171,6 +171,19 @@ def test_copies_and_once_more():
         assert torch.equal(other.proju(x, u), once.proju(x, u))
 
 
+def test_what_is_taken_out_is_said_and_refused_again():
+    whole = MANIFOLDS["tensors"]()
+    part = qn.without_translations(whole, SYMMETRY)
+    taken = f"{dimension(ALL)} directions of translations taken out"
+    assert taken in repr(part) and "translations" not in repr(whole)
+    for again in (SYMMETRY, ALL[:1]):
+        for manifold in (part, pickle.loads(pickle.dumps(part))):
+            with pytest.raises(
+                ValueError, match="taken out of this manifold already: '"
+            ):
+                qn.without_translations(manifold, again)
+
+
 def test_errors(monkeypatch):
     with pytest.raises(ValueError, match="alike.*NodeWiseQuotient"):
         qn.without_translations(MANIFOLDS["entries"](), SYMMETRY)

@@ -14,6 +14,7 @@ from attention_networks import (
     rotated,
     whole,
 )
+from recurrent_networks import built, linear_between, recurrent
 from torch import nn
 
 VECTORS, IMAGES, SEQUENCES = (6, 4), (3, 2, 6, 6), (3, 5, 4)
@@ -219,11 +220,28 @@ HAND_MADE = {
         VECTORS, 4 + 4 + 1 + 5,
         lambda: Block(in_place, a=nn.Linear(4, 5), b=nn.Linear(4, 5), norm=nn.LayerNorm(5)),
     ),
+    # a bias of each gate against the other, and the bias before them; three units
+    "LSTM": on(SEQUENCES, 4 * 3 + 3, lambda: built(recurrent(nn.LSTM))),
+    "LSTM, two layers both ways": on(
+        SEQUENCES, 4 * 3 * 4 + 3,
+        lambda: built(recurrent(nn.LSTM, num_layers=2, bidirectional=True)),
+    ),
+    "LSTM, no biases": on(SEQUENCES, 0, lambda: built(recurrent(nn.LSTM, bias=False))),
+    "GRU": on(SEQUENCES, 2 * 3 + 3, lambda: built(recurrent(nn.GRU))),
+    "recurrent tanh": on(SEQUENCES, 3 + 3, lambda: built(recurrent(nn.RNN))),
+    "recurrent ReLU": on(SEQUENCES, 3 + 3, lambda: built(recurrent(nn.RNN, nonlinearity="relu"))),
+    "LSTM cell": on(
+        VECTORS, 4 * 3 + 3, lambda: linear_between(lambda m, h: m.c(h)[0], c=nn.LSTMCell(3, 3))
+    ),
+    "GRU cell": on(
+        VECTORS, 2 * 3 + 3, lambda: linear_between(lambda m, h: m.c(h), c=nn.GRUCell(3, 3))
+    ),
 }  # fmt: skip
 
 LINEAR_CHAINS = (
     "conv, conv without padding", "grouped convolutions", "bias, average, linear",
-    "three linear layers", "linear, no bias to take it",
+    "three linear layers", "linear, no bias to take it", "LSTM", "LSTM, two layers both ways",
+    "LSTM, no biases", "GRU", "recurrent tanh", "recurrent ReLU", "LSTM cell", "GRU cell",
 )  # fmt: skip
 """Networks whose weights have directions of a general linear gauge."""
 

@@ -40,7 +40,8 @@ def without_translations(manifold: LayoutManifold, symmetry) -> LayoutManifold:
     Raises:
         TypeError: ``manifold`` is none on a layout, or ``symmetry`` has no translations.
         ValueError: A translation adds to entries where the metric differs, by name: to several
-            entries alike under a node-wise metric. Or the layouts differ.
+            entries alike under a node-wise metric. Or it is taken out already, or the layouts
+            differ.
 
     Example:
         >>> import torch
@@ -64,9 +65,21 @@ def without_translations(manifold: LayoutManifold, symmetry) -> LayoutManifold:
             "the same module"
         )
     if isinstance(manifold, _Fixed):
+        _require_new(translations, manifold._gauge.translations)
         translations = (*manifold._gauge.translations, *translations)
         (manifold,) = manifold._whole
     return _restricted(manifold, Gauge(layout, translations))
+
+
+def _require_new(translations, taken) -> None:
+    known = {(t.name, t.dimension) for t in taken}
+    again = [t.name for t in translations if (t.name, t.dimension) in known]
+    if again:
+        names = ", ".join(map(repr, again[:3])) + (", ..." if len(again) > 3 else "")
+        raise ValueError(
+            f"without_translations: {len(again)} of the translations are taken out of this "
+            f"manifold already: {names}; pass only the others"
+        )
 
 
 def _restricted(base: LayoutManifold, gauge: Gauge) -> LayoutManifold:
@@ -101,6 +114,11 @@ class _Fixed:
     def dimension(self) -> int:
         """That of the whole manifold, less one for each translation."""
         return super().dimension - self._taken
+
+    def extra_repr(self) -> str:
+        own = super().extra_repr()
+        taken = f"{self._gauge.dimension} directions of translations taken out"
+        return f"{own}, {taken}" if own else taken
 
     def proju(self, x: Tensor, u: Tensor, **out) -> Tensor:
         """As on the whole manifold, without the directions of translations."""

@@ -23,7 +23,8 @@ from quotientnet.symmetry.replica import (
 )
 
 __all__ = [
-    "Soundness", "Trial", "verify_sound", "accepts", "distinct_modes", "in_mode", "several_inputs",
+    "Soundness", "Trial", "verify_sound", "accepts", "distinct_modes", "in_mode", "require_trials",
+    "several_inputs",
 ]  # fmt: skip
 
 
@@ -130,18 +131,13 @@ def verify_sound(
         False
     """
     group = as_group(group, "verify_sound")
-    unknown = [mode for mode in modes if mode not in _MODES]
-    if isinstance(modes, str) or unknown or not modes:
-        raise ValueError(f"verify_sound: modes must be some of {_MODES}, got {modes!r}")
-    if not (samples >= 1 and decades > 0 and tolerance >= 0):
-        raise ValueError(
-            f"verify_sound: needs samples >= 1, decades > 0 and tolerance >= 0; got {samples}, "
-            f"{decades} and {tolerance}"
-        )
+    require_trials("verify_sound", modes, samples, tolerance, decades)
     replica = Replica(model, group.layout, "verify_sound")
     generator = torch.Generator().manual_seed(seed)
     own, elsewhere = replica.w, replica.random_point(generator)
-    cases = list(several_inputs(example_inputs, second_inputs, generator))
+    cases = list(
+        several_inputs(example_inputs, second_inputs, generator, "verify_sound")
+    )
     checked = []
     if second_inputs is None and not accepts(replica, cases[-1][1]):
         checked.append(
@@ -169,6 +165,24 @@ def verify_sound(
 
 
 _MODES = ("own", "train", "eval")
+
+
+def require_trials(
+    caller: str, modes: Sequence[str], samples: int, tolerance: float, decades=None
+) -> None:
+    """Refuse what would try nothing, or could not fail."""
+    known = isinstance(modes, (list, tuple)) and all(mode in _MODES for mode in modes)
+    if not known or not modes:
+        raise ValueError(
+            f"{caller}: modes must be some of {_MODES}, in a list, got {modes!r}"
+        )
+    reach = "" if decades is None else ", decades > 0"
+    if not (samples >= 1 and tolerance >= 0 and (decades is None or decades > 0)):
+        raise ValueError(
+            f"{caller}: needs samples >= 1{reach} and tolerance >= 0, to try anything; got "
+            f"samples {samples}, tolerance {tolerance}"
+            + ("" if decades is None else f", decades {decades}")
+        )
 
 
 def distinct_modes(model: nn.Module, modes: Sequence[str]) -> list[str]:
@@ -269,10 +283,10 @@ def _element(group: ScalingGroup, reach: float, generator: torch.Generator) -> T
 
 
 def several_inputs(
-    example, second, generator: torch.Generator
+    example, second, generator: torch.Generator, caller: str
 ) -> Iterator[tuple[str, tuple[tuple, dict]]]:
     """The example, random numbers in its place, and inputs of another shape."""
-    example = call_arguments(example, "verify_sound")
+    example = call_arguments(example, caller)
 
     def longer(x: Tensor) -> Tensor:
         return (
@@ -285,5 +299,5 @@ def several_inputs(
     if second is None:
         second = tree_map_only(Tensor, longer, example)
     else:
-        second = call_arguments(second, "verify_sound")
+        second = call_arguments(second, caller)
     yield f"inputs {shapes_of(second)}", second

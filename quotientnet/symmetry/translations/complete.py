@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def verify_translations_complete(
     seed: int = 0,
     weights: bool = True,
 ) -> Completeness:
-    r"""Compare translations with all moves of a kind that derivatives allow at one random point.
+    r"""Compare translations with all moves of a kind that derivatives allow at a random point.
 
     Candidates are, at a fixed random ``w``: every entry of a parameter with one axis or none and of
     a running mean; for one with more axes, what is constant along the first axis and what is
@@ -43,6 +44,12 @@ def verify_translations_complete(
     Velocities of the scaling group that lie in it do not count. A running mean must move with the
     mean of its data, in either mode.
 
+    At one point, derivatives may allow more than at others: a unit of a ReLU network may be off, or
+    on, for all inputs. A translation that is missing is so everywhere. So while something is, or
+    has no effect, other points are tried, 24 at most, until six agree from the first; the outcome
+    is that with the fewest missing. Entries without any effect do not count: words that the ids do
+    not contain, parameters that the module never reads.
+
     Args:
         model: Any module; it is copied to float64 and taken in its present mode.
         symmetry: What ``discover`` returned.
@@ -53,11 +60,15 @@ def verify_translations_complete(
             nothing between them have others among these, of their general linear gauge.
 
     Returns:
-        Both dimensions, and the parameters that a missing translation moves. Parameters that the
-        module never reads count as missing.
+        Both dimensions, and the parameters that a missing translation moves; ``idle`` lists those
+        with entries without effect at all points tried.
+
+    Raises:
+        TypeError: ``symmetry`` is not what ``discover`` returned, or the inputs are none.
+        ValueError: The model does not run on the inputs, or is another one.
 
     Note:
-        One forward and backward for each candidate: for small copies of an architecture.
+        One forward and backward for each candidate and point: for small copies of an architecture.
 
     Example:
         >>> import torch
@@ -69,24 +80,58 @@ def verify_translations_complete(
         0
     """
     caller = "verify_translations_complete"
+    if not isinstance(symmetry, Symmetry):
+        raise TypeError(
+            f"{caller}: symmetry must be what discover(model, inputs) returned, got "
+            f"{type(symmetry).__name__}"
+        )
     layout, generator = symmetry.group.layout, torch.Generator().manual_seed(seed)
     replica = Replica(model, layout, caller)
     inputs = call_arguments(example_inputs, caller)
+    candidates = _candidates(replica.model, layout, weights, generator)
+    outcomes, counts, live = [], [], np.zeros(layout.size, dtype=bool)
+    while len(outcomes) < _POINTS:
+        w = _point(replica, generator)
+        rows = _rows(replica, w, inputs, candidates.shape[1] + 64, generator)
+        here = (rows != 0).any(0)
+        live |= here
+        outcomes.append(_compared(symmetry, w, rows, candidates, here))
+        counts.append((outcomes[-1].missing, int((~here).sum())))
+        if outcomes[-1].extra or counts[-1] == (0, 0) or counts == counts[:1] * _AGREED:
+            break
+    best = outcomes[-1 if outcomes[-1].extra else counts.index(min(counts))]
+    idle = tuple(e.name for e in layout.entries if not live[e.slice].all())
+    return replace(best, idle=idle)
+
+
+_POINTS, _AGREED = 24, 6
+"""The points tried at most, and how many may have the same left over before it is the answer."""
+
+
+def _point(replica: Replica, generator) -> Tensor:
+    """A random one with small biases."""
     w = replica.random_point(generator)
-    w = torch.cat(
+    return torch.cat(
         [
             w[e.slice] * (0.1 if len(e.shape) < 2 and "bias" in e.name else 1)
-            for e in layout.entries
+            for e in replica.layout.entries
         ]
     )
-    candidates = _orthonormal(_candidates(replica.model, layout, weights, generator))
-    rows = _rows(replica, w, inputs, candidates.shape[1] + 64, generator)
+
+
+def _compared(
+    symmetry: Symmetry, w: Tensor, rows: np.ndarray, candidates: np.ndarray, live
+) -> Completeness:
+    """The outcome at one point, on entries that have an effect there."""
+    layout = symmetry.group.layout
+    candidates = _orthonormal(candidates * live[:, None])
     _, values, vectors = np.linalg.svd(rows @ candidates, full_matrices=True)
     rank = int((values > _NEGLIGIBLE * values[0]).sum())
     found = candidates @ vectors[rank:].T
     eye = torch.eye(symmetry.group.dimension, dtype=torch.float64)
-    velocities = _orthonormal((symmetry.group.exponents(eye) * w).T.numpy())
-    directions = _directions(symmetry, w)
+    scalings = (symmetry.group.exponents(eye) * w).T.numpy()
+    velocities = _orthonormal(scalings * live[:, None])
+    directions = _directions(symmetry, w) * live[:, None]
     inside = directions @ _null_space(
         directions - candidates @ (candidates.T @ directions)
     )

@@ -38,7 +38,8 @@ def fix_translations(w: Tensor, symmetry) -> Tensor:
 
     Raises:
         TypeError: ``symmetry`` has no translations.
-        ValueError: One that begins at a running mean, or none at all.
+        ValueError: One that begins at a running mean, or none at all; ``w`` is not finite or not
+            one point.
 
     Example:
         >>> import torch
@@ -54,6 +55,12 @@ def fix_translations(w: Tensor, symmetry) -> Tensor:
     if w.ndim != 1:
         raise ValueError(
             f"fix_translations: needs one point, got shape {tuple(w.shape)}"
+        )
+    bad = layout.count(~torch.isfinite(w))
+    if bad:
+        raise ValueError(
+            f"fix_translations: w has numbers that are not finite, in {', '.join(list(bad)[:4])}; "
+            "repair these parameters first"
         )
     return Gauge(layout, translations).fix(w)
 
@@ -177,6 +184,8 @@ def _fixed(translations: list[Translation]) -> _Fixed:
 
 def _inverse(gram: sparse.csr_array, translations) -> np.ndarray:
     names = ", ".join(repr(t.name) for t in translations[:3])
+    if len(set(map(id, translations))) < len(translations):
+        raise ValueError(f"among the translations {names} is one twice; pass each once")
     if gram.shape[0] > _DENSE or np.linalg.matrix_rank(gram.toarray()) < gram.shape[0]:
         raise ValueError(
             f"the translations {names} move the same entries in ways that cannot be told apart "

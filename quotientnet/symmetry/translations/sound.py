@@ -14,6 +14,7 @@ from quotientnet.symmetry.sound import (
     accepts,
     distinct_modes,
     in_mode,
+    require_trials,
     several_inputs,
 )
 from quotientnet.symmetry.translations.translation import Translation
@@ -55,6 +56,7 @@ def verify_translations(
     Raises:
         TypeError: ``symmetry`` has no translations.
         ValueError: The model does not run on the inputs, or the translations are another model's.
+            An unknown mode or none, no samples, or a tolerance that is negative or NaN.
 
     Note:
         ``2 · samples`` forwards for each of three inputs, in each mode.
@@ -67,11 +69,13 @@ def verify_translations(
         >>> qn.symmetry.verify_translations(model, qn.discover(model, x), x).holds
         True
     """
-    translations, layout = translations_of(symmetry, "verify_translations")
-    replica = Replica(model, layout, "verify_translations")
+    caller = "verify_translations"
+    translations, layout = translations_of(symmetry, caller)
+    require_trials(caller, modes, samples, tolerance)
+    replica = Replica(model, layout, caller)
     generator = torch.Generator().manual_seed(seed)
     elsewhere = replica.random_point(generator)
-    cases = list(several_inputs(example_inputs, second_inputs, generator))
+    cases = list(several_inputs(example_inputs, second_inputs, generator, caller))
     if second_inputs is None and not accepts(replica, cases[-1][1]):
         cases.pop()
     worst, blamed, checked = 0.0, None, []

@@ -47,14 +47,40 @@ class Translation:
 
         Args:
             w: A point, shape ``(n,)``.
-            s: Coefficients, shape ``(dimension,)``.
+            s: Coefficients, shape ``(dimension,)``, finite.
+
+        Raises:
+            TypeError: ``w`` or ``s`` is no tensor.
+            ValueError: Of another shape, or ``s`` is not finite.
         """
-        self.field.layout.check(w, "Translation.act")
-        if w.ndim != 1 or s.shape != (self.dimension,):
+        self._check_point(w, "act")
+        if not isinstance(s, Tensor):
+            raise TypeError(
+                f"Translation.act: s must be a torch.Tensor of {self.dimension} coefficients, got "
+                f"{type(s).__name__}; use torch.tensor(s)"
+            )
+        if s.shape != (self.dimension,):
             raise ValueError(
                 f"Translation.act: needs one point and {self.dimension} coefficients, got shapes "
                 f"{tuple(w.shape)} and {tuple(s.shape)}"
             )
+        if not torch.isfinite(s).all():
+            raise ValueError(
+                f"Translation.act: {int((~torch.isfinite(s)).sum())} of the {self.dimension} "
+                "coefficients s are not finite; pass finite ones"
+            )
+        return self._moved(w, s)
+
+    def _check_point(self, w: Tensor, method: str) -> None:
+        caller = f"Translation.{method}"
+        self.field.layout.check(w, caller)
+        if w.ndim != 1:
+            raise ValueError(
+                f"{caller}: needs one point, shape ({self.field.layout.size},), got w of shape "
+                f"{tuple(w.shape)}; call it for each"
+            )
+
+    def _moved(self, w: Tensor, s: Tensor) -> Tensor:
         return self.field.move_(w.clone(), self._spread(s.to(w)))
 
     def _spread(self, s: Tensor) -> Tensor:
@@ -65,9 +91,10 @@ class Translation:
         return s.view(-1, home.length - 1) @ _centred_basis(home.length).to(s)
 
     def basis(self, w: Tensor) -> Tensor:
-        """``D(w)``, shape ``(n, dimension)``."""
+        """``D(w)``, shape ``(n, dimension)``, at a point ``w`` of shape ``(n,)``."""
+        self._check_point(w, "basis")
         each = torch.eye(self.dimension, dtype=w.dtype, device=w.device)
-        return torch.stack([self.act(w, s) - w for s in each], 1)
+        return torch.stack([self._moved(w, s) - w for s in each], 1)
 
     def __str__(self) -> str:
         return f"{self.dimension:>5}  {self.name}"

@@ -30,6 +30,7 @@ from quotientnet.symmetry.translations import (  # noqa: F401
     rules_elementwise,
     rules_forgetting,
     rules_products,
+    rules_recurrences,
     rules_shapes,
 )
 from quotientnet.symmetry.translations.registry import SHIFT_RULES, ShiftCall
