@@ -1,6 +1,7 @@
 """Scale mappings against tables by hand, sizes of activations against hooks."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -335,3 +336,82 @@ def test_bad_input_is_answered_with_its_name():
         )
     with pytest.raises(ValueError, match="in its present mode"):
         channel_sizes(model.train(), symmetry, [x])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_batches_that_are_not_finite_are_refused_by_number(bad):
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    x = torch.randn(5, 4).double()
+    symmetry = qn.discover(model, x)
+    wrong = x.clone()
+    wrong[1] = bad
+    with pytest.raises(ValueError, match="channel_sizes: with batch 1.*NaN.*of '0'"):
+        channel_sizes(model, symmetry, [x, wrong])
+    found = channel_sizes(model, symmetry, [x])
+    assert found.seen.any()
+    spoilt = replace(found, activations=found.activations * bad)
+    with pytest.raises(ValueError, match="smoothing: sizes are NaN or infinite"):
+        smoothing(spoilt)
+
+
+def test_a_mask_of_minus_infinity_is_no_bad_batch():
+    """What is masked is no size of a channel."""
+
+    def forward(m, x, mask):
+        scores = m.q(x) @ m.k(x).mT + mask
+        return m.o(scores.softmax(-1) @ m.v(x))
+
+    layers = {n: nn.Linear(4, 4) for n in "qkvo"}
+    model = Block(forward, **layers).double()
+    mask = torch.full((3, 3), float("-inf")).double().triu(1)
+    inputs = torch.randn(2, 3, 4).double(), mask
+    sizes = channel_sizes(model, qn.discover(model, inputs), [inputs])
+    assert sizes.seen.sum() == 8 and torch.isfinite(sizes.activations).all()
+
+
+def test_what_is_no_number_or_mapping_is_answered():
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    x = torch.randn(5, 4).double()
+    symmetry = qn.discover(model, x)
+    mappings = qn.scale_mappings(symmetry)
+    sizes = channel_sizes(model, symmetry, [x])
+    for call, message in (
+        (
+            lambda: smoothing("s"),
+            "smoothing: sizes must be what channel_sizes .*got str",
+        ),
+        (lambda: smoothing(sizes, "a"), "smoothing: alpha must be a number, got 'a'"),
+        (lambda: smoothing(sizes, mappings=["1"]), "must be a ScaleMapping, got '1'"),
+        (lambda: smoothing(sizes, mappings=mappings[0]), "got one ScaleMapping"),
+        (lambda: smoothing(sizes, mappings=3), "got one int"),
+        (lambda: mappings[0].scale(model, "a"), "real numbers, one a channel, got str"),
+        (lambda: mappings[0].scale(model, torch.ones(3) + 0j), "got torch.complex64"),
+        (lambda: mappings[0].coordinates([True] * 3), "got torch.bool"),
+        (lambda: mappings.coordinates("a"), "must be a dict .*got str"),
+        (lambda: channel_sizes(model, symmetry, 3), "an iterable of inputs, got int"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+    w = symmetry.group.layout.flatten(model)
+    with pytest.raises(TypeError, match="ScaleMapping.scale: inputs is for a model"):
+        mappings[0].scale(w, torch.ones(3), inputs=x)
+    with pytest.raises(
+        ValueError, match="^channel_sizes: the model cannot be exported"
+    ):
+        channel_sizes(model, symmetry, [x, torch.randn(5, 3).double()])
+
+
+def test_packed_projections_show_which_rows():
+    """Queries, keys and values in one parameter: rows 0 to 3, 4 to 7 and 8 to 11."""
+    model = nn.MultiheadAttention(4, 2, batch_first=True).double()
+    x = torch.randn(2, 3, 4).double()
+    text = str(qn.scale_mappings(qn.discover(model, (x, x, x))))
+    assert [line.split() for line in text.splitlines()[1:]] == [
+        line.split()
+        for line in (
+            "rows 0–3 of in_proj_weight 4 rows 4–7 of in_proj_weight",
+            "entries 0–3 of in_proj_bias entries 4–7 of in_proj_bias",
+            "rows 8–11 of in_proj_weight 4 columns of out_proj.weight",
+            "entries 8–11 of in_proj_bias",
+        )
+    ]

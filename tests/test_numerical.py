@@ -321,6 +321,14 @@ def test_bad_input():
         TypeError, match="discover_numerically: inputs must be a tensor"
     ):
         discover_numerically(model, 3)
+    for options, error, message in (
+        ({"entries": "a"}, TypeError, "entries must be True, False or None, got 'a'"),
+        ({"seed": -1}, ValueError, "seed must be between 0 and .*, got -1"),
+        ({"seed": "a"}, TypeError, "seed must be an integer, got 'a'"),
+        ({"max_rows": 0}, ValueError, "max_rows must be at least 1, got 0"),
+    ):
+        with pytest.raises(error, match=f"discover_numerically: {message}"):
+            discover_numerically(model, INPUTS, **options)
     with pytest.raises(TypeError, match="layout must be a ParameterLayout, got dict"):
         discover_numerically(model, INPUTS, layout={})
     with pytest.raises(ValueError, match="the layout belongs to another model"):

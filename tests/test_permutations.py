@@ -306,6 +306,45 @@ def test_bad_input_is_answered():
         match_channels(w, w, classes, sweeps=0)
 
 
+def test_what_is_of_another_kind_is_answered():
+    model, x, classes = derived("mlp")
+    w = classes.layout.flatten(model)
+    integers = "PermutationClass.apply: permutation must be integers"
+    whole = "match_channels: classes must be what permutation_classes returned"
+    for call, message in (
+        (lambda: classes[0].apply(w, torch.arange(5.0)), f"{integers}.*torch.float32"),
+        (lambda: classes[0].apply(w, "abc"), f"{integers}.*got str"),
+        (lambda: classes[0].apply(w, None), f"{integers}.*got NoneType"),
+        (lambda: classes.apply(w, None), "must be a sequence, .*got NoneType"),
+        (lambda: match_channels(w, w, [classes[0]]), f"{whole}.*got list"),
+        (lambda: match_channels(w, w, "c"), f"{whole}.*got str"),
+        (lambda: match_channels(w, w, classes[0]), f"{whole}.*got PermutationClass"),
+        (
+            lambda: match_channels(w, w, classes, generator=3),
+            "torch.Generator.*got int",
+        ),
+        (
+            lambda: match_channels(w, w, classes, sweeps="a"),
+            "sweeps must be an integer",
+        ),
+        (
+            lambda: qn.permutation_classes(model, x, samples=1.5),
+            "samples must be an int",
+        ),
+        (lambda: qn.permutation_classes(model, x, tolerance="a"), "must be a number"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+    for options, message in (
+        ({"samples": 0}, "permutation_classes: samples must be at least 1, got 0"),
+        ({"tolerance": -1}, "permutation_classes: tolerance must be at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            qn.permutation_classes(model, x, **options)
+    with pytest.raises(ValueError, match="^permutation_classes: the model cannot be"):
+        qn.permutation_classes(nn.Linear(4, 2), torch.randn(5, 3))
+
+
 # -- axes ---
 
 

@@ -94,3 +94,43 @@ def test_an_unknown_operation_is_named():
         Architecture(Step("input", shape=(3,)), Step("matmul", 0, 0))
     with pytest.raises(ValueError, match="'linear' reads result 4"):
         Architecture(Step("input", shape=(3,)), Step("linear", 4, out=2, bias=True))
+
+
+def test_bad_input_is_answered():
+    network = random_architecture(0)
+    for call, message in (
+        (lambda: random_architecture("a"), "seed must be an integer, got 'a'"),
+        (
+            lambda: random_architecture(0, least=1.5),
+            "least must be an integer, got 1.5",
+        ),
+        (lambda: minimised("a", bool), "minimised: network must be an Arch.*got str"),
+        (lambda: minimised(network, 3), "fails must be a function .*got int"),
+        (lambda: without_effect("a"), "without_effect: network must be .*got str"),
+        (lambda: without_effect(network, "a"), "samples must be an integer, got 'a'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+    for call, message in (
+        (lambda: random_architecture(0, least=9, most=3), "got most=3 and least=9"),
+        (lambda: random_architecture(1, most=4), "got most=4 and least=5; pass both"),
+        (lambda: random_architecture(0, least=0), "least must be at least 1, got 0"),
+        (lambda: random_architecture(-1), "seed must be at least 0, got -1"),
+        (
+            lambda: architectures(least=9, most=3),
+            "architectures: most must be at least",
+        ),
+        (lambda: minimised(network, lambda n: False), r"fails\(network\) is false"),
+        (lambda: without_effect(network, 0), "samples must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_the_random_state_is_left_alone():
+    state = torch.get_rng_state()
+    network = random_architecture(3, most=8)
+    small = minimised(network, lambda n: n.operations.total() > 1)
+    without_effect(small)
+    assert torch.get_rng_state().equal(state)
+    assert small.operations.total() == 2

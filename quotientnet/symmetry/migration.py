@@ -16,6 +16,9 @@ from quotientnet.symmetry.transform import transform
 
 __all__ = ["Part", "ScaleMapping", "ScaleMappings", "scale_mappings"]
 
+_RUNS = 4
+"""At most this many ranges of rows are spelled out in a table."""
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -42,13 +45,24 @@ class Part:
         counts = np.bincount(self.channels[self.channels >= 0])
         return int(counts[0]) if (counts == counts[0]).all() else None
 
+    @property
+    def range(self) -> str:
+        """Where along its one axis, in words, such as ``" 0–3, 8–11"``; empty if everywhere."""
+        if len(self.axes) != 1 or (self.channels >= 0).all():
+            return ""
+        at = np.flatnonzero(self.channels.reshape(-1) >= 0)
+        runs = np.split(at, np.flatnonzero(np.diff(at) > 1) + 1)
+        texts = [f"{r[0]}–{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs]
+        return " " + ", ".join(texts[:_RUNS] + ["…"] * (len(texts) > _RUNS))
+
     def __str__(self) -> str:
         if not self.axes:
             text = f"all of {self.parameter}"
         elif self.dims == 1:
-            text = f"entries of {self.parameter}"
+            text = f"entries{self.range} of {self.parameter}"
         elif self.axes in ((0,), (1,)):
-            text = f"{('rows', 'columns')[self.axes[0]]} of {self.parameter}"
+            role = ("rows", "columns")[self.axes[0]]
+            text = f"{role}{self.range} of {self.parameter}"
         else:
             axes = " and ".join(map(str, self.axes))
             text = f"ax{'e' if len(self.axes) > 1 else 'i'}s {axes} of {self.parameter}"
@@ -94,9 +108,10 @@ class ScaleMapping:
             :func:`~quotientnet.transform` and ``group.act``.
 
         Raises:
+            TypeError: Scales that are no real numbers.
             ValueError: Another shape, or scales that are not positive and finite.
         """
-        scales = torch.as_tensor(scales).detach().to("cpu", torch.float64)
+        scales = _real(scales, self.source).detach().to("cpu", torch.float64)
         if scales.ndim < 1 or scales.shape[-1] != self.channels:
             raise ValueError(
                 f"ScaleMapping: {self.source!r} has {self.channels} channels, so scales must have "
@@ -122,9 +137,17 @@ class ScaleMapping:
 
         Returns:
             A model or a point; the function is the same.
+
+        Raises:
+            TypeError: Options for a point, or ``scales`` that are no real numbers.
         """
         t = self.coordinates(scales)
         if isinstance(target, Tensor):
+            if options:
+                raise TypeError(
+                    f"ScaleMapping.scale: {', '.join(options)} is for a model; a point has no "
+                    "outputs to compare and no optimizer. Pass the model, or leave it out"
+                )
             return self.group.act(target, t)
         return transform(target, self.group, t, **options)
 
@@ -170,7 +193,15 @@ class ScaleMappings(Sequence):
 
         Args:
             scales: By mapping, as in ``mappings[...]``: shape ``(channels,)`` each.
+
+        Raises:
+            TypeError: No dict.
         """
+        if not isinstance(scales, Mapping):
+            raise TypeError(
+                "ScaleMappings.coordinates: scales must be a dict from a mapping's name to its "
+                f"scales, got {type(scales).__name__}"
+            )
         t = torch.zeros(self.group.dimension, dtype=torch.float64)
         return sum((self[key].coordinates(s) for key, s in scales.items()), t)
 
@@ -278,6 +309,20 @@ def _mapping(group, head: Link, links: Sequence[Link], channels) -> ScaleMapping
     )
 
 
+def _real(scales, source: str) -> Tensor:
+    """Scales as a tensor of real numbers."""
+    try:
+        found = torch.as_tensor(scales)
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None or found.is_complex() or found.dtype == torch.bool:
+        got = type(scales).__name__ if found is None else found.dtype
+        raise TypeError(
+            f"ScaleMapping: scales of {source!r} must be real numbers, one a channel, got {got}"
+        )
+    return found
+
+
 def _module(parameter: str) -> str:
     """The module of a parameter, or itself where its name says more."""
     stem, _, member = parameter.rpartition(".")
@@ -289,8 +334,9 @@ def _texts(parts: Sequence[Part]) -> list[str]:
     texts: list[str] = []
     for part in parts:
         stem = part.parameter.removesuffix(".bias")
-        both = [f"rows of {stem}.weight", f"entries of {stem}.weight"]
-        if str(part) == f"entries of {stem}.bias" and texts and texts[-1] in both:
+        both = [f"{role}{part.range} of {stem}.weight" for role in ("rows", "entries")]
+        own = f"entries{part.range} of {stem}.bias"
+        if str(part) == own and texts and texts[-1] in both:
             texts[-1] += " and bias"
         else:
             texts.append(str(part))

@@ -15,6 +15,7 @@ from quotientnet.symmetry.discover import call_arguments, layout_of
 from quotientnet.symmetry.finding import NumericalSymmetry
 from quotientnet.symmetry.jumps import InFull
 from quotientnet.symmetry.links import named_group
+from quotientnet.symmetry.refusals import require_integer
 from quotientnet.symmetry.replica import Replica
 from quotientnet.symmetry.rows import RandomRows
 from quotientnet.symmetry.search import Search
@@ -67,10 +68,11 @@ def discover_numerically(
     Raises:
         RuntimeError: The rank still grew after ``max_rows``, or is doubtful (the message names the
             parameters), or every random point made a normalisation see a constant channel.
-        TypeError: ``model`` is not a module, or ``layout`` no layout.
-        ValueError: The model does not run on the inputs; no parameter has an effect; a derivative
-            is missing or not finite; exponents are no small integers, or random elements change
-            the outputs.
+        TypeError: ``model`` is not a module, ``layout`` no layout, ``entries`` no boolean, ``seed``
+            or ``max_rows`` no integer.
+        ValueError: ``seed`` is negative or ``max_rows`` below 1; the model does not run on the
+            inputs; no parameter has an effect; a derivative is missing or not finite; exponents
+            are no small integers, or random elements change the outputs.
 
     Note:
         About one gradient for each candidate that has an effect, many at a time where autograd can
@@ -90,6 +92,13 @@ def discover_numerically(
         >>> found.group.names[1]
         'first channel 1: rows of first.weight and bias, columns of last.weight'
     """
+    if entries is not None and not isinstance(entries, bool):
+        raise TypeError(
+            f"{_CALLER}: entries must be True, False or None, got {entries!r}"
+        )
+    require_integer(seed, _CALLER, "seed", least=0, most=2**64 - 1)
+    if max_rows is not None:
+        require_integer(max_rows, _CALLER, "max_rows")
     layout = layout_of(model, layout, _CALLER)
     inputs = call_arguments(example_inputs, _CALLER)
     replica = Replica(model, layout, _CALLER)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ from quotientnet.symmetry.explanation import Symmetry
 from quotientnet.symmetry.export import export
 from quotientnet.symmetry.graph import Walk
 from quotientnet.symmetry.migration import ScaleMapping, scale_mappings
+from quotientnet.symmetry.refusals import errors_of, require_real
 from quotientnet.symmetry.rules import find_rule
 from quotientnet.symmetry.scales import LogScale, compact
 
@@ -73,7 +74,8 @@ def channel_sizes(
 
     Raises:
         TypeError: No ``symmetry`` of :func:`~quotientnet.discover`; a tensor in place of batches.
-        ValueError: The symmetry is another model's, or that of another mode; no batches.
+        ValueError: The symmetry is another model's, or that of another mode; no batches; a batch
+            whose activations are NaN or infinite.
 
     Note:
         One forward a batch, observed on the model's device.
@@ -90,15 +92,27 @@ def channel_sizes(
         )
     layout_of(model, symmetry.group.layout, "channel_sizes")
     seen, observers = _Seen(symmetry), {}
-    for batch in batches:
+    for number, batch in enumerate(_each(batches)):
         args, kwargs = call_arguments(batch, "channel_sizes")
         key = _signature(args, kwargs)
         if key not in observers:
-            observers[key] = _Observer(model, symmetry, args, kwargs, seen)
+            with errors_of("channel_sizes"):
+                observers[key] = _Observer(model, symmetry, args, kwargs, seen)
         observers[key].observe(args, kwargs)
+        seen.require_finite(number)
     if not observers:
         raise ValueError("channel_sizes: batches is empty; pass one batch or more")
     return seen.sizes()
+
+
+def _each(batches) -> Iterator:
+    try:
+        return iter(batches)
+    except TypeError:
+        raise TypeError(
+            "channel_sizes: batches must be an iterable of inputs, got "
+            f"{type(batches).__name__}"
+        ) from None
 
 
 def smoothing(
@@ -124,7 +138,10 @@ def smoothing(
         Coordinates ``t``, float64, shape ``(dimension,)``, for :func:`~quotientnet.transform`.
 
     Raises:
-        ValueError: ``alpha`` is not between 0 and 1; a mapping of another group.
+        TypeError: ``sizes`` are not what :func:`channel_sizes` measured, ``alpha`` is no number,
+            ``mappings`` no sequence of mappings.
+        ValueError: ``alpha`` is not between 0 and 1; a mapping of another group; sizes that are
+            NaN or infinite.
 
     Example:
         >>> import torch
@@ -138,19 +155,43 @@ def smoothing(
         >>> bool(torch.allclose(inputs, columns))
         True
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"smoothing: alpha must be between 0 and 1, got {alpha}")
+    if not isinstance(sizes, ChannelSizes):
+        raise TypeError(
+            f"smoothing: sizes must be what channel_sizes measured, got {type(sizes).__name__}"
+        )
+    require_real(alpha, "smoothing", "alpha", 0, 1)
+    if not torch.isfinite(torch.stack([sizes.activations, sizes.readers])).all():
+        raise ValueError("smoothing: sizes are NaN or infinite; measure them once more")
     group = sizes.symmetry.group
     t = torch.zeros(group.dimension, dtype=torch.float64)
-    for mapping in scale_mappings(sizes.symmetry) if mappings is None else mappings:
-        if mapping.group != group:
-            raise ValueError(
-                f"smoothing: the mapping of {mapping.source!r} is of another group than the sizes"
-            )
+    for mapping in _chosen(sizes, mappings):
         own = torch.from_numpy(mapping.generators)
         s = sizes.activations[own] ** alpha / sizes.readers[own] ** (1 - alpha)
         t += mapping.coordinates(torch.where(sizes.seen[own], s, 1.0))
     return t
+
+
+def _chosen(sizes: ChannelSizes, mappings) -> Iterator[ScaleMapping]:
+    """The mappings, each of the group of the sizes."""
+    everything = scale_mappings(sizes.symmetry) if mappings is None else mappings
+    if isinstance(everything, (str, ScaleMapping)) or not isinstance(
+        everything, Iterable
+    ):
+        raise TypeError(
+            "smoothing: mappings must be a sequence of ScaleMapping, such as [mappings[0]], got "
+            f"one {type(everything).__name__}"
+        )
+    for mapping in everything:
+        if not isinstance(mapping, ScaleMapping):
+            raise TypeError(
+                f"smoothing: each of mappings must be a ScaleMapping, got {mapping!r}; "
+                "scale_mappings(symmetry)[name] is one by name"
+            )
+        if mapping.group != sizes.symmetry.group:
+            raise ValueError(
+                f"smoothing: the mapping of {mapping.source!r} is of another group than the sizes"
+            )
+        yield mapping
 
 
 def _signature(args, kwargs):
@@ -182,6 +223,18 @@ class _Seen:
             np.add.at(self.sums, generators, numbers * plain**powers)
             np.add.at(self.numbers, generators, numbers)
 
+    def require_finite(self, number: int) -> None:
+        """Refuse a batch after which sizes are NaN or infinite."""
+        bad = ~(np.isfinite(self.largest).all(0) & np.isfinite(self.sums))
+        if bad.any():
+            mappings = scale_mappings(self.symmetry)
+            where = next(m.source for m in mappings if bad[m.generators].any())
+            raise ValueError(
+                f"channel_sizes: with batch {number}, counted from 0, what meets in products is "
+                f"NaN or infinite, first in channels of {where!r}; look for such entries in the "
+                "batch and the parameters, or use a wider dtype"
+            )
+
     def sizes(self) -> ChannelSizes:
         """What was seen."""
         means = self.sums / np.maximum(self.numbers, 1)
@@ -210,7 +263,8 @@ class _Observer:
         inputs = graph_inputs(self.walk.program, args, kwargs)
         tensors = [x for x in inputs if isinstance(x, Tensor)]
         devices = [tensors[0].device] if tensors and tensors[0].is_cuda else []
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        quietly = np.errstate(invalid="ignore", over="ignore")  # require_finite tells
+        with torch.no_grad(), torch.random.fork_rng(devices=devices), quietly:
             _Watch(self).run(*inputs)
 
     def lines(self, x: LogScale, values: Mapping[int, int]):

@@ -14,6 +14,8 @@ from quotientnet.layout import ParameterLayout
 
 __all__ = ["Move", "PermutationClass", "PermutationClasses"]
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 @dataclass(frozen=True, eq=False)
 class Move:
@@ -96,6 +98,7 @@ class PermutationClass:
             A new tensor of the same shape.
 
         Raises:
+            TypeError: Not integers.
             ValueError: ``permutation`` is none, or of another shape.
         """
         self.layout.check(w, "PermutationClass.apply")
@@ -110,7 +113,17 @@ class PermutationClass:
         return result
 
     def _checked(self, permutation) -> np.ndarray:
-        found = torch.as_tensor(permutation).detach().cpu().numpy()
+        try:
+            given = torch.as_tensor(permutation)
+        except (TypeError, ValueError, RuntimeError):
+            given = None
+        if given is None or (given.numel() and given.dtype not in _INTEGERS):
+            got = type(permutation).__name__ if given is None else given.dtype
+            raise TypeError(
+                "PermutationClass.apply: permutation must be integers, a tensor or a sequence, "
+                f"such as random() gives, got {got}"
+            )
+        found = given.detach().cpu().numpy()
         if found.shape not in (self.shape, (self.size,)):
             raise ValueError(
                 f"PermutationClass.apply: permutation must have the shape {self.shape}"
@@ -172,6 +185,11 @@ class PermutationClasses(Sequence):
 
     def apply(self, w: Tensor, permutations: Sequence[Tensor]) -> Tensor:
         """Permutations of all classes, one after the other; see :meth:`PermutationClass.apply`."""
+        if not isinstance(permutations, (Sequence, Tensor)):
+            raise TypeError(
+                "PermutationClasses.apply: permutations must be a sequence, one a class, such as "
+                f"random() gives, got {type(permutations).__name__}"
+            )
         if len(permutations) != len(self):
             raise ValueError(
                 f"PermutationClasses.apply: needs {len(self)} permutations, one a class, got "

@@ -20,9 +20,12 @@ from quotientnet.symmetry.permutations.classes import (
 )
 from quotientnet.symmetry.permutations.registry import Axes
 from quotientnet.symmetry.permutations.walk import AxisWalk
+from quotientnet.symmetry.refusals import errors_of, require_integer, require_real
 from quotientnet.symmetry.replica import Replica, drawn_again, relative_change
 
 __all__ = ["permutation_classes"]
+
+_CALLER = "permutation_classes"
 
 
 def permutation_classes(
@@ -56,8 +59,10 @@ def permutation_classes(
         The classes; ``print`` them for a table.
 
     Raises:
-        TypeError: ``model`` is not a module, or ``layout`` no layout.
-        ValueError: The module cannot be exported; the layout is another model's.
+        TypeError: ``model`` is not a module, ``layout`` no layout, ``samples`` no integer,
+            ``tolerance`` no number.
+        ValueError: The module cannot be exported; the layout is another model's; ``samples`` is
+            below 1, ``tolerance`` negative.
 
     Note:
         An export, and ``2 · samples`` forwards in float64; more where a class is refused.
@@ -76,9 +81,12 @@ def permutation_classes(
         >>> classes[0].apply(w, [2, 0, 1])[12:15].equal(model[0].bias[[2, 0, 1]])
         True
     """
-    layout = layout_of(model, layout, "permutation_classes")
-    args, kwargs = call_arguments(example_inputs, "permutation_classes")
-    walk = AxisWalk(export(model, args, kwargs), layout)
+    require_integer(samples, _CALLER, "samples")
+    require_real(tolerance, _CALLER, "tolerance")
+    layout = layout_of(model, layout, _CALLER)
+    args, kwargs = call_arguments(example_inputs, _CALLER)
+    with errors_of(_CALLER):
+        walk = AxisWalk(export(model, args, kwargs), layout)
     candidates = list(_candidates(walk, layout))
     trial = _Trial(model, layout, args, kwargs, samples, tolerance)
     refused = trial.refused(candidates)
@@ -253,7 +261,7 @@ class _Trial:
     """Random permutations on a copy of a model, at its own point and at a random one."""
 
     def __init__(self, model, layout, args, kwargs, samples: int, tolerance: float):
-        self.replica = Replica(model, layout, "permutation_classes")
+        self.replica = Replica(model, layout, _CALLER)
         for module in self.replica.model.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.eval()  # which channels it drops is no part of the function

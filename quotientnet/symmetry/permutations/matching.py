@@ -15,6 +15,7 @@ from quotientnet.symmetry.permutations.classes import (
     PermutationClass,
     PermutationClasses,
 )
+from quotientnet.symmetry.refusals import require_integer
 
 __all__ = ["Matching", "match_channels"]
 
@@ -68,6 +69,8 @@ def match_channels(
         not count.
 
     Raises:
+        TypeError: ``classes`` are not what ``permutation_classes`` returns, ``generator`` is none,
+            ``sweeps`` no integer.
         ValueError: Points of another shape, or not finite; ``sweeps`` below 1.
 
     Note:
@@ -85,6 +88,7 @@ def match_channels(
         >>> bool(found.w.equal(w))
         True
     """
+    _require_types(classes, generator)
     layout = classes.layout
     for name, point in (("w", w), ("reference", reference)):
         layout.check(point, "match_channels", name)
@@ -92,8 +96,7 @@ def match_channels(
             raise ValueError(
                 f"match_channels: {name} must be one finite point, shape ({layout.size},)"
             )
-    if sweeps < 1:
-        raise ValueError(f"match_channels: sweeps must be at least 1, got {sweeps}")
+    require_integer(sweeps, "match_channels", "sweeps")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     count = layout.parameter_size
     w, target = w.detach().double(), reference.detach().double()
@@ -116,6 +119,19 @@ def match_channels(
             break
     scale = most or 1.0
     return Matching(w.to(reference), before / scale, best / scale, done, tuple(steps))
+
+
+def _require_types(classes, generator) -> None:
+    if not isinstance(classes, PermutationClasses):
+        raise TypeError(
+            "match_channels: classes must be what permutation_classes returned, all of them, got "
+            f"{type(classes).__name__}"
+        )
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            "match_channels: generator must be a torch.Generator or None, got "
+            f"{type(generator).__name__}; torch.Generator().manual_seed(0) makes one"
+        )
 
 
 def _assignment(w: Tensor, target: Tensor, own: PermutationClass) -> Tensor:

@@ -10,6 +10,7 @@ from random import Random
 import torch
 from torch import Tensor
 
+from quotientnet.symmetry.refusals import require_integer
 from quotientnet.testing.drawn.effects import steady, without_effect
 from quotientnet.testing.drawn.program import (
     Architecture,
@@ -36,7 +37,19 @@ _LARGEST = 48
 
 
 def random_architecture(seed: int, *, least: int = 5, most: int = 40) -> Architecture:
-    """A network of so many operations at least and at most; the same for the same seed."""
+    """A network of so many operations at least and at most; the same for the same seed.
+
+    Args:
+        seed: Of everything that is drawn. No random state of torch's is read or changed.
+        least: The smallest number of operations, 1 or more.
+        most: The largest.
+
+    Raises:
+        TypeError: No integers.
+        ValueError: ``least`` is below 1, or ``most`` below ``least``.
+    """
+    require_integer(seed, "random_architecture", "seed", least=0)
+    _require_range(least, most, "random_architecture")
     choose = Random(seed).choice
     while True:
         network = _draw(choose, least, most)
@@ -45,7 +58,17 @@ def random_architecture(seed: int, *, least: int = 5, most: int = 40) -> Archite
 
 
 def architectures(least: int = 5, most: int = 40):
-    """A hypothesis strategy: networks of so many operations."""
+    """A hypothesis strategy: networks of so many operations.
+
+    Args:
+        least: The smallest number of operations, 1 or more.
+        most: The largest.
+
+    Raises:
+        TypeError: No integers.
+        ValueError: ``least`` is below 1, or ``most`` below ``least``.
+    """
+    _require_range(least, most, "architectures")
     try:
         from hypothesis import assume
         from hypothesis import strategies as st
@@ -64,6 +87,15 @@ def architectures(least: int = 5, most: int = 40):
         return network
 
     return drawn()
+
+
+def _require_range(least: int, most: int, caller: str) -> None:
+    require_integer(least, caller, "least")
+    require_integer(most, caller, "most")
+    if most < least:
+        raise ValueError(
+            f"{caller}: most must be at least least, got most={most} and least={least}; pass both"
+        )
 
 
 def _draw(choose: Choose, least: int, most: int) -> Architecture:

@@ -8,7 +8,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from quotientnet.testing.drawn.program import Architecture, Step
+from quotientnet.symmetry.refusals import require_integer
+from quotientnet.testing.drawn.program import Architecture, Step, require_architecture
 from quotientnet.testing.drawn.registry import OPERATIONS
 
 __all__ = ["steady", "without_effect"]
@@ -23,7 +24,17 @@ def without_effect(network: Architecture, samples: int = 24) -> list[Step]:
     An entry that one of its readers ignores (a branch never taken, a sum in which it cancels), or
     the mean or size of a normalisation that a later one removes once more: the derivation does not
     see that values cancel, and takes what has no effect to limit a scale like everything else.
+
+    Args:
+        network: The architecture.
+        samples: The number of inputs on which an effect is looked for.
+
+    Raises:
+        TypeError: ``network`` is no architecture, ``samples`` no integer.
+        ValueError: ``samples`` is below 1.
     """
+    require_architecture(network, "without_effect")
+    require_integer(samples, "without_effect", "samples")
     uses: list[tuple[Step, Tensor]] = []
 
     def seen(step: Step, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from quotientnet.testing.drawn.program import (
     Step,
     fits,
     renumbered,
+    require_architecture,
 )
 
 __all__ = ["minimised"]
@@ -23,7 +24,21 @@ def minimised(
     Args:
         network: One that fails.
         fails: Whether a network does; it gets only ones with parameters.
+
+    Raises:
+        TypeError: ``network`` is no architecture, or ``fails`` cannot be called.
+        ValueError: ``network`` does not fail.
     """
+    require_architecture(network, "minimised")
+    if not callable(fails):
+        raise TypeError(
+            "minimised: fails must be a function of a network, got "
+            f"{type(fails).__name__}"
+        )
+    if not fails(network):
+        raise ValueError(
+            "minimised: fails(network) is false; pass a network that fails"
+        )
     while True:
         some = (small for small in _smaller(network) if [*small.parameters()])
         found = next(filter(fails, some), None)

@@ -171,7 +171,8 @@ class Architecture(nn.Module):
                 f"Architecture: step {len(self.steps)}, {step.operation!r}, does not take results "
                 f"of shapes {shapes}"
             )
-        layer = _layer(step, operands)
+        with torch.random.fork_rng(devices=[]):  # what layers draw, _drawn replaces
+            layer = _layer(step, operands)
         if layer is not None:
             self.add_module(f"{step.operation}{number}", self._drawn(layer))
         given = iter([_input(step, 8, self._generator)])
@@ -267,6 +268,15 @@ class Architecture(nn.Module):
             outputs=sorted(map(places.index, outputs)),
             training=training,
             seed=self.seed,
+        )
+
+
+def require_architecture(network, caller: str) -> None:
+    """Refuse what is no architecture."""
+    if not isinstance(network, Architecture):
+        raise TypeError(
+            f"{caller}: network must be an Architecture, got {type(network).__name__}; "
+            "random_architecture(seed) draws one"
         )
 
 
