@@ -96,10 +96,7 @@ def _random_architectures() -> str:
     rows += [
         ["all", str(facts["networks"])],
         ["with a generator, of those decided", str(facts["with_generators"])],
-        [
-            "the same by ``discover_numerically``",
-            f"{third['same']} of {third['asked']}",
-        ],
+        *([f"by ``discover_numerically``: {k}", str(n)] for k, n in third.items()),
         ["kinds of operations", str(len(facts["operations"]))],
     ]
     sizes = facts["operations_per_network"].items()
