@@ -13,7 +13,7 @@ __all__ = []
 def _still_gates(call, x, w_ih, w_hh, b_ih=None, b_hh=None, *projection) -> None:
     """Let ``W_ih x + b_ih + b_hh`` not move.
 
-    The last third of a GRU reads ``W_ih x + b_ih`` and ``b_hh`` apart: a gate multiplies that.
+    The last third of a GRU reads ``W_ih x + b_ih`` and ``b_hh`` apart: a gate multiplies ``b_hh``.
     """
     u = call.unknowns
     u.pin(w_hh, *projection)
