@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from quotientnet.symmetry.choices import Choice
 from quotientnet.symmetry.equations import Equations
 from quotientnet.symmetry.nodes import in_place, shape_of
 from quotientnet.symmetry.scales import LogScale
@@ -63,6 +64,10 @@ class Views:
         while node is not root:
             chain.insert(0, node)
             node = self._base[node]
+        if root.op == "placeholder" and isinstance(self.values[root], Choice):
+            for node in (root, *family):
+                self.values[node] = opaque(eq, node)
+            return
         if root.op == "placeholder" and isinstance(self.values[root], LogScale):
             # State keeps its scale from call to call.
             eq.equal(as_scale(eq, self.values[target]), as_scale(eq, result))

@@ -14,7 +14,7 @@ __all__ = []
 
 HOMOGENEOUS = (
     "relu leaky_relu rrelu abs neg dropout feature_dropout positive clone detach alias contiguous "
-    "lift_fresh lift_fresh_copy detach_copy nan_to_num deg2rad rad2deg"
+    "lift_fresh lift_fresh_copy detach_copy deg2rad rad2deg"
 ).split()
 
 
@@ -151,6 +151,13 @@ for _name, _exponent in (
     ("reciprocal", Fraction(-1)),
 ):  # fmt: skip
     power_rule(_name, _exponent)
+
+
+@rule("aten::nan_to_num")
+def nan_to_num(call, x, nan=None, posinf=None, neginf=None):
+    """Zeros in place of what is no number pass; other fixed numbers are pinned."""
+    fixed = nan or posinf is not None or neginf is not None
+    return call.pin(x) if fixed else call.scale(x)
 
 
 @rule("aten::pow", "aten::float_power")

@@ -257,8 +257,10 @@ def distances_within(call, x, p=2):
 
 
 @rule("aten::dist", "aten::cdist")
-def distance(call, x, y, *args, **kwargs):
-    """All entries have one scale along what is summed."""
+def distance(call, x, y, p=2, *args, **kwargs):
+    """All entries have one scale along what is summed; what counts entries (order 0) is pinned."""
+    if p == 0:
+        return call.pin(x, y)
     eq, x, y = call.equations, call.scale(x), call.scale(y)
     if not call.shape:
         return eq.uniform(eq.equal(x, y), range(len(x.shape))).map(

@@ -66,7 +66,9 @@ def add_at(call, x, dim, places, source, *args, **kwargs):
 
 @rule("aten::scatter")
 def scatter(call, x, dim, places, source, *args, **kwargs):
-    """Literally, if places are constant."""
+    """Literally, if places are constant; products at places that meet are pinned."""
+    if "multiply" in (*args, *kwargs.values()):
+        return call.pin(x, source)
     if isinstance(places, Tensor) and isinstance(source, LogScale) and not kwargs:
         eq = call.equations
         x, source = (eq.single(call.scale(z)).terms[0][1] for z in (x, source))

@@ -89,7 +89,10 @@ def attention(
     call, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None,
     enable_gqa=False,
 ):  # fmt: skip
-    """Scores forget what is the same for all keys; values are averaged."""
+    """Scores forget what is the same for all keys; values are averaged.
+
+    A query whose keys are all masked gets zeros: if there may be one, values must not move.
+    """
     u = call.unknowns
     query, key, value = (call.shift(x) for x in (query, key, value))
     if enable_gqa:
@@ -100,13 +103,26 @@ def attention(
         )
     pair = query.map(lambda t: t.unsqueeze(-2)), key.map(lambda t: t.unsqueeze(-3))
     scores = contract(call, *pair, [-1]).map(lambda t: t[..., 0])
+    masked = attn_mask is not None and _may_mask_all(attn_mask)
     if attn_mask is not None:
         scores = scores + call.shift(attn_mask)
     u.uniform(scores, [-1], absorb=True)
-    if dropout_p:
+    if dropout_p or masked:
         return call.pin(value)
     u.uniform(value, [-2])
     return call.spread(value.map(lambda t: t[..., :1, :]))
+
+
+def _may_mask_all(mask) -> bool:
+    """Whether a row of a mask may hide all keys; one that is a parameter hides none."""
+    if isinstance(mask, Seen):
+        if mask.leaf.name:
+            return False
+        mask = mask.leaf.value.reshape(-1)[mask.entries]
+    if not isinstance(mask, torch.Tensor):
+        return True  # the data decide
+    hidden = ~mask if mask.dtype == torch.bool else mask == -torch.inf
+    return bool(hidden.all(-1).any())
 
 
 @shift_rule("einsum")

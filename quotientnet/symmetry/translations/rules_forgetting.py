@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quotientnet.symmetry.translations.registry import shift_rule
-from quotientnet.symmetry.translations.shifts import Averages, Seen, Shift
+from quotientnet.symmetry.translations.shifts import Averages, Seen, Shift, plain
 
 __all__ = []
 
@@ -24,6 +24,8 @@ def _reduced(call, x, axes) -> Shift:
     if 0 in x.shape:
         return Shift(call.shape)
     x, axes = call.uniform(x, axes), [a % max(len(x.shape), 1) for a in axes]
+    # Of weights that add up to one, only means over other axes do so, too.
+    x = x if call.operation.endswith("::mean") else plain(x)
     first = tuple(
         slice(0, 1) if a in axes else slice(None) for a in range(len(x.shape))
     )
@@ -61,7 +63,7 @@ def ordered(call, x, *args, **kwargs):
     if not call.operation.endswith("sort"):
         numbers = numbers[1:]
     dim = kwargs.get("dim", numbers[0] if numbers else -1)
-    x = call.uniform(x, [dim])
+    x = plain(call.uniform(x, [dim]))
     if len(call.shape) < len(x.shape):
         return [x.map(lambda t: t.select(dim, 0)), Shift(call.shape)]
     return [x.map(lambda t: t.narrow(dim, 0, call.shape[dim])), Shift(call.shape)]
@@ -71,7 +73,7 @@ def _pooling(dims: int) -> None:
     @shift_rule(f"max_pool{dims}d", f"adaptive_avg_pool{dims}d", f"adaptive_max_pool{dims}d",
                 f"_adaptive_avg_pool{dims}d", f"max_pool{dims}d_with_indices")  # fmt: skip
     def pool(call, x, *args, **kwargs):
-        x = call.uniform(x, range(-dims, 0))
+        x = plain(call.uniform(x, range(-dims, 0)))
         first = (..., *[slice(0, 1)] * dims)
         result = call.spread(x.map(lambda t: t[first].expand(call.shape)))
         pairs = "indices" in call.operation or "adaptive_max" in call.operation

@@ -42,7 +42,8 @@ def _moving_rows(u, matrix: Seen, other, axes, shape) -> Shift:
 
 
 def _moving_factor(u, x: Shift, other, axes, shape) -> Shift:
-    if isinstance(other, Averages) and other.along(axes):
+    alike = all(x.shape[a] == other.shape[a] for a in axes)
+    if alike and isinstance(other, Averages) and other.along(axes):
         u.uniform(x, axes)
         first = [
             slice(0, 1) if a - len(x.shape) in axes else slice(None)

@@ -7,7 +7,7 @@ import torch
 from quotientnet.symmetry.rules.shapes import MOVES, move
 from quotientnet.symmetry.translations.registry import shift_rule
 from quotientnet.symmetry.translations.rules_products import mapped
-from quotientnet.symmetry.translations.shifts import Seen, Shift, Term
+from quotientnet.symmetry.translations.shifts import Seen, Shift, Term, plain
 
 __all__ = []
 
@@ -39,7 +39,7 @@ def like_another(call, x, other):
 def index(call, x, indices):
     by_data = [a for a, i in enumerate(indices) if isinstance(i, (Shift, Seen))]
     if by_data:
-        x = call.uniform(x, by_data)
+        x = plain(call.uniform(x, by_data))
         indices = [
             torch.zeros(i.shape, dtype=torch.long) if a in by_data else i
             for a, i in enumerate(indices)
@@ -50,7 +50,8 @@ def index(call, x, indices):
 @shift_rule("index_select", "gather")
 def index_along(call, x, dim, places, **kwargs):
     if isinstance(places, (Shift, Seen)):
-        x, places = call.uniform(x, [dim]), torch.zeros(places.shape, dtype=torch.long)
+        x = plain(call.uniform(x, [dim]))
+        places = torch.zeros(places.shape, dtype=torch.long)
     single = len(places.shape) <= 1
     operation = torch.ops.aten.index_select if single else torch.ops.aten.gather
     return move(operation, x, (dim, places), {})

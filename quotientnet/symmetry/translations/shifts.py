@@ -17,6 +17,7 @@ __all__ = [
     "Term",
     "Shift",
     "Averages",
+    "plain",
     "Leaf",
     "Seen",
     "Picked",
@@ -102,6 +103,11 @@ class Shift:
         return groups
 
 
+def plain(x: Shift) -> Shift:
+    """``x`` without what is known of its entries: after an operation that changes them."""
+    return Shift(x.shape, x.terms)
+
+
 class Averages(Shift):
     """Nonnegative numbers that add up to one along an axis of the tensor that they were made as.
 
@@ -119,7 +125,7 @@ class Averages(Shift):
         return Averages(function(self.entries), self.length)
 
     def along(self, axes: Sequence[int]) -> bool:
-        """Whether sums over axes are over exactly one whole set of averages."""
+        """Whether sums over axes are over exactly one whole set of weights."""
         last = self.entries.movedim(tuple(axes), tuple(range(-len(axes), 0)))
         last = last.flatten(last.ndim - len(axes))
         if last.shape[-1] != self.length:

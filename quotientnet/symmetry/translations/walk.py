@@ -143,6 +143,7 @@ class ShiftWalk:
             )
         if not _floats(node):
             self.unknowns.pin(result)  # integers do not move
+            return self._still(node)
         return result
 
     def _constant(self, node: Node, args, kwargs):
