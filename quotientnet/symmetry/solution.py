@@ -11,7 +11,6 @@ from scipy.sparse.csgraph import breadth_first_order
 
 from quotientnet import exact
 from quotientnet.symmetry.scales import PINNED
-from quotientnet.symmetry.terms import added
 from quotientnet.symmetry.unions import Unions
 
 __all__ = ["Solution", "solve"]
@@ -86,24 +85,43 @@ def solve(
 
 def _reduced(unknowns: Unions, lines) -> list[tuple[dict[int, int], int]]:
     """The equations of three unknowns or more, after merging through those of fewer."""
-    rows = [
-        (added(line.tolist(), coefficients.tolist()), reason)
-        for several, coefficients, reason in lines
-        for line in several
+    blocks = [
+        (names, np.broadcast_to(coefficients, names.shape), reason)
+        for names, coefficients, reason in lines
     ]
-    while True:
-        names = [name for row, _ in rows for name in row]
-        roots = iter(unknowns.find(np.array(names, dtype=np.int64)).tolist())
-        merged, left = [], []
-        for row, reason in rows:
-            row = added([next(roots) for _ in row], row.values())
-            row.pop(PINNED, None)
-            if len(row) == 1 or (len(row) == 2 and sum(row.values()) == 0):
-                merged.append(((*row, PINNED)[:2], reason))
-            elif row:
-                left.append((row, reason))
-        rows = left
-        if not merged:
-            return rows
-        for (a, b), reason in merged:
-            unknowns.merge(np.array([a]), np.array([b]), reason)
+    merging = True
+    while merging:
+        merging, left = False, []
+        for names, by, reason in blocks:
+            names, by = _added(unknowns.find(names), by)
+            count = (by != 0).sum(1)
+            alike = (count == 1) | ((count == 2) & (by.sum(1) == 0))
+            if alike.any():
+                # The two that are not pinned, or the one that is to be.
+                pairs = np.sort(names[alike], axis=1)[:, -2:]
+                unknowns.merge(pairs[:, 0], pairs[:, 1], reason)
+                merging = True
+            kept = ~alike & (count > 0)
+            left.append((names[kept], by[kept], reason))
+        blocks = left
+    return [
+        ({name: c for name, c in zip(row, own) if c}, reason)
+        for names, by, reason in blocks
+        for row, own in zip(names.tolist(), by.tolist())
+    ]
+
+
+def _added(names: np.ndarray, by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Equations with the coefficients of equal unknowns added at the first of them.
+
+    What is 0 then, or pinned, is pinned with the coefficient 0.
+    """
+    names, by = names.copy(), by.copy()
+    for a in range(names.shape[1]):
+        for b in range(a):
+            same = (names[:, a] == names[:, b]) & (by[:, a] != 0)
+            by[:, b] += np.where(same, by[:, a], 0)
+            by[same, a] = 0
+    by[names == PINNED] = 0
+    names[by == 0] = PINNED
+    return names, by

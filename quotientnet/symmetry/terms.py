@@ -9,7 +9,7 @@ import torch
 
 from quotientnet.symmetry.scales import ZERO, compact
 
-__all__ = ["Terms", "collected", "groups_of_axes", "narrowed", "added"]
+__all__ = ["Terms", "collected", "groups_of_axes", "narrowed"]
 
 Terms = Sequence[tuple[np.ndarray, int]]
 
@@ -56,11 +56,3 @@ def narrowed(index: np.ndarray) -> np.ndarray:
     """``index`` with expanded axes of length 1."""
     steps = zip(index.shape, index.strides)
     return index[tuple(slice(0, n if step else 1) for n, step in steps)]
-
-
-def added(names, coefficients) -> dict[int, int]:
-    """Coefficients by name, those of one name added, zeros left out."""
-    row: dict[int, int] = {}
-    for name, c in zip(names, coefficients):
-        row[name] = row.get(name, 0) + c
-    return {name: c for name, c in row.items() if c}
