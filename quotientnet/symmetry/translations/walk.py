@@ -16,6 +16,7 @@ from quotientnet.symmetry.nodes import (
     SHAPE_ONLY,
     aliased,
     by_position,
+    changed,
     graphs,
     in_place,
     live_nodes,
@@ -174,11 +175,18 @@ class ShiftWalk:
         """Whoever shares memory with what is written to may not move, but for the target itself."""
         if not self._writes:
             return
+        known = isinstance(node.target, torch._ops.OpOverload)
+        written = changed(node) if known else []
+        for operand in written:  # its results are other tensors
+            for member in self._family.get(operand, [operand]):
+                self.unknowns.pin(self._values[member])
+                self._values[member] = self._still(member)
+        if written:
+            return
         target = node.args[0] if node.args and isinstance(node.args[0], Node) else None
         if target is not None and in_place(node):
             shared = [target]
         else:
-            known = isinstance(node.target, torch._ops.OpOverload)
             shared = aliased(node) if known else node.all_input_nodes
         family = next(
             (self._family[n] for n in shared if n in self._family), list(shared)
