@@ -325,7 +325,7 @@ def test_bad_input_is_answered_with_its_name():
         channel_sizes(model, symmetry, x)
     with pytest.raises(ValueError, match="batches is empty"):
         channel_sizes(model, symmetry, [])
-    with pytest.raises(ValueError, match="alpha must be between 0 and 1"):
+    with pytest.raises(ValueError, match="alpha must be at least 0 and at most 1"):
         smoothing(channel_sizes(model, symmetry, [x]), 2.0)
     _, _, other = derived("shared")
     with pytest.raises(ValueError, match="another model"):
@@ -380,7 +380,7 @@ def test_what_is_no_number_or_mapping_is_answered():
             lambda: smoothing("s"),
             "smoothing: sizes must be what channel_sizes .*got str",
         ),
-        (lambda: smoothing(sizes, "a"), "smoothing: alpha must be a number, got 'a'"),
+        (lambda: smoothing(sizes, "a"), "smoothing: alpha must be a number, got str"),
         (lambda: smoothing(sizes, mappings=["1"]), "must be a ScaleMapping, got '1'"),
         (lambda: smoothing(sizes, mappings=mappings[0]), "got one ScaleMapping"),
         (lambda: smoothing(sizes, mappings=3), "got one int"),

@@ -323,9 +323,9 @@ def test_bad_input():
         discover_numerically(model, 3)
     for options, error, message in (
         ({"entries": "a"}, TypeError, "entries must be True, False or None, got 'a'"),
-        ({"seed": -1}, ValueError, "seed must be between 0 and .*, got -1"),
+        ({"seed": -1}, ValueError, "seed must be an integer of at least 0 and .*, got -1"),
         ({"seed": "a"}, TypeError, "seed must be an integer, got 'a'"),
-        ({"max_rows": 0}, ValueError, "max_rows must be at least 1, got 0"),
+        ({"max_rows": 0}, ValueError, "max_rows must be an integer of at least 1, got 0"),
     ):
         with pytest.raises(error, match=f"discover_numerically: {message}"):
             discover_numerically(model, INPUTS, **options)

@@ -302,7 +302,7 @@ def test_bad_input_is_answered():
         qn.permutation_classes("mlp", x)
     with pytest.raises(ValueError, match="reference must be one finite point"):
         match_channels(w, w * float("nan"), classes)
-    with pytest.raises(ValueError, match="sweeps must be at least 1"):
+    with pytest.raises(ValueError, match="sweeps must be an integer of at least 1"):
         match_channels(w, w, classes, sweeps=0)
 
 
@@ -336,7 +336,7 @@ def test_what_is_of_another_kind_is_answered():
         with pytest.raises(TypeError, match=message):
             call()
     for options, message in (
-        ({"samples": 0}, "permutation_classes: samples must be at least 1, got 0"),
+        ({"samples": 0}, "permutation_classes: samples must be an integer of at least 1, got 0"),
         ({"tolerance": -1}, "permutation_classes: tolerance must be at least 0"),
     ):
         with pytest.raises(ValueError, match=message):

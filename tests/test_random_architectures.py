@@ -139,14 +139,14 @@ def test_bad_input_is_answered():
     for call, message in (
         (lambda: random_architecture(0, least=9, most=3), "got most=3 and least=9"),
         (lambda: random_architecture(1, most=4), "got most=4 and least=5; pass both"),
-        (lambda: random_architecture(0, least=0), "least must be at least 1, got 0"),
-        (lambda: random_architecture(-1), "seed must be at least 0, got -1"),
+        (lambda: random_architecture(0, least=0), "least must be an integer of at least 1, got 0"),
+        (lambda: random_architecture(-1), "seed must be an integer of at least 0, got -1"),
         (
             lambda: architectures(least=9, most=3),
             "architectures: most must be at least",
         ),
         (lambda: minimised(network, lambda n: False), r"fails\(network\) is false"),
-        (lambda: without_effect(network, 0), "samples must be at least 1, got 0"),
+        (lambda: without_effect(network, 0), "samples must be an integer of at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -243,7 +243,7 @@ def test_a_nan_anywhere_leaves_everything(call, search_steps):
         ({"regularization": -1.0}, ValueError, "regularization must be at least 0"),
         ({"growth": 0.0}, ValueError, "growth must be above 0"),
         ({"growth_every": 0}, ValueError, "growth_every must be an integer of at least 1"),
-        ({"growth_every": 1.5}, ValueError, "growth_every must be an integer"),
+        ({"growth_every": 1.5}, TypeError, "growth_every must be an integer"),
         ({"max_norm": -0.1}, ValueError, "max_norm must be at least 0"),
         ({"max_norm": "0.1"}, TypeError, "max_norm must be a number, got str"),
         ({"search_steps": -1}, ValueError, "search_steps must be an integer of at least 0"),

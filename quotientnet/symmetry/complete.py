@@ -140,59 +140,90 @@ def verify_complete(
     replica, layout = Replica(model, group.layout, "verify_complete"), group.layout
     candidates = candidate_scalings(replica.model, layout)
     inputs = call_arguments(example_inputs, "verify_complete")
-    source, count = RandomRows(replica, inputs, seed), candidates.group.dimension
-    limit = 4 * count + 256 if max_rows is None else max_rows
-    stacked, by_generator = np.zeros((0, count)), np.zeros((0, group.dimension))
-    effect, rows, rank = np.zeros(layout.size), 0, -1
-    while True:
-        block = torch.cat([source.draw() for _ in range(max(count // 4, 32))]).cpu()
-        effect = np.maximum(effect, block.abs().amax(0).numpy())
-        rows += len(block)
-        along, slopes = candidates.sums(block).numpy(), group.adjoint(block).numpy()
-        stacked = np.linalg.qr(np.vstack([stacked, _directed(along)]), "r")
-        by_generator = np.linalg.qr(np.vstack([by_generator, slopes]), "r")
-        values = np.linalg.svd(stacked, compute_uv=False)
-        previous, rank = rank, int((values > _NEGLIGIBLE * values[0]).sum())
-        if rank == previous and rows >= count + 64:
-            break
-        if rows > limit:
-            raise RuntimeError(
-                f"verify_complete: the rank still grew after {rows} random points; pass a larger "
-                "max_rows"
-            )
-    live = effect > _NEGLIGIBLE * effect.max()
+    seen = _Stack(RandomRows(replica, inputs, seed), candidates, group)
+    seen.grow(max_rows)
+    live = seen.effect > _NEGLIGIBLE * seen.effect.max()
     if not live.any():
         raise ValueError(
             "verify_complete: no parameter has an effect on the derivatives of the outputs; there "
             "is nothing to compare"
         )
-    extra = (
-        np.linalg.svd(by_generator, compute_uv=False) > _NEGLIGIBLE * rows**0.5
-    ).sum()
-    found, derived, missing = _spaces(
-        group, candidates.group.to_dense(), stacked, live, rank
-    )
+    found, derived, missing = _spaces(seen, live)
     weight = np.zeros(layout.size)
     weight[live] = (missing**2).sum(1)
-    gap = (
-        values[rank - 1] / max(values[rank:].max(initial=0.0), 1e-300)
-        if rank
-        else np.inf
-    )
     return Completeness(
-        derived.shape[1], found.shape[1], missing.shape[1], int(extra),
+        derived.shape[1], found.shape[1], missing.shape[1], seen.extra,
         tuple(e.name for e in layout.entries if weight[e.slice].sum() > 1e-6),
         tuple(e.name for e in layout.entries if not live[e.slice].all()),
-        candidates.kind, float(gap), rows, source.jump(missing, live),
+        candidates.kind, seen.gap, seen.rows, seen.source.jump(missing, live),
     )  # fmt: skip
 
 
-def _spaces(
-    group, candidates, stacked, live, rank
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+class _Stack:
+    """Derivatives of outputs at random points along candidates, as the factor R of a stack of rows.
+
+    Attributes:
+        along: The factor along candidates, each row of norm 1 before.
+        slopes: That along the generators of the group.
+        effect: The largest derivative by each entry of the layout.
+        rows: How many there are.
+        values: The singular values of ``along``.
+        rank: How many of them count.
+    """
+
+    def __init__(self, source: RandomRows, candidates, group: ScalingGroup):
+        self.source, self.candidates, self.group = source, candidates, group
+        self.count = candidates.group.dimension
+        self.along, self.slopes = (
+            np.zeros((0, n)) for n in (self.count, group.dimension)
+        )
+        self.effect, self.rows, self.rank = np.zeros(group.layout.size), 0, -1
+
+    def grow(self, max_rows: int | None) -> None:
+        """Add rows until their rank stops growing."""
+        limit = 4 * self.count + 256 if max_rows is None else max_rows
+        while True:
+            previous = self.rank
+            self._add(max(self.count // 4, 32))
+            if self.rank == previous and self.rows >= self.count + 64:
+                return
+            if self.rows > limit:
+                raise RuntimeError(
+                    f"verify_complete: the rank still grew after {self.rows} random points; pass "
+                    "a larger max_rows"
+                )
+
+    def _add(self, number: int) -> None:
+        block = torch.cat([self.source.draw() for _ in range(number)]).cpu()
+        self.effect = np.maximum(self.effect, block.abs().amax(0).numpy())
+        self.rows += len(block)
+        along, slopes = self.candidates.sums(block), self.group.adjoint(block)
+        self.along = np.linalg.qr(
+            np.vstack([self.along, _directed(along.numpy())]), "r"
+        )
+        self.slopes = np.linalg.qr(np.vstack([self.slopes, slopes.numpy()]), "r")
+        self.values = np.linalg.svd(self.along, compute_uv=False)
+        self.rank = int((self.values > _NEGLIGIBLE * self.values[0]).sum())
+
+    @property
+    def extra(self) -> int:
+        """How many directions of the group derivatives do not allow."""
+        slopes = np.linalg.svd(self.slopes, compute_uv=False)
+        return int((slopes > _NEGLIGIBLE * self.rows**0.5).sum())
+
+    @property
+    def gap(self) -> float:
+        """The smallest singular value that counts over the largest that does not."""
+        if not self.rank:
+            return float("inf")
+        rest = self.values[self.rank :].max(initial=0.0)
+        return float(self.values[self.rank - 1] / max(rest, 1e-300))
+
+
+def _spaces(seen: _Stack, live) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bases, on entries with an effect, of what was found, the group, and what it misses."""
-    vectors = np.linalg.svd(stacked, full_matrices=True)[2]
-    found = _basis(candidates[live] @ vectors[rank:].T)
+    vectors, group = np.linalg.svd(seen.along, full_matrices=True)[2], seen.group
+    found = _basis(seen.candidates.group.to_dense()[live] @ vectors[seen.rank :].T)
     exponents = group.exponents(torch.eye(group.dimension, dtype=torch.float64))
     derived = _basis(exponents.T.numpy()[live])
     return found, derived, _basis(found - derived @ (derived.T @ found), relative=1e-6)

@@ -9,13 +9,13 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from quotientnet.layout import ParameterLayout
+from quotientnet.options import require_count
 from quotientnet.symmetry.assembly import assembled, follow_rows
 from quotientnet.symmetry.candidates import candidate_scalings
 from quotientnet.symmetry.discover import call_arguments, layout_of
 from quotientnet.symmetry.finding import NumericalSymmetry
 from quotientnet.symmetry.jumps import InFull
 from quotientnet.symmetry.links import named_group
-from quotientnet.symmetry.refusals import require_integer
 from quotientnet.symmetry.replica import Replica
 from quotientnet.symmetry.rows import RandomRows
 from quotientnet.symmetry.search import Search
@@ -96,9 +96,9 @@ def discover_numerically(
         raise TypeError(
             f"{_CALLER}: entries must be True, False or None, got {entries!r}"
         )
-    require_integer(seed, _CALLER, "seed", least=0, most=2**64 - 1)
+    require_count(seed, _CALLER, "seed", least=0, most=2**64 - 1)
     if max_rows is not None:
-        require_integer(max_rows, _CALLER, "max_rows")
+        require_count(max_rows, _CALLER, "max_rows")
     layout = layout_of(model, layout, _CALLER)
     inputs = call_arguments(example_inputs, _CALLER)
     replica = Replica(model, layout, _CALLER)

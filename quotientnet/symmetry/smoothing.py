@@ -10,6 +10,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from quotientnet.options import require_number
 from quotientnet.symmetry.choices import Choice
 from quotientnet.symmetry.discover import (
     call_arguments,
@@ -21,7 +22,7 @@ from quotientnet.symmetry.explanation import Symmetry
 from quotientnet.symmetry.export import export
 from quotientnet.symmetry.graph import Walk
 from quotientnet.symmetry.migration import ScaleMapping, scale_mappings
-from quotientnet.symmetry.refusals import errors_of, require_real
+from quotientnet.symmetry.refusals import errors_of
 from quotientnet.symmetry.rules import find_rule
 from quotientnet.symmetry.scales import LogScale, compact
 
@@ -159,7 +160,7 @@ def smoothing(
         raise TypeError(
             f"smoothing: sizes must be what channel_sizes measured, got {type(sizes).__name__}"
         )
-    require_real(alpha, "smoothing", "alpha", 0, 1)
+    require_number(alpha, "smoothing", "alpha", most=1)
     if not torch.isfinite(torch.stack([sizes.activations, sizes.readers])).all():
         raise ValueError("smoothing: sizes are NaN or infinite; measure them once more")
     group = sizes.symmetry.group

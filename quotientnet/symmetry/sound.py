@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import log
 
 import torch
@@ -143,7 +144,7 @@ def verify_sound(
         checked.append(
             f"{cases.pop()[0]} are refused by the model; pass second_inputs="
         )
-    worst, blamed, drift = 0.0, None, 0.0
+    worst, drift = Worst(tolerance), 0.0
     for mode in distinct_modes(model, modes):
         for number, (label, (args, kwargs)) in enumerate(cases):
             checked.append(f"{mode} mode, {label}")
@@ -152,16 +153,35 @@ def verify_sound(
             for sample in range(samples):
                 reach = decades * log(10) / 2 if sample else log(2)
                 t = _element(group, reach, generator).to(own.device)
-                violation = trial.violation(t)
-                if not violation <= worst:
-                    worst = violation
-                    if blamed is None and not violation <= tolerance:
-                        blamed = trial.blame(t, tolerance)
+                worst.see(trial.violation(t), partial(trial.blame, t, tolerance))
                 if sample == 0 and replica.normalises:
                     drift = max(drift, trial.violation(t, exact=False))
+    drift = drift if replica.normalises else None
     return Soundness(
-        worst, tolerance, blamed, tuple(checked), drift if replica.normalises else None
+        worst.violation, tolerance, worst.blamed, tuple(checked), drift
     )
+
+
+@dataclass
+class Worst:
+    """The worst of several trials, and who is to blame for the first that fails.
+
+    Attributes:
+        tolerance: What a trial may change.
+        violation: The largest change seen; NaN is larger than any.
+        blamed: In words; ``None`` if none failed.
+    """
+
+    tolerance: float
+    violation: float = 0.0
+    blamed: str | None = None
+
+    def see(self, violation: float, blame: Callable[[], str]) -> None:
+        """Count a trial; ``blame`` is called if it is the first that fails."""
+        if not violation <= self.violation:
+            self.violation = violation
+            if self.blamed is None and not violation <= self.tolerance:
+                self.blamed = blame()
 
 
 _MODES = ("own", "train", "eval")

@@ -8,8 +8,8 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
+from quotientnet.options import grown, require_count, require_number
 from quotientnet.training.neighbours import Neighbours
-from quotientnet.training.options import grown, require_count, require_number
 from quotientnet.training.wrapper import Wrapper
 
 __all__ = ["EntropySGD"]
@@ -82,7 +82,7 @@ class EntropySGD(Wrapper):
         self.gamma = require_number(gamma, name, "gamma")
         self.growth = require_number(growth, name, "growth", least=1.0)
         self.noise = require_number(noise, name, "noise")
-        self.averaging = require_number(averaging, name, "averaging", most=1.0)
+        self.averaging = require_number(averaging, name, "averaging", below=1.0)
         device = next(module.parameters()).device
         self.generator = generator or torch.Generator(device).manual_seed(0)
 

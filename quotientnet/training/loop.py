@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from quotientnet.options import require_count
 from quotientnet.progress import progress as bar
 from quotientnet.training.last_good import LastGood
-from quotientnet.training.options import require_count
 
 __all__ = ["train", "History", "NotFiniteError"]
 

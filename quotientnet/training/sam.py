@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from quotientnet.options import require_number
 from quotientnet.training.neighbours import Neighbours
-from quotientnet.training.options import require_number
 from quotientnet.training.wrapper import Wrapper
 
 __all__ = ["SAM", "gradient_at_worst"]

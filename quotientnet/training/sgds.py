@@ -13,10 +13,10 @@ from quotientnet.errors import NotOnManifoldError
 from quotientnet.group import ScalingGroup
 from quotientnet.manifolds.oblique import ProductOblique
 from quotientnet.manifolds.vectors import listed
+from quotientnet.options import grown, require_count, require_number
 from quotientnet.symmetry import Symmetry
 from quotientnet.training.filters import filter_blocks
 from quotientnet.training.neighbours import Neighbours
-from quotientnet.training.options import grown, require_count, require_number
 from quotientnet.training.sides import Probe, Sides, sharpest
 from quotientnet.training.wrapper import Wrapper
 

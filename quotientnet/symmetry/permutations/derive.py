@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quotientnet.layout import ParameterLayout
+from quotientnet.options import require_count, require_number
 from quotientnet.symmetry.discover import call_arguments, layout_of
 from quotientnet.symmetry.exactly import Degenerate
 from quotientnet.symmetry.export import export
@@ -20,7 +21,7 @@ from quotientnet.symmetry.permutations.classes import (
 )
 from quotientnet.symmetry.permutations.registry import Axes
 from quotientnet.symmetry.permutations.walk import AxisWalk
-from quotientnet.symmetry.refusals import errors_of, require_integer, require_real
+from quotientnet.symmetry.refusals import errors_of
 from quotientnet.symmetry.replica import Replica, drawn_again, relative_change
 
 __all__ = ["permutation_classes"]
@@ -81,8 +82,8 @@ def permutation_classes(
         >>> classes[0].apply(w, [2, 0, 1])[12:15].equal(model[0].bias[[2, 0, 1]])
         True
     """
-    require_integer(samples, _CALLER, "samples")
-    require_real(tolerance, _CALLER, "tolerance")
+    require_count(samples, _CALLER, "samples")
+    require_number(tolerance, _CALLER, "tolerance")
     layout = layout_of(model, layout, _CALLER)
     args, kwargs = call_arguments(example_inputs, _CALLER)
     with errors_of(_CALLER):

@@ -10,12 +10,12 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from quotientnet.options import require_count
 from quotientnet.symmetry.permutations.classes import (
     Move,
     PermutationClass,
     PermutationClasses,
 )
-from quotientnet.symmetry.refusals import require_integer
 
 __all__ = ["Matching", "match_channels"]
 
@@ -96,29 +96,42 @@ def match_channels(
             raise ValueError(
                 f"match_channels: {name} must be one finite point, shape ({layout.size},)"
             )
-    require_integer(sweeps, "match_channels", "sweeps")
+    require_count(sweeps, "match_channels", "sweeps")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    count = layout.parameter_size
-    w, target = w.detach().double(), reference.detach().double()
-    most = float(w[:count].norm() * target[:count].norm())
-
-    def similarity(point: Tensor) -> float:
-        return float(point[:count] @ target[:count])
-
-    best = before = similarity(w)
-    steps, done = [], 0
+    aligned = _Aligned(w.detach().double(), reference.detach().double(), classes)
+    before, done = aligned.similarity, 0
     for done in range(1, sweeps + 1):
-        improved = False
-        for number in torch.randperm(len(classes), generator=generator).tolist():
-            chosen = _assignment(w, target, classes[number])
-            moved = classes[number].apply(w, chosen)
-            if similarity(moved) > best + _BETTER * most:
-                w, best, improved = moved, similarity(moved), True
-                steps.append((number, chosen))
-        if not improved:
+        if not aligned.sweep(torch.randperm(len(classes), generator=generator)):
             break
-    scale = most or 1.0
-    return Matching(w.to(reference), before / scale, best / scale, done, tuple(steps))
+    after, steps = aligned.similarity, tuple(aligned.steps)
+    return Matching(aligned.w.to(reference), before, after, done, steps)
+
+
+class _Aligned:
+    """A point while it is aligned: its channels, and the steps so far."""
+
+    def __init__(self, w: Tensor, target: Tensor, classes: PermutationClasses):
+        self.w, self.target, self.classes = w, target, classes
+        self.steps: list[tuple[int, Tensor]] = []
+        count = classes.layout.parameter_size
+        self._scale = float(w[:count].norm() * target[:count].norm()) or 1.0
+        self.similarity = self._similarity(w)
+
+    def _similarity(self, w: Tensor) -> float:
+        count = self.classes.layout.parameter_size
+        return float(w[:count] @ self.target[:count]) / self._scale
+
+    def sweep(self, order: Tensor) -> bool:
+        """Go over all classes once; whether any of them made it better."""
+        made = len(self.steps)
+        for number in order.tolist():
+            chosen = _assignment(self.w, self.target, self.classes[number])
+            moved = self.classes[number].apply(self.w, chosen)
+            similarity = self._similarity(moved)
+            if similarity > self.similarity + _BETTER:
+                self.w, self.similarity = moved, similarity
+                self.steps.append((number, chosen))
+        return len(self.steps) > made
 
 
 def _require_types(classes, generator) -> None:

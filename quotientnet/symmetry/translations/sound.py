@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from quotientnet.symmetry.explanation import Symmetry
 from quotientnet.symmetry.replica import Replica, relative_change, shapes_of
 from quotientnet.symmetry.sound import (
     Soundness,
+    Worst,
     accepts,
     distinct_modes,
     in_mode,
@@ -78,29 +80,26 @@ def verify_translations(
     cases = list(several_inputs(example_inputs, second_inputs, generator, caller))
     if second_inputs is None and not accepts(replica, cases[-1][1]):
         cases.pop()
-    worst, blamed, checked = 0.0, None, []
+    worst, checked = Worst(tolerance), []
     for mode in distinct_modes(model, modes):
         for number, (label, inputs) in enumerate(cases):
             checked.append(f"{mode} mode, {label}")
-            w = elsewhere if number == 1 else replica.w
+            trial = replica, mode, inputs, elsewhere if number == 1 else replica.w
             for sample in range(samples):
-                moves = [
-                    (
-                        t,
-                        _SIZES[sample % 3]
-                        * torch.randn(t.dimension, generator=generator),
-                    )
-                    for t in translations
-                ]
-                violation = _violation(replica, mode, inputs, w, moves)
-                if not violation <= worst:
-                    worst = violation
-                    if blamed is None and not violation <= tolerance:
-                        blamed = _blamed(replica, mode, inputs, w, moves, tolerance)
-    return Soundness(worst, tolerance, blamed, tuple(checked), None)
+                moves = _moves(translations, _SIZES[sample % 3], generator)
+                blame = partial(_blamed, *trial, moves, tolerance)
+                worst.see(_violation(*trial, moves), blame)
+    return Soundness(worst.violation, tolerance, worst.blamed, tuple(checked), None)
 
 
 _SIZES = (1.0, 10.0, 0.01)
+
+
+def _moves(translations, size: float, generator: torch.Generator) -> list[tuple]:
+    """Each translation with random coefficients of a size."""
+    return [
+        (t, size * torch.randn(t.dimension, generator=generator)) for t in translations
+    ]
 
 
 def translations_of(symmetry, caller: str):

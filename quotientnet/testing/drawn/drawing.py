@@ -10,7 +10,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from quotientnet.symmetry.refusals import require_integer
+from quotientnet.options import require_count
 from quotientnet.testing.drawn.effects import steady, without_effect
 from quotientnet.testing.drawn.program import (
     Architecture,
@@ -48,7 +48,7 @@ def random_architecture(seed: int, *, least: int = 5, most: int = 40) -> Archite
         TypeError: No integers.
         ValueError: ``least`` is below 1, or ``most`` below ``least``.
     """
-    require_integer(seed, "random_architecture", "seed", least=0)
+    require_count(seed, "random_architecture", "seed", least=0)
     _require_range(least, most, "random_architecture")
     choose = Random(seed).choice
     while True:
@@ -90,8 +90,8 @@ def architectures(least: int = 5, most: int = 40):
 
 
 def _require_range(least: int, most: int, caller: str) -> None:
-    require_integer(least, caller, "least")
-    require_integer(most, caller, "most")
+    require_count(least, caller, "least")
+    require_count(most, caller, "most")
     if most < least:
         raise ValueError(
             f"{caller}: most must be at least least, got most={most} and least={least}; pass both"

@@ -8,7 +8,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from quotientnet.symmetry.refusals import require_integer
+from quotientnet.options import require_count
 from quotientnet.testing.drawn.program import Architecture, Step, require_architecture
 from quotientnet.testing.drawn.registry import OPERATIONS
 
@@ -34,7 +34,7 @@ def without_effect(network: Architecture, samples: int = 24) -> list[Step]:
         ValueError: ``samples`` is below 1.
     """
     require_architecture(network, "without_effect")
-    require_integer(samples, "without_effect", "samples")
+    require_count(samples, "without_effect", "samples")
     uses: list[tuple[Step, Tensor]] = []
 
     def seen(step: Step, x: Tensor) -> Tensor:

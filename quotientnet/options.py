@@ -1,4 +1,4 @@
-"""What training refuses as an option."""
+"""What calls refuse as numbers: one wording for all options."""
 
 from __future__ import annotations
 
@@ -16,41 +16,50 @@ def require_number(
     least: float = 0.0,
     most: float = inf,
     strict: bool = False,
+    below: float = inf,
 ) -> float:
-    """A finite number from ``least`` to ``most``.
+    """A finite number from ``least`` to ``most``, and less than ``below``.
 
     Args:
         value: What was given.
         caller: Who is to be named in errors.
         name: Of the option.
         least: The smallest that is allowed, or the largest that is not.
-        most: The smallest that is not allowed.
+        most: The largest that is allowed.
         strict: Whether ``least`` itself is refused.
+        below: The smallest that is not allowed.
 
     Raises:
         TypeError: It is no number.
         ValueError: It is out of range.
     """
-    if not isinstance(value, Real):
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(
             f"{caller}: {name} must be a number, got {type(value).__name__}"
         )
-    if not least <= value < most or (strict and value == least):
+    if not (least <= value <= most and value < below) or (strict and value == least):
         range_ = f"above {least:g}" if strict else f"at least {least:g}"
-        below = "finite" if most == inf else f"below {most:g}"
-        raise ValueError(f"{caller}: {name} must be {range_} and {below}, got {value}")
+        upper = f"at most {most:g}" if most < inf else f"below {below:g}"
+        upper = "finite" if most == below == inf else upper
+        raise ValueError(f"{caller}: {name} must be {range_} and {upper}, got {value}")
     return float(value)
 
 
-def require_count(value: int, caller: str, name: str, least: int = 1) -> int:
-    """An integer of at least ``least``.
+def require_count(
+    value: int, caller: str, name: str, least: int = 1, most: float = inf
+) -> int:
+    """An integer from ``least`` to ``most``.
 
     Raises:
-        ValueError: It is less, or no integer.
+        TypeError: It is no integer.
+        ValueError: It is out of range.
     """
-    if not isinstance(value, Integral) or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{caller}: {name} must be an integer, got {value!r}")
+    if not least <= value <= most:
+        upper = "" if most == inf else f" and at most {most}"
         raise ValueError(
-            f"{caller}: {name} must be an integer of at least {least}, got {value!r}"
+            f"{caller}: {name} must be an integer of at least {least}{upper}, got {value}"
         )
     return int(value)
 
