@@ -41,3 +41,36 @@ def test_both_branches_count():
         y = h @ moved[f"{name}.weight"].T + moved[f"{name}.bias"]
         y = y @ moved["o.weight"].T + moved["o.bias"]
         assert torch.allclose(y, model.o(branch(own)), rtol=1e-9, atol=1e-9)
+
+
+def test_spectral_normalisation_while_it_iterates():
+    """Two buffers are overwritten by quotients, whose divisors are guarded in place."""
+    model = nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 3, 3)), nn.LeakyReLU(),
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 2, 3)), nn.Flatten(),
+        nn.Linear(8, 1),
+    ).double()  # fmt: skip
+    inputs = torch.randn(3, 2, 6, 6).double()
+    symmetry = qn.discover(model, inputs)
+    assert symmetry.group.dimension == 2 and not symmetry.unknown
+    qn.verify_sound(model, symmetry, inputs).require()
+    qn.verify_complete(model, symmetry, inputs).require()
+
+
+def test_a_result_that_goes_into_another_tensor_is_seen_through_its_views():
+    def forward(m, x):
+        y = torch.zeros(6, 5, dtype=x.dtype)
+        view = y.view(6, 5, 1)
+        with torch.no_grad():
+            torch.mul(m.a(x), m.b(x), out=y)
+        return m.o(view.squeeze(-1)) + m.o(m.a(x))
+
+    model = Block(
+        forward, a=nn.Linear(4, 5), b=nn.Linear(4, 5), o=nn.Linear(5, 2)
+    ).double()
+    inputs = torch.randn(6, 4).double()
+    symmetry = qn.discover(model, inputs)
+    # each unit of a against the last layer; b must keep its scale
+    assert symmetry.group.dimension == 5 and not symmetry.unknown
+    assert set(symmetry.group.incidence) == {"a.weight", "a.bias", "o.weight"}
+    qn.verify_sound(model, symmetry, inputs).require()

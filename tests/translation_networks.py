@@ -87,6 +87,16 @@ def two_biases(m, x):
     return torch.tanh(m.a(x) + m.shift) @ m.rest
 
 
+def across(m, x):
+    """A layer over positions, with a bias for each, between two normalisations of channels."""
+    return m.second(m.mix(m.first(x).transpose(1, 2)).transpose(1, 2))
+
+
+def half_rotated(x):
+    """The first two of four channels turned by an angle that grows with the position."""
+    return torch.cat([rotated(x[..., :2]), x[..., 2:]], -1)
+
+
 def scores(function):
     """A classifier that ends in scores."""
     return lambda: Block(
@@ -206,6 +216,12 @@ HAND_MADE = {
     "attention, shared heads": on(SEQUENCES, 2 + 2, attending(
         lambda q, k, v: whole(q, k, v, enable_gqa=True), shared=1)),
     "attention, rotary": on(SEQUENCES, 4, attending(turn=rotated)),
+    # of keys the two channels of each head that are not rotated, and all of values
+    "attention, rotary in part": on(
+        SEQUENCES, 2 * 2 + 8, attending(size=4, turn=half_rotated)),
+    # a shift of all channels into the biases of positions; of a position, forgotten
+    "layer over positions": on(SEQUENCES, 1 + 3, lambda: Block(
+        across, first=nn.LayerNorm(4), mix=nn.Linear(5, 3), second=nn.LayerNorm(4))),
     "attention in a stream": on(
         SEQUENCES, 4 + (4 + 4) + (4 + 1) + (4 + 3 + 1),
         stream(lambda: nn.Sequential(nn.LayerNorm(4), Attention()), feeding()),

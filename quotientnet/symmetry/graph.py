@@ -229,10 +229,12 @@ class Walk:
             args = (self.equations.constant(args[0]), *args[1:])
         rule = find_rule(operation)
         call = _call(self.equations, node)
-        written = any(
-            a.kwarg_only and is_written(a) for a in operation._schema.arguments
-        )
-        if rule is None or written or not takes(rule, call, args, kwargs):
+        into = [
+            a.name for a in operation._schema.arguments if a.kwarg_only and is_written(a)
+        ]
+        if _is_out(node):  # the rule need not know where the result goes
+            kwargs, into = {k: v for k, v in kwargs.items() if k != "out"}, []
+        if rule is None or into or not takes(rule, call, args, kwargs):
             return self._unknown(node, [args, kwargs])
         own = rule.__module__.startswith(_OWN_RULES)
         if not own:
@@ -377,6 +379,10 @@ class Walk:
             if is_written(argument) and isinstance(operand, Node)
         ]
         target = node.args[0] if node.args and isinstance(node.args[0], Node) else None
+        if _is_out(node):
+            self._views.write(node.kwargs["out"], self._values[node])
+            self._views.same(node, node.kwargs["out"])
+            return
         for operand in written:
             if operand is not target:
                 self._views.write(operand, self.equations.pinned(*shape_of(operand)))
@@ -415,6 +421,18 @@ def _call(equations: Equations, node: Node) -> Call:
     call = Call(equations, shape_of(like), dtype_of(like))
     call.operation = node.target._schema.name
     return call
+
+
+def _is_out(node: Node) -> bool:
+    """Whether an operation writes its one result into the whole of a tensor given as ``out``."""
+    out, schema = node.kwargs.get("out"), node.target._schema
+    return (
+        isinstance(out, Node)
+        and [a.name for a in schema.arguments if is_written(a)] == ["out"]
+        and len(schema.returns) == 1
+        and shape_of(out) == shape_of(node)
+        and dtype_of(out) == dtype_of(node)
+    )
 
 
 def _used_once(node: Node) -> bool:

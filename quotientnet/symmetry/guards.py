@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from quotientnet.symmetry.nodes import by_position, name_of
+from quotientnet.symmetry.nodes import by_position, in_place, name_of
 
 __all__ = ["Guard", "guards_of", "LARGEST", "REDUCTIONS", "PASSING"]
 
@@ -22,6 +22,8 @@ PASSING = (
     "detach alias"
 ).split()
 """What may lie between a size, its guard and the division."""
+
+_GUARDING = ("add", "clamp_min", "clamp")
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,18 @@ def guards_of(graph: torch.fx.Graph, live: set[Node]) -> dict[Node, Guard]:
     found = {}
     for node in graph.nodes:
         eps = _constant(node)
-        if eps is not None and _is_size(node.args[0]):
+        if eps is not None and _is_size(node.args[0]) and not _seen_elsewhere(node):
             roots = _divided_by(node, live)
             if roots is not None:
-                found[node] = Guard(eps, name_of(node) != "add", roots)
+                found[node] = Guard(eps, "add" not in name_of(node), roots)
     return found
+
+
+def _seen_elsewhere(node: Node) -> bool:
+    """Whether others than the division may see what an operation in place makes of a size."""
+    size = node.args[0]
+    own = name_of(size) in REDUCTIONS and len(size.users) == 1
+    return in_place(node) and not own
 
 
 def _constant(node: Node) -> float | None:
@@ -69,7 +78,7 @@ def _constant(node: Node) -> float | None:
     if not isinstance(node.target, torch._ops.OpOverload):
         return None
     args, kwargs = by_position(node)
-    if name_of(node) not in ("add", "clamp_min", "clamp") or len(args) < 2:
+    if name_of(node).removesuffix("_") not in _GUARDING or len(args) < 2:
         return None
     rest = [*args[2:], *kwargs.values()]
     small = isinstance(args[1], float) and 0 < args[1] <= LARGEST
@@ -98,7 +107,7 @@ def _divided_by(node: Node, live: set[Node]) -> bool | None:
         name = name_of(user)
         if name in ("div", "divide", "true_divide"):
             divides = user.args[0] is not node
-            rooted.add(False if divides and len(user.kwargs) == 0 else None)
+            rooted.add(False if divides and set(user.kwargs) <= {"out"} else None)
         elif name in ("rsqrt", "reciprocal"):
             rooted.add(name == "rsqrt")
         elif name == "pow" and isinstance(user.args[1], (int, float)):

@@ -82,7 +82,7 @@ def reverse(steps, self):
     return Axes(self[::-1])
 
 
-@axis_rule("mT", "adjoint", "mH")
+@axis_rule("mT", "adjoint", "mH", "matrix_H")
 def transpose_last(steps, self):
     return Axes((*self[:-2], self[-1], self[-2]))
 

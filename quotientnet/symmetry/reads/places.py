@@ -35,8 +35,8 @@ def expanded(reading: Reading):
     return _shapes(reading) | {x: fitted(reading.mask, shape_of(x))}
 
 
-@reads("transpose", "t", "numpy_T", "mT", "mH", "adjoint", "swapaxes", "swapdims", "permute",
-       "movedim", "moveaxis", "repeat", "tile", "repeat_interleave", "roll", "flip", "rot90",
+@reads("transpose", "t", "numpy_T", "mT", "mH", "matrix_H", "adjoint", "swapaxes", "swapdims",
+       "permute", "movedim", "moveaxis", "repeat", "tile", "repeat_interleave", "roll", "flip", "rot90",
        "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle",
        literal=True)  # fmt: skip
 def moved(reading: Reading):

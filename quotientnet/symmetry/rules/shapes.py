@@ -16,7 +16,7 @@ from quotientnet.symmetry.scales import PINNED, ZERO, LogScale, scales_among
 __all__ = ["MOVES", "move"]
 
 MOVES = (
-    "view reshape _unsafe_view permute transpose t numpy_T mT movedim moveaxis "
+    "view reshape _unsafe_view permute transpose t numpy_T mT matrix_H movedim moveaxis "
     "swapaxes swapdims flatten unflatten squeeze unsqueeze expand broadcast_to repeat tile "
     "repeat_interleave select slice narrow split split_with_sizes chunk unbind "
     "tensor_split roll flip rot90 diagonal unfold pixel_shuffle pixel_unshuffle channel_shuffle "

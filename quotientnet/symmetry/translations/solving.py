@@ -48,8 +48,8 @@ class Solved:
 def solve(unknowns: Unknowns) -> Solved:
     """Solve each equation for its latest unknown, which nothing before it depends on.
 
-    If that is a product, it is required to vanish by itself, and so is what it is a product of:
-    the numbers it is multiplied with are arbitrary.
+    If that is a product, it is required to vanish together with those that have the same factor,
+    and so is what their sum is a product of: the numbers it is multiplied with are arbitrary.
     """
     elimination = _Elimination(unknowns)
     for part in unknowns.parts:
@@ -116,7 +116,7 @@ class _Elimination:
         self._solve_for(work[chosen], lead[chosen])
         vanishing = first & ~old & product
         if vanishing.any():
-            self._let_vanish(lead[vanishing])
+            self._let_vanish(work[vanishing], lead[vanishing])
         self._reduce(work[~chosen], lead[~chosen])
 
     def _solve_for(self, rows: sparse.csr_array, lead: np.ndarray) -> None:
@@ -126,18 +126,42 @@ class _Elimination:
         self._count += len(lead)
         self.solved[lead] = True
 
-    def _let_vanish(self, lead: np.ndarray) -> None:
-        ones = np.ones(len(lead))
-        shape = (len(lead), self.size)
-        self._solve_for(
-            sparse.csr_array((ones, (np.arange(len(lead)), lead)), shape=shape), lead
-        )
+    def _let_vanish(self, work: sparse.csr_array, lead: np.ndarray) -> None:
+        """Products with the factor of the leading one: their sum is that of what they are made of."""
+        lines = work.tocoo()
+        like = self._factor(lead)[lines.row] == self._factor(lines.col)
+        like = like.all(1)
+        entries = lines.data[like], (lines.row[like], lines.col[like])
+        own = sparse.csr_array(entries, shape=work.shape)
+        own.sort_indices()
+        self._solve_for(own, lead)
         for number in np.unique(self._owner[lead]):
             product = self.unknowns.products[number]
-            own = self._id[lead[self._owner[lead] == number]] - product.start
-            inputs = product.inputs[np.unique(product.pairs[own, 0])]
-            inputs = inputs.reshape(-1, inputs.shape[-1])
-            self.add(np.unique(inputs, axis=0), product.coefficients)
+            here = own[self._owner[lead] == number].tocoo()
+            vectors = product.pairs[self._id[here.col] - product.start, 0]
+            shape = here.shape[0], len(product.inputs)
+            sums = sparse.csr_array((here.data, (here.row, vectors)), shape=shape)
+            self._add_sums(sums, product)
+
+    def _add_sums(self, sums: sparse.csr_array, product: Product) -> None:
+        """Sums of what a product is made of vanish, number by number."""
+        count, length, terms = product.inputs.shape
+        for k in range(length):
+            ids = self._rank[product.inputs[:, k].reshape(-1)]
+            data = np.tile(product.coefficients, count).astype(float)
+            rows = np.repeat(np.arange(count), terms)
+            made = sparse.csr_array((data, (rows, ids)), shape=(count, self.size))
+            self._waiting.append((sums @ made).tocsr())
+
+    def _factor(self, unknowns: np.ndarray) -> np.ndarray:
+        """By what unknowns are products, and with which of its rows; ``(n, 2)``, -1 for others."""
+        owner = self._owner[unknowns]
+        found = np.stack([owner, np.full(len(owner), -1)], 1)
+        for number in np.unique(owner[owner >= 0]):
+            product, here = self.unknowns.products[number], owner == number
+            places = self._id[unknowns[here]] - product.start
+            found[here, 1] = product.pairs[places, 1]
+        return found
 
     def _reduce(self, work: sparse.csr_array, lead: np.ndarray) -> None:
         """Subtract the rows that are solved for what leads ``work``."""

@@ -170,7 +170,9 @@ class Unknowns:
             alike = [all(length(t.index, a) == 1 for a in axes) for t in group]
             uneven = [t for t, even in zip(group, alike) if not even]
             group = [t for t, even in zip(group, alike) if even]
-            if uneven:
+            if len(uneven) == 1 and self._multiplied(uneven[0].index):
+                group.append(self._first(uneven[0], axes))
+            elif uneven:
                 group.append(self._common(uneven, axes))
             found += group
         x.terms = Shift(x.shape, found).terms
@@ -181,6 +183,22 @@ class Unknowns:
                     Absorbed(self.record, np.unique(compact(total.index)))
                 )
         return x
+
+    def _multiplied(self, index: Tensor) -> bool:
+        """Whether all are products that were made by one operation."""
+        index = compact(index)
+        low, high = int(index.min()), int(index.max())
+        return any(p.start <= low and high < p.slice.stop for p in self.products)
+
+    def _first(self, term: Term, axes) -> Term:
+        """What entries along axes have in common, which the first of them then is."""
+        shape = term.index.shape
+        place = tuple(slice(0, 1) if a in axes else slice(None) for a in range(len(shape)))
+        first = term.index[place]
+        rows = unique_rows(narrowed([term.index, first.expand(shape)]))
+        rows = rows[rows[:, 0] != rows[:, 1]]
+        self.equations.append((rows, np.array([term.coefficient, -term.coefficient])))
+        return Term(term.coefficient, term.site, first)
 
     def _common(self, group, axes) -> Term:
         """One new unknown for what entries along axes have in common.
