@@ -328,3 +328,12 @@ def test_both_take_a_symmetry_or_a_group():
             TypeError, match=f"{verify.__name__}: inputs must be a tensor"
         ):
             verify(model, group, 3)
+
+
+def test_running_statistics_of_two_layers_are_refused_by_name():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    model[2].running_mean = model[1].running_mean
+    with pytest.raises(ValueError, match="'2.running_mean' is the running statistic"):
+        qn.discover(model, torch.randn(5, 4))
+    again = nn.Sequential(nn.Linear(4, 3), model[1], nn.ReLU(), nn.Linear(3, 3), model[1])
+    assert qn.discover(again, torch.randn(5, 4)).group.dimension == 0

@@ -39,7 +39,7 @@ def _remedy(error: Exception, kwargs: Mapping) -> str:
     if "DataDependent" in type(error).__name__ or "data-dependent" in str(error):
         return (
             "Its operations must not depend on the values of tensors (branches, loops, .item()); "
-            "torch.where selects without a branch"
+            "torch.where selects without a branch, and symmetry.discover_numerically needs no graph"
         )
     if kwargs and isinstance(error, TypeError):
         return "A dict is taken as keyword arguments; pass ({...},) to give the model a dict"

@@ -28,7 +28,13 @@ def require_layout(model: nn.Module, layout: ParameterLayout, caller: str) -> No
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(
         model.named_buffers()
     )
+    shared = dict(model.named_buffers(remove_duplicate=False)).keys() - own.keys()
     for entry in layout.entries:
+        if entry.name in shared:
+            raise ValueError(
+                f"{caller}: {entry.name!r} is the running statistic of another layer, too; give "
+                "each layer a buffer of its own, or use one normalisation in both places"
+            )
         if entry.name not in own or tuple(own[entry.name].shape) != entry.shape:
             got = tuple(own[entry.name].shape) if entry.name in own else "nothing"
             raise ValueError(

@@ -36,8 +36,8 @@ def expanded(reading: Reading):
 
 
 @reads("transpose", "t", "numpy_T", "mT", "mH", "matrix_H", "adjoint", "swapaxes", "swapdims",
-       "permute", "movedim", "moveaxis", "repeat", "tile", "repeat_interleave", "roll", "flip", "rot90",
-       "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle",
+       "permute", "movedim", "moveaxis", "repeat", "tile", "repeat_interleave", "roll", "flip",
+       "rot90", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle",
        literal=True)  # fmt: skip
 def moved(reading: Reading):
     """Entries where they come from; none gets lost."""

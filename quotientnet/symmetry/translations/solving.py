@@ -127,7 +127,7 @@ class _Elimination:
         self.solved[lead] = True
 
     def _let_vanish(self, work: sparse.csr_array, lead: np.ndarray) -> None:
-        """Products with the factor of the leading one: their sum is that of what they are made of."""
+        """Let those products vanish together that have the factor of the leading one."""
         lines = work.tocoo()
         like = self._factor(lead)[lines.row] == self._factor(lines.col)
         like = like.all(1)
