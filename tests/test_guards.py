@@ -52,7 +52,6 @@ GUARDS = {
         lambda h: h / (h.std(1, keepdim=True) + 1e-5), (1e-5, False, False)),
     "the largest": (lambda h: h / (h.amax(1, keepdim=True) + 1e-5), (1e-5, False, False)),
     "clamp_min": (lambda h: h / length(h).clamp_min(1e-6), (1e-6, True, False)),
-    "clamp_min in place": (lambda h: h / length(h).clamp_min_(1e-6), (1e-6, True, False)),
     "clamp": (lambda h: h / length(h).clamp(min=1e-6), (1e-6, True, False)),
     "clamp of a square": (lambda h: h / size(h).clamp(min=1e-6).sqrt(), (1e-6, True, True)),
     "shapes between": (
@@ -80,8 +79,6 @@ NEAR_MISSES = {
     "no division": lambda h: h * (length(h) + 1e-6),
     "what is divided": lambda h: (length(h) + 1e-6) / (1 + h.abs()),
     "divided by itself": lambda h: (lambda s: h * (s / s))(length(h) + 1e-6),
-    "in place, and used": lambda h: (lambda s: h / s.add_(1e-6) + s)(length(h)),
-    "in place, through a view": lambda h: (lambda s: h / s.view(-1, 1).add_(1e-6) + s)(length(h)),
     "another use": lambda h: (lambda s: h / s + s)(length(h) + 1e-6),
     "another use of the root": lambda h: (lambda s: h / s + s)((size(h) + 1e-6).sqrt()),
     "a root and not": lambda h: (lambda s: h / s + h / s.sqrt())(size(h) + 1e-6),

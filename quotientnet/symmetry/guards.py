@@ -23,7 +23,7 @@ PASSING = (
 ).split()
 """What may lie between a size, its guard and the division."""
 
-_GUARDING = ("add", "clamp_min", "clamp")
+_GUARDING = ("add", "clamp_min", "clamp", "clamp_min_")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def guards_of(graph: torch.fx.Graph, live: set[Node]) -> dict[Node, Guard]:
         if eps is not None and _is_size(node.args[0]) and not _seen_elsewhere(node):
             roots = _divided_by(node, live)
             if roots is not None:
-                found[node] = Guard(eps, "add" not in name_of(node), roots)
+                found[node] = Guard(eps, name_of(node) != "add", roots)
     return found
 
 
@@ -78,7 +78,7 @@ def _constant(node: Node) -> float | None:
     if not isinstance(node.target, torch._ops.OpOverload):
         return None
     args, kwargs = by_position(node)
-    if name_of(node).removesuffix("_") not in _GUARDING or len(args) < 2:
+    if name_of(node) not in _GUARDING or len(args) < 2:
         return None
     rest = [*args[2:], *kwargs.values()]
     small = isinstance(args[1], float) and 0 < args[1] <= LARGEST
