@@ -6,9 +6,11 @@ from fractions import Fraction
 from math import isfinite
 
 import torch
+from torch import Tensor
 
+from quotientnet.symmetry.chosen import choose
 from quotientnet.symmetry.rules.registry import rule
-from quotientnet.symmetry.scales import Unset
+from quotientnet.symmetry.scales import LogScale, Unset, compact
 
 __all__ = []
 
@@ -88,8 +90,17 @@ def alike(call, x, y, *args):
 
 @rule("aten::where")
 def where(call, condition, x, y):
-    """What is selected from has one scale."""
-    return call.spread(call.equations.equal(call.scale(x), call.scale(y)))
+    """What is selected from has one scale; each its own where whole rows are selected."""
+    eq = call.equations
+    rows = torch.Size(condition.shape).numel() < torch.Size(call.shape).numel()
+    known = any(isinstance(each, (Tensor, float, int)) for each in (condition, x, y))
+    x, y = call.scale(x), call.scale(y)
+    if known or not rows or eq.has_zeros(x) or eq.has_zeros(y):
+        return call.spread(eq.equal(x, y))
+    ids = (compact(eq.single(each).terms[0][1]) for each in (x, y))
+    both = torch.stack(torch.broadcast_tensors(*ids), -1)
+    which = eq.choices.variables(*condition.shape)
+    return call.spread(choose(eq, LogScale([(1, both)], (*call.shape, 2)), which))
 
 
 @rule("aten::masked_fill")
