@@ -14,6 +14,6 @@ def record(gallery_conf: dict, fname: str, when: str) -> None:
     if when == "before":
         _started[name] = process_time()
     else:
-        target = Path(gallery_conf["src_dir"], gallery_conf["gallery_dirs"][0])
+        target = Path(gallery_conf["src_dir"], gallery_conf["gallery_dirs"])
         taken = process_time() - _started[name]
         (target / f"{name}.seconds").write_text(f"{taken:.1f}\n")

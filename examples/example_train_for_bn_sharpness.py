@@ -17,7 +17,7 @@ from quotientnet.sharpness import bn_sharpness, bn_sharpness_limit, normalised_s
 from quotientnet.training import SGDS
 
 SEED, SEEDS, BATCH = 0, 4, 512
-EPOCHS = (3, 6, 9, 12)
+EPOCHS = (3, 6, 9)
 METHODS = {
     "SGD": None,
     "SGDS, λ = 1e-4, as published": {"regularization": 1e-4, "max_norm": 0.1},
