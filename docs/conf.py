@@ -42,5 +42,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "download_all_examples": False,
     "plot_gallery": True,
+    "reset_modules": ("matplotlib", "timing.record"),
+    "reset_modules_order": "both",
 }
 warnings.filterwarnings("ignore", message="Matplotlib is currently using agg")

@@ -15,10 +15,10 @@ from quotientnet.digits import load_digits, make_network
 from quotientnet.testing import check_equivariant_training
 from quotientnet.training import RiemannianAdam, RiemannianSGD, bind, clip_grad_norm_
 
-SEED, STEPS = 0, 120
+SEED, STEPS = 0, 100
 
 # %%
-# A ReLU network on handwritten digits, and four others that compute the same function: their units
+# A ReLU network on handwritten digits, and two others that compute the same function: their units
 # are rescaled at random, by about a factor of two.
 
 digits = load_digits(SEED)
@@ -27,7 +27,7 @@ symmetry = qn.discover(network, digits.train_inputs[:4])
 dice = torch.Generator().manual_seed(SEED)
 starts = [network] + [
     qn.transform(network, symmetry, symmetry.group.random(spread=0.7, generator=dice))
-    for _ in range(4)
+    for _ in range(2)
 ]
 with torch.no_grad():
     reference = network(digits.test_inputs)
@@ -61,6 +61,7 @@ optimizers = {
 
 
 def train(start, make):
+    """The losses of all steps, and the accuracy on held-out images in percent."""
     module = make_network()
     module.load_state_dict(start.state_dict())
     optimizer = make(module)
@@ -78,37 +79,40 @@ def train(start, make):
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-    return losses
+    with torch.no_grad():
+        right = module(digits.test_inputs).argmax(1) == digits.test_targets
+    return losses, 100 * float(right.double().mean())
 
-
-curves = {
-    name: torch.tensor([train(start, make) for start in starts], dtype=torch.float64)
-    for name, make in optimizers.items()
-}
 
 # %%
-# From the five networks, which are one function, SGD and Adam train five. On the quotient the five
-# curves are one: what differs is the rounding of numbers.
+# From the three networks, which are one function, SGD and Adam train three. On the quotient the
+# three curves are one: what differs is the rounding of numbers. It is not quicker for that: how
+# many steps each optimizer takes, with its best learning rate, is measured in :doc:`/training`.
 
 figure, axes = plt.subplots(1, 4, figsize=(11, 3), sharey=True, layout="constrained")
-for axis, (name, found) in zip(axes, curves.items()):
-    axis.semilogy(found.T, lw=1)
-    axis.set(title=name, xlabel="step")
+for axis, (name, make) in zip(axes, optimizers.items()):
+    losses, accuracies = zip(*(train(start, make) for start in starts))
+    found = torch.tensor(losses, dtype=torch.float64)
     spread = float(((found - found[0]).abs() / found[0]).max())
+    for line, style in zip(found, ("-", "--", ":")):
+        axis.semilogy(line, style, lw=1.5)
+    axis.set(title=name, xlabel="step", ylabel="loss of a batch")
+    axis.label_outer()
     axis.text(0.04, 0.06, f"differ by {spread:.0e}", transform=axis.transAxes)
+    held_out = ", ".join(f"{each:.1f}" for each in accuracies)
     print(
-        f"{name:>25}: losses differ by up to {spread:.0e}, the last is {found[0, -1]:.3f}"
+        f"{name:>25}: losses differ by up to {spread:.0e}; held-out accuracy {held_out} %"
     )
+    assert min(accuracies) > 80
     if "quotient" in name:
-        assert spread < 1e-8
+        assert spread < 1e-8 and len(set(accuracies)) == 1
     else:
         assert spread > 1e-2
-axes[0].set_ylabel("loss of a batch")
 
 # %%
 # The same statement is a test that one can put to an optimizer of one's own.
 
-batches = [(digits.train_inputs[:128], digits.train_targets[:128])] * 10
+batches = [(digits.train_inputs[:128], digits.train_targets[:128])] * 5
 for name, make in optimizers.items():
     verdict = check_equivariant_training(
         make, network, symmetry, batches, nn.functional.cross_entropy
