@@ -21,21 +21,24 @@ SEED = 0
 
 images = load_digits(SEED).train_inputs.unflatten(1, (8, 8))
 x, y = images[:, :4].mean((1, 2))[:, None], images[:, 4:].mean((1, 2))[:, None]
-model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))  # fmt: skip
-objective = qn.Objective(model.double(), nn.MSELoss(), (x, y))
+layers = nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False)
+model = nn.Sequential(*layers).double()
+objective = qn.Objective(model, nn.MSELoss(), (x, y))
 symmetry = qn.discover(model, x)
-group, polar, balanced = symmetry.group, qn.NodeWiseQuotient(symmetry), qn.BalancedQuotient(symmetry)  # fmt: skip
+group = symmetry.group
+polar, balanced = qn.NodeWiseQuotient(symmetry), qn.BalancedQuotient(symmetry)
 print(symmetry)
 
 # %%
-# Where both weights are positive the loss depends on their product alone: the level sets are orbits,
-# hyperbolas, and the best product is known. Three of the minima:
+# Where both weights are positive the loss depends on their product alone: the level sets are
+# orbits, hyperbolas, and the best product is known. Three of the minima:
 
 line = torch.linspace(0.02, 3, 101, dtype=torch.float64)
 plane = torch.cartesian_prod(line, line)
 losses = torch.func.vmap(objective)(plane)
 best = (x * y).mean() / (x * x).mean()
-minima = group.act(best.sqrt().expand(3, 2), torch.tensor([[-0.7], [0.0], [0.8]]).double())  # fmt: skip
+t = torch.tensor([[-0.7], [0.0], [0.8]], dtype=torch.float64)
+minima = group.act(best.sqrt().expand(3, 2), t)
 
 # %%
 # A tangent vector has a part along the orbit and a horizontal one, at right angles to it in the
@@ -46,7 +49,8 @@ u = torch.tensor([[1.0, 0.3]], dtype=torch.float64).expand(3, 2)
 for metric in (polar, balanced):
     across, along = metric.proju(minima, u), metric.vertical(minima, u)
     assert metric.inner(minima, across, along).abs().max() < 1e-14
-    assert (across[:, 0] / across[:, 1] - minima[:, 0] / minima[:, 1]).abs().max() < 1e-13  # fmt: skip
+    rates = across / minima  # equal for rays
+    assert (rates[:, 0] - rates[:, 1]).abs().max() < 1e-13
 angles = torch.nn.functional.cosine_similarity(across, along).abs().acos().rad2deg()
 print("to the eye:", ", ".join(f"{angle:.0f}°" for angle in angles))
 
@@ -61,66 +65,68 @@ def unit(metric, w, v):
     return v / metric.norm(w, v)[..., None]
 
 
-steps = torch.linspace(-1, 1, 21, dtype=torch.float64)[:, None]
-across = [polar.expmap(w.expand(21, 2), steps * unit(polar, w, w)) for w in minima]
-turn = torch.linspace(0, 2 * torch.pi, 97, dtype=torch.float64)[:, None]
-circle = torch.cat([turn.cos(), turn.sin()], 1)  # of length 1 after division by the frame
-discs = [polar.expmap(w.expand(97, 2), 0.3 * circle / polar.frame(w)) for w in minima]
-middle = minima[1].expand(21, 2)
-fan = [polar.expmap(middle, steps * v / polar.frame(minima[1])) for v in circle[:48:8]]
+steps = torch.linspace(-1, 1, 21, dtype=torch.float64)[:, None, None]
+across = polar.expmap(minima.expand(21, 3, 2), steps * unit(polar, minima, minima))
+turn = torch.linspace(0, 2 * torch.pi, 97, dtype=torch.float64)
+circle = torch.stack([turn.cos(), turn.sin()], 1)[:, None]
+discs = polar.expmap(minima.expand(97, 3, 2), 0.3 * circle / polar.frame(minima))
+middle, ahead = minima[1].expand(21, 6, 2), circle[:48:8, 0]
+fan = polar.expmap(middle, steps * ahead / polar.frame(middle))
 
 # %%
-# How the loss rises when one walks across the orbits: straight ahead, as the eye sees it, or a length
-# in a metric of the quotient. (The canonical networks of the balanced one lie on the diagonal, so
-# that its retraction is its geodesic.)
+# How the loss rises when one walks across the orbits: straight ahead, as the eye sees it, or a
+# length in a metric of the quotient. (The canonical networks of the balanced one lie on the
+# diagonal, so that its retraction is its geodesic.)
 
-
-def profile(walk, w):
-    """The loss along a walk from ``w``, at each of the steps."""
-    return torch.stack([objective(walk(w, s)) for s in steps])
-
-
+normal = minima.flip(1) / minima.norm(dim=1, keepdim=True)
 walks = {
-    "straight ahead": lambda w, s: w + s * w.flip(0) / w.norm(),
-    "log-polar": lambda w, s: polar.expmap(w, s * unit(polar, w, w)),
-    "balanced": lambda w, s: balanced.retr(w, s * unit(balanced, w, w)),
+    "straight ahead": minima + steps * normal,
+    "log-polar": across,
+    "balanced": torch.stack(
+        [balanced.retr(minima, s * unit(balanced, minima, minima)) for s in steps]
+    ),
 }
-profiles = {name: torch.stack([profile(walk, w) for w in minima]) for name, walk in walks.items()}  # fmt: skip
+profiles = {
+    name: torch.func.vmap(objective)(w.reshape(-1, 2)).reshape(21, 3)
+    for name, w in walks.items()
+}
 
 # %%
 # In logarithms of the weights, on the third panel, all of the log-polar geometry is Euclidean.
 
 figure, axes = plt.subplots(2, 2, figsize=(9.5, 9), layout="constrained")
 levels = losses.min() + losses.std() * torch.linspace(0, 2.5, 26) ** 2
+curves = {
+    "horizontal geodesics, steps of 0.1": (across, ".-", "C1"),
+    "other geodesics": (fan, "--", "0.35"),
+    "0.3 away": (discs, "-", "k"),
+}
 for axis in axes.flat[:3]:
-    logs = axis is axes[1, 0]
-    show = (lambda w: w.log().T) if logs else (lambda w: w.T)
+    logs, eye = axis is axes[1, 0], axis is axes[0, 0]
+    show = (lambda w: w.log().movedim(-1, 0)) if logs else (lambda w: w.movedim(-1, 0))
     grid = [each.reshape(101, 101) for each in (*show(plane), losses)]
     axis.contourf(*grid, levels=levels, cmap="Blues", extend="both")
-    orbit = group.act(minima[1].expand(41, 2), 2.5 * torch.linspace(-1, 1, 41).double()[:, None])  # fmt: skip
+    axis.contour(*grid, levels=levels, colors="C0", linewidths=0.4)
+    orbit = group.act(middle[:, 0], 2 * steps[:, 0])
     axis.plot(*show(orbit), color="C3", label="an orbit: the minima")
-    for w, geodesic, disc in zip(minima, across, discs):
-        axis.plot(*show(w[None]), "o", color="C3")
-        if axis is axes[0, 0]:
-            axis.plot(*show(w + 0.3 * circle), "k-", lw=1)
-            continue
-        axis.plot(*show(geodesic), ".-", color="C1", ms=5)
-        axis.plot(*show(disc), "k-", lw=1)
-    for curve in fan if axis is not axes[0, 0] else ():
-        axis.plot(*show(curve), "--", color="0.35", lw=0.8)
-    span = (-1.6, 1.1) if logs else (0, 3)
-    names = ("ln w1", "ln w2") if logs else ("w1", "w2")
-    axis.set(xlim=span, ylim=span, xlabel=f"{names[0]} (no unit)", ylabel=f"{names[1]} (no unit)", aspect="equal")  # fmt: skip
+    axis.plot(*show(minima), "o", color="C3")
+    shown = {"0.3 away": (minima + 0.3 * circle, "-", "k")} if eye else curves
+    for name, (found, style, colour) in shown.items():
+        label = [name] + ["_"] * (found.shape[1] - 1)
+        axis.plot(*show(found), style, color=colour, lw=1, ms=5, label=label)
+    span, prefix = ((-1.6, 1.1), "ln ") if logs else ((0, 3), "")
+    axis.set(xlim=span, ylim=span, aspect="equal")
+    axis.set(xlabel=f"{prefix}w1 (no unit)", ylabel=f"{prefix}w2 (no unit)")
 axes[0, 0].set_title("Level sets, and discs to the eye")
 axes[0, 1].set_title("Horizontal geodesics, and discs of the metric")
 axes[1, 0].set_title("The same, in logarithms")
-axes[0, 0].legend(loc="upper right")
-for (name, found), style in zip(profiles.items(), ("-", "-", "--")):
-    for number, losses_along in enumerate(found):
-        colour = f"C{list(profiles).index(name)}"
-        axes[1, 1].plot(steps, losses_along, style, color=colour, label="_" if number else name)  # fmt: skip
-axes[1, 1].set(xlabel="length walked across orbits (in units of the metric)", ylabel="loss (squared ink)", title="From three minima")  # fmt: skip
-axes[1, 1].legend(title="three curves each")
+for (name, found), style in zip(profiles.items(), ("C0-", "C1-", "C2--")):
+    axes[1, 1].plot(steps[:, 0], found, style, label=[name, "_", "_"])
+axes[1, 1].set(title="From three minima", ylabel="loss (squared ink)")
+axes[1, 1].set_xlabel("length walked across orbits (in units of the metric)")
+for axis in axes.flat:
+    if axis is not axes[1, 0]:
+        axis.legend(fontsize="small")
 
 # %%
 # All of it against closed forms, in terms of the product ``p`` of the weights.
@@ -128,15 +134,16 @@ axes[1, 1].legend(title="three curves each")
 p = plane.prod(1)
 parabola = (x * x).mean() * p**2 - 2 * (x * y).mean() * p + (y * y).mean()
 torch.testing.assert_close(losses, parabola)
-for curve, w, v in [*zip(across, minima, minima / 2**0.5), *zip(fan, middle, circle[:48:8] * best.sqrt())]:  # fmt: skip
-    torch.testing.assert_close(curve.log(), w.log() + steps * v / w)  # straight lines
+torch.testing.assert_close(across.log(), minima.log() + steps / 2**0.5)  # straight
+torch.testing.assert_close(fan.log(), middle.log() + steps * ahead)
 one, other = plane[::397], plane.flip(0)[5::397]
 ratio = (other.prod(1) / one.prod(1)).log()
 torch.testing.assert_close(polar.dist(one, other), ratio.abs() / 2**0.5)
-torch.testing.assert_close(polar.expmap(one, polar.logmap(one, other)).prod(1), other.prod(1))  # fmt: skip
+arrived = polar.expmap(one, polar.logmap(one, other))
+torch.testing.assert_close(arrived.prod(1), other.prod(1))
 roots = one.prod(1).sqrt() - other.prod(1).sqrt()
 torch.testing.assert_close(balanced.chordal_distance(one, other), roots.abs() * 2**0.5)
-torch.testing.assert_close(profiles["balanced"][0], profiles["balanced"][2])
-torch.testing.assert_close(profiles["log-polar"][0], profiles["log-polar"][2])
-rise = profiles["straight ahead"][:, 12] - objective(minima[1])
+for name in ("balanced", "log-polar"):
+    torch.testing.assert_close(profiles[name], profiles[name][:, :1].expand(21, 3))
+rise = profiles["straight ahead"][12] - objective(minima[1])
 assert rise[2] > 2 * rise[1]  # the sharper one has the same function
