@@ -74,9 +74,9 @@ middle, ahead = minima[1].expand(21, 6, 2), circle[:48:8, 0]
 fan = polar.expmap(middle, steps * ahead / polar.frame(middle))
 
 # %%
-# How the loss rises when one walks across the orbits: straight ahead, as the eye sees it, or a
-# length in a metric of the quotient. (The canonical networks of the balanced one lie on the
-# diagonal, so that its retraction is its geodesic.)
+# How the loss rises when one walks across the orbits: straight ahead, as the eye sees it (where
+# ``w1`` turns negative the unit is dead), or a length in a metric of the quotient. The canonical
+# networks of the balanced one lie on the diagonal, so that its retraction is its geodesic.
 
 normal = minima.flip(1) / minima.norm(dim=1, keepdim=True)
 walks = {
@@ -107,7 +107,7 @@ for axis in axes.flat[:3]:
     grid = [each.reshape(101, 101) for each in (*show(plane), losses)]
     axis.contourf(*grid, levels=levels, cmap="Blues", extend="both")
     axis.contour(*grid, levels=levels, colors="C0", linewidths=0.4)
-    orbit = group.act(middle[:, 0], 2 * steps[:, 0])
+    orbit = group.act(minima[1].expand(97, 2), turn[:, None] - torch.pi)
     axis.plot(*show(orbit), color="C3", label="an orbit: the minima")
     axis.plot(*show(minima), "o", color="C3")
     shown = {"0.3 away": (minima + 0.3 * circle, "-", "k")} if eye else curves
