@@ -50,7 +50,7 @@ for name, w in (("same start", same_start), ("another start", other_start)):
 # %%
 # Units can be exchanged, too, which no distance here knows. Channels are matched in the canonical
 # form, so that the outcome does not depend on scales (see
-# :doc:`example_merge_two_networks </gallery/example_merge_two_networks>`).
+# :doc:`/gallery/example_merge_two_networks`).
 
 classes = qn.permutation_classes(networks[0], test[0])
 

@@ -101,8 +101,8 @@ for (name, scales), row in rows.items():
     print(*(f"    {label:24} {value:.1e}" for label, value in row.items()), sep="\n")
 
 # %%
-# With 32-bit numbers the same six or seven digits agree as in the tables (the paper does not say
-# which numbers it used, nor when its iteration stops); with 64 bits twelve do.
+# With 32-bit numbers six digits or more agree, as in three of the four printed (the paper does not
+# say which numbers it used, nor when its iteration stops). With 64 bits twelve do.
 
 figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
 for number, label in enumerate(next(iter(rows.values()))):
