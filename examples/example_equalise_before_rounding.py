@@ -113,8 +113,8 @@ for (name, found), marker in zip(results.items(), "os^"):
     errors, accuracies = zip(*found)
     axes[0].semilogy(bits, errors, f"{marker}-", label=name)
     axes[1].plot(bits, accuracies, f"{marker}-", label=name)
-axes[0].set_ylabel("largest relative error of a tensor")
-axes[1].set_ylabel("accuracy on test images")
+axes[0].set_ylabel("largest relative error of a tensor (no unit)")
+axes[1].set_ylabel("accuracy on test images (fraction)")
 for axis in axes:
     axis.set_xlabel("bits of a weight")
 axes[0].legend(loc="lower left", title="the same function")

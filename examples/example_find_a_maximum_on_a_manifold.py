@@ -67,9 +67,8 @@ figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
 for method, optimum in optima.items():
     spent = [e.gradients + 2 * e.hessian_products for e in optimum.history.evaluations]
     axis.semilogy(spent, optimum.history.gradient_norms[:, 0], label=method)
-axis.set_xlim(0, 400)
 axis.set_xlabel("gradients, or their worth in products with the Hessian")
-axis.set_ylabel("length of the Riemannian gradient")
+axis.set_ylabel("length of the Riemannian gradient (units of the loss)")
 axis.legend()
 
 # %%

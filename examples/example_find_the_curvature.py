@@ -81,9 +81,8 @@ left.semilogy(grid, height, label="density of eigenvalues")
 left.fill_between(grid, (height - spread).clamp(min=1e-8), height + spread, alpha=0.3)
 left.plot(top.values, [1e-5] * 12, "|", markersize=14, label="the twelve largest")
 left.set_ylim(1e-6, None)
-left.set(
-    xlabel="eigenvalue (units of the loss)", ylabel="density (1 / units of the loss)"
-)
+left.set_xlabel("eigenvalue (units of the loss)")
+left.set_ylabel("density (per unit of the loss)")
 left.legend()
 names = list(layers.traces)
 right.barh(names, [layers.traces[name].value for name in names])

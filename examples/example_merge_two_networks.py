@@ -90,19 +90,20 @@ for name, curve in curves.items():
     )
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-for name, curve in curves.items():
+for (name, curve), style in zip(curves.items(), ("C0-", "C1-", "C2--", "C3--")):
     losses, accuracies = zip(*curve)
-    axes[0].plot(ways, losses, label=name)
-    axes[1].plot(ways, accuracies, label=name)
-axes[0].set_ylabel("loss on test images")
-axes[1].set_ylabel("accuracy on test images")
+    axes[0].plot(ways, losses, style, label=name)
+    axes[1].plot(ways, accuracies, style)
+axes[0].set_ylabel("loss on test images (nats)")
+axes[1].set_ylabel("accuracy on test images (fraction)")
 for axis in axes:
-    axis.set_xlabel("from the first network to the second")
-axes[0].legend()
+    axis.set_xlabel("part of the way to the second network")
+figure.legend(loc="outside lower center", ncols=4)
 
 # %%
 # All ends compute what the two networks compute; the barrier between them is a property of how they
-# are written down.
+# are written down. (Ways that do not depend on how: :doc:`Average networks on the quotient
+# </gallery/example_average_networks_on_the_quotient>`.)
 
 for name, curve in curves.items():
     for end in (0, -1):
