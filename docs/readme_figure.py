@@ -1,7 +1,7 @@
 """Draws the README's figure: the network f(x) = b relu(a x) along its orbit (a e^t, b e^-t).
 
-``python docs/readme_figure.py`` writes ``docs/readme.svg``, and ``tests/test_readme.py`` draws it again
-and compares.
+``python docs/readme_figure.py`` writes ``docs/readme.svg``; ``tests/test_readme.py`` draws it
+again and compares.
 """
 
 import io
