@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import ARCHITECTURES, Block, conv, dense, derive, head, norm
+from architectures import (
+    ARCHITECTURES,
+    Block,
+    asks_for_mode,
+    conv,
+    dense,
+    derive,
+    head,
+    norm,
+)
 from cases import NETWORKS
 from hypothesis import Phase, given, settings
 from torch import nn
@@ -39,12 +48,19 @@ def test_sound_complete_and_of_the_dimension_by_hand(name, training):
     assert np.linalg.matrix_rank(group.to_dense()) == group.dimension
     assert (group.to_dense() == group.to_dense().round()).all()
     qn.verify_sound(model, symmetry, inputs).require()
-    found = qn.verify_complete(model, symmetry, inputs).require()
-    assert found.gap > 1e6
-    if (
-        name != "layer normalisation"
-    ):  # a bias before it has an effect, its first scale has not
-        assert found.found == group.dimension
+    if training or asks_for_mode(model, inputs):
+        found = qn.verify_complete(model, symmetry, inputs).require()
+        assert found.gap > 1e6
+        # A bias before layer normalisation has an effect, its first scale has not.
+        assert found.found == group.dimension or name == "layer normalisation"
+
+
+def test_mode_is_asked_for_by_normalisation_and_dropout_alone():
+    x = torch.randn(4, 3)
+    for layer in (nn.BatchNorm1d(3), nn.Dropout(0.5), nn.MultiheadAttention(3, 1)):
+        inputs = (x, x, x) if isinstance(layer, nn.MultiheadAttention) else x
+        assert asks_for_mode(layer, inputs)
+    assert not asks_for_mode(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), x)
 
 
 @settings(
