@@ -2,10 +2,12 @@
 
 import os
 
-for library in ("OMP", "OPENBLAS", "MKL"):  # before they are loaded, and in commands run by tests
+# Before they are loaded, and for commands that tests run.
+for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 from importlib.util import find_spec  # noqa: E402
+from math import ceil  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
@@ -25,11 +27,11 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Quick tests: the first case of every test that is not slow, and no doctest."""
-    seen = set()
+    """Marks the quick tests: of each file, the first cases of four tests that are not slow."""
+    files = {}
     for item in items:
-        name = item.nodeid.split("[")[0]
-        first = name not in seen
-        seen.add(name)
-        if first and isinstance(item, pytest.Function) and not item.get_closest_marker("slow"):
+        if isinstance(item, pytest.Function) and not item.get_closest_marker("slow"):
+            files.setdefault(item.path, {}).setdefault(item.originalname, item)
+    for tests in files.values():
+        for item in list(tests.values())[:: ceil(len(tests) / 4)]:
             item.add_marker("quick")
