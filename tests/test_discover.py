@@ -63,6 +63,7 @@ def test_mode_is_asked_for_by_normalisation_and_dropout_alone():
     assert not asks_for_mode(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), x)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=60,
     deadline=None,
@@ -312,6 +313,10 @@ def test_state_that_the_module_updates_keeps_its_scale():
     assert symmetry.pinned[0].operation == "add_"
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.9."),
+    reason="torch.export of 2.9 refuses attributes that a forward creates",
+)
 def test_attributes_that_the_forward_assigns_stay_real():
     class Remembering(nn.Module):
         def __init__(self):
