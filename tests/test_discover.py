@@ -111,6 +111,7 @@ def test_layer_scales_are_all_that_is_uniform_on_each_tensor(name):
     assert qn.layer_scale_group(coarse) is coarse
 
 
+@pytest.mark.slow
 def test_a_wide_network_is_complete_by_rows_and_columns():
     model = nn.Sequential(
         conv(2, 24), nn.ReLU(), conv(24, 24, groups=3), nn.ReLU(), head(24)
