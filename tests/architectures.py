@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import quotientnet as qn
+from quotientnet.symmetry.discover import call_arguments
 
 EPS = 1e-30
 """Of normalisations: so small that their symmetry is exact. Train mode refuses 0."""
@@ -407,6 +409,21 @@ ARCHITECTURES = {
             lambda h: F.relu(m.b(F.relu(h))), m.a(x), use_reentrant=False)),
         a=nn.Linear(4, 5), b=nn.Linear(5, 3), o=nn.Linear(3, 2))),
 }  # fmt: skip
+
+
+def asks_for_mode(model, inputs) -> bool:
+    """Whether a forward reads ``training``: else the model is one function in both modes."""
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        del module.training
+    args, kwargs = call_arguments(inputs, "asks_for_mode")
+    try:
+        twin(*args, **kwargs)
+    except AttributeError as error:
+        if "'training'" in str(error):
+            return True
+        raise
+    return False
 
 
 def derive(name, training=False):

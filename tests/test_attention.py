@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import Block, parameter
+from architectures import Block, asks_for_mode, parameter
 from attention_networks import ATTENTION
 from family_networks import FAMILY_BLOCKS
 from torch import nn
@@ -30,8 +30,9 @@ def test_sound_complete_and_of_the_dimension_by_hand(name, training):
     exponents = symmetry.group.exponents(torch.eye(symmetry.group.dimension).double())
     assert np.linalg.matrix_rank(exponents) == symmetry.group.dimension
     qn.verify_sound(model, symmetry, inputs).require()
-    found = qn.verify_complete(model, symmetry, inputs).require()
-    assert found.gap > 1e6 and found.found == symmetry.group.dimension
+    if training or asks_for_mode(model, inputs):
+        found = qn.verify_complete(model, symmetry, inputs).require()
+        assert found.gap > 1e6 and found.found == symmetry.group.dimension
 
 
 class GroupedExperts(nn.Module):

@@ -154,6 +154,7 @@ def test_levels_are_reached_and_nothing_is_smaller(name):
     assert value == pytest.approx(reference.fun, rel=1e-6)
 
 
+@pytest.mark.slow
 @given(model=networks(), norm=st.sampled_from(NORMS), seed=st.integers(0, 2**16))
 @settings(max_examples=30, phases=[Phase.generate], **OPTIONS)
 def test_random_networks(model, norm, seed):
@@ -171,6 +172,7 @@ def test_random_networks(model, norm, seed):
         assert relative(other, star) < 1e-11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "vgg", "u-net", "depthwise-separable"])
 def test_equalisation_is_the_limit_of_pairwise_averaging(name):
     """Without residual cycles, from anywhere: one generator after the other, thousands of times."""
@@ -270,6 +272,7 @@ def recurrent(width, outside, seed=0):
     return model, qn.discover(model, x).group
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outside", [1e-2, 1e-5, 1e-9])
 @pytest.mark.parametrize("width", [4, 60, 1100])
 def test_a_stream_hardly_tied_to_the_outside(width, outside):
@@ -311,6 +314,7 @@ def test_what_underflows_when_squared_is_still_there():
         qn.canonical(w, group)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [20, 60])
 def test_deep_narrow_networks(depth):
     layers = [nn.Linear(4, 4) for _ in range(depth)]

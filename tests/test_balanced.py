@@ -68,6 +68,7 @@ def relative(a, b):
 # -- invariance ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [mlp_with_zeros, residual, normalised])
 def test_curvature_is_the_same_along_twelve_orders_of_magnitude(make):
     objective, group = prepared(make)
@@ -86,6 +87,7 @@ def test_curvature_is_the_same_along_twelve_orders_of_magnitude(make):
     assert ((euclidean / euclidean[0]).abs().amax(0) > 1e6).all()
 
 
+@pytest.mark.slow
 def test_the_operator_is_the_compressed_hessian_of_the_canonical_network():
     objective, group = prepared(residual)
     manifold = qn.BalancedQuotient(group)

@@ -188,6 +188,7 @@ def test_frozen_parameters_have_no_trace():
     assert_matches(at(model, F.cross_entropy, data), kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ce", "ce-normalised"])
 @pytest.mark.parametrize("train", [False, True])
 def test_estimate_is_unbiased_and_its_error_covers(name, train):

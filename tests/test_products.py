@@ -177,6 +177,7 @@ def test_products_against_dense_matrices(name, train, way):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_where_the_reference_itself_is_wrong():
     """``torch.func.hessian`` of batch normalisation with weights in train mode (torch 2.13) is not
     even symmetric; ours is, and agrees with differences of gradients. Remove this when it fails.
@@ -201,6 +202,7 @@ def indefinite(outputs, targets):
     return F.cross_entropy(3 * normal, targets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss",
     [

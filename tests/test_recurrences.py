@@ -22,6 +22,7 @@ def test_sound_complete_and_of_the_dimension_by_hand(name):
     assert found.gap > 1e6 and found.found == symmetry.group.dimension
 
 
+@pytest.mark.slow
 def test_both_branches_count():
     model = Block(
         lambda m, x: m.o(torch.cond(x.sum() > 0, m.a, m.b, (m.i(x).relu(),))),

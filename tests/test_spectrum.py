@@ -104,6 +104,7 @@ def problems(draw):
     return [scale * value for value in values], dtype, count, options
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(problems())
 def test_every_spectrum_against_a_dense_eigensolver(problem):
@@ -141,6 +142,7 @@ def test_restarts_and_blocks(name, which, count, block, basis):
     check(found, operator, BULK[name], which, 1e-5)
 
 
+@pytest.mark.slow
 def test_copies_are_counted_from_every_seed():
     operator = entries(BULK["copies"])
     for seed in range(30):

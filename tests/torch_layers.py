@@ -294,6 +294,9 @@ LIMITS = {
 }
 """Layers for which the derivatives allow more than the function does, and why."""
 
+if not hasattr(nn, "LinearCrossEntropyLoss"):  # the lowest version of torch
+    del LAYERS["LinearCrossEntropyLoss"]
+
 NO_LAYERS = {
     "Container", "DataParallel", "Module", "RNNBase", "RNNCellBase", "SyncBatchNorm",
 }  # fmt: skip

@@ -80,7 +80,8 @@ class Slopes:
         own = iter(weights[len(outputs) :])
         for entry, leaf, by_leaf, value in zip(entries, leaves, slopes, updated):
             along = result[:, entry.slice].view(count, *entry.shape)
-            torch.mul(by_leaf, leaf, out=along)
+            # Some slopes come back tracked by autograd in torch 2.9.
+            torch.mul(by_leaf.detach(), leaf, out=along)
             if value is not None:
                 along -= next(own) * value.detach()
         return result
