@@ -77,3 +77,115 @@ def test_no_python_is_shown_without_being_run():
     for name, text in PAGES.items():
         for language in re.findall(r"\.\. code-block:: (.*)", text):
             assert language in ("console", "text", "bibtex"), (name, language)
+
+
+# -- names ---
+
+PACKAGES = [quotientnet] + [
+    importlib.import_module(f"quotientnet.{module.name}")
+    for module in pkgutil.iter_modules(quotientnet.__path__)
+    if module.ispkg and module.name != "commands"  # of the command line
+]
+DIRECTIVE = re.compile(
+    r"\.\. (currentmodule|automodule|autoclass|autofunction|autoexception|py:data):: (\S+)\n"
+    r"((?:   :.*\n)*)"
+)
+
+
+def documented():
+    """The qualified name and the object of everything that the reference has an entry for."""
+    module, found = "", []
+    for directive, name, options in DIRECTIVE.findall(PAGES["reference"]):
+        if directive.endswith("module"):
+            module = name
+            if directive == "automodule":
+                found.append((name, importlib.import_module(name)))
+            if directive == "automodule" and ":no-members:" not in options:
+                shown = importlib.import_module(name).__all__
+                found += [(f"{name}.{n}", pkgutil.resolve_name(f"{name}:{n}")) for n in shown]
+        else:
+            full = name if name.startswith("quotientnet.") else f"{module}.{name}"
+            home, _, last = full.rpartition(".")
+            found.append((full, getattr(importlib.import_module(home), last)))
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_the_reference_has_every_public_name(package):
+    shown = {id(thing) for _, thing in documented()}
+    missing = [n for n in package.__all__ if id(getattr(package, n)) not in shown]
+    assert not missing, f"docs/reference.rst has not {', '.join(missing)} of {package.__name__}"
+    assert id(package) in shown
+
+
+def test_the_reference_has_every_name_once():
+    names = [name for name, _ in documented()]
+    assert len(names) == len(set(names))
+
+
+def test_tests_that_the_errata_name_exist():
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    named = re.findall(r"``(test_\w+)``", PAGES["errata"])
+    assert len(named) > 20
+    assert not [name for name in named if f"def {name}(" not in tests]
+
+
+def test_the_map_of_the_house_names_every_room():
+    rooms = [p for p in Path(quotientnet.__file__).parent.iterdir() if p.name[0] != "_"]
+    names = [f"``{p.name}``" if p.suffix == ".py" else f"``{p.name}/``" for p in rooms]
+    text = PAGES["contributing"]
+    assert not [n for n in names if n not in text and n != "``py.typed/``"]
+
+
+# -- numbers ---
+
+NUMBER = re.compile(r"(?<![\w.,-])(?:\d[\d,]*(?:\.\d+)? %|\d+\.\d+|\d+(?:\.\d+)?e[-+]?\d+)(?![\w.-]*\w)")
+"""What may have been measured: a share, a decimal, a power of ten."""
+
+SETTINGS = {
+    "benchmarks": {"1 %", "1e-6", "1e-9", "1e-10", "1e-12", "2e-4"},  # targets, tolerances
+    "channels": {"1e-12"},  # a tolerance
+    "curvature": {"2.13"},  # torch
+    "optimization": {"1e-8"},  # the root of a rounding error
+    "reparametrisation": {"4.2", "4.3", "5.1", "5.2", "7.3", "5.465", "86.03"},  # the papers'
+    "report": {"1e-6", "1e-8", "2e-2"},  # thresholds
+    "start": {"3.11"},  # Python
+    "symmetry": {"0.001"},  # a threshold
+    "training": {
+        "0.01", "0.05", "0.1", "0.5", "0.9", "2 %", "1e-3", "1e-4",  # options of the methods
+        "1.5 %", "15 %", "0.28 %", "1.3", "3.7",  # the paper's gain, targets, one image of 360
+    },
+}  # fmt: skip
+"""What is none: options, tolerances, targets, places in papers."""
+
+
+def prose(text):
+    """A page without its code, formulas, literals and references."""
+    kept, inside = [], None
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if inside is not None and (not line.strip() or indent > inside):
+            continue
+        inside = None
+        if re.match(r" *\.\. (test|doctest|code-block|math|figure|include)", line):
+            inside = indent
+            continue
+        kept.append(line)
+    text = "\n".join(kept)
+    return re.sub(r":[\w:]+:`[^`]*`|``[^`]*``|\|[^|\n]*\|", "", text)
+
+
+@pytest.mark.parametrize("name", [n for n in PAGES if n not in ("errata", "changelog")])
+def test_no_measured_number_is_typed_in(name):
+    typed = set(NUMBER.findall(prose(PAGES[name]))) - SETTINGS.get(name, set())
+    assert not typed, (
+        f"docs/{name}.rst: {sorted(typed)}: quote a kept result by a substitution of "
+        "docs/measured.py, print it in a testoutput, or list a setting in SETTINGS"
+    )
+
+
+def test_every_quoted_result_is_used(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    names = importlib.import_module("measured").substitutions()
+    text = "".join(PAGES.values())
+    assert not [name for name in names if f"|{name}|" not in text]
