@@ -39,13 +39,21 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_google_docstring = True
-nitpicky = True  # a reference to a name of ours that is not in the reference is an error
+nitpicky = (
+    True  # a reference to a name of ours that is not in the reference is an error
+)
 # Other libraries publish their indices on the web only, and the build must do without it. So their
 # names, and as they are abbreviated in annotations, are no links; nor are our private base classes.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|geoopt|numpy|np|scipy|sparse|hypothesis|nn|collections|abc)\..*"),
+    (
+        "py:.*",
+        r"(torch|geoopt|numpy|np|scipy|sparse|hypothesis|nn|collections|abc)\..*",
+    ),
     ("py:class", r"Tensor|optional|callable"),
-    ("py:class", r"quotientnet\.(hessian\.Curvature|manifolds\.vectors\.LayoutManifold)"),
+    (
+        "py:class",
+        r"quotientnet\.(hessian\.Curvature|manifolds\.vectors\.LayoutManifold)",
+    ),
     ("py:class", r"quotientnet\.symmetry\.explanation\.Found"),
     ("py:class", r"quotientnet\.training\.(neighbours\.Neighbours|wrapper\.Wrapper)"),
     ("py:class", r"quotientnet\.training\.riemannian\.RiemannianOptimizer"),

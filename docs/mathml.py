@@ -5,7 +5,6 @@ from __future__ import annotations
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 
-
 _WIDE = 45
 """Characters of a formula that may not fit on a small screen: it scrolls by itself there."""
 

@@ -75,7 +75,9 @@ def _sgds_tables() -> dict[str, str]:
         ]
 
     def lower(key, found):
-        falls = [100 * (1 - r[key][0] / plain[r["batch"], r["decay"]][key][0]) for r in found]
+        falls = [
+            100 * (1 - r[key][0] / plain[r["batch"], r["decay"]][key][0]) for r in found
+        ]
         ends = f"{min(falls):.0f}", f"{max(falls):.0f}"
         return f"{ends[0]} %" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]} %"
 
@@ -92,9 +94,13 @@ def _sgds_tables() -> dict[str, str]:
     return {
         "widest interval of SGDS": f"{max(widths):.1f} %",
         "fall of normalised sharpness": lower("normalised_sharpness", strong),
-        "fall of BN-sharpness": lower("bn_sharpness", [r for r in strong if r["batch"] == 512]),
+        "fall of BN-sharpness": lower(
+            "bn_sharpness", [r for r in strong if r["batch"] == 512]
+        ),
         "fall of BN-sharpness with SAM": lower("bn_sharpness", of("SAM", 512)),
-        "fall of normalised sharpness with ASAM": lower("normalised_sharpness", of("ASAM", 512)),
+        "fall of normalised sharpness with ASAM": lower(
+            "normalised_sharpness", of("ASAM", 512)
+        ),
         "settings with higher accuracy": f"{higher(strong)} of {len(strong)}",
         "compared accuracies": str(len(rows) - len(plain)),
     }
@@ -111,5 +117,7 @@ def _sgds_memory() -> dict[str, str]:
     for method in "SGDS-0", "SGDS-5":
         convolutions = max(ratio(n, method) for n in ("LeNet with BN", "ResNet-20"))
         texts[f"memory of {method} on convolutions"] = f"{convolutions:.2f}"
-        texts[f"memory of {method} on a dense network"] = f"{ratio('MLP with BN', method):.1f}"
+        texts[f"memory of {method} on a dense network"] = (
+            f"{ratio('MLP with BN', method):.1f}"
+        )
     return texts

@@ -1,10 +1,11 @@
-"""The manual: its code prints what it says, its reference has every public name, its links lead somewhere."""
+"""The manual: its code prints what it says, its reference has every public name."""
 
 import contextlib
 import doctest
 import importlib
 import io
 import pkgutil
+import posixpath
 import re
 import textwrap
 from pathlib import Path
@@ -42,7 +43,9 @@ def blocks(text):
             if inner.strip() and not inner.startswith(start[1] + " "):
                 break
             body.append(inner)
-        found.append((start[2], number + 1, textwrap.dedent("\n".join(body)).strip("\n") + "\n"))
+        found.append(
+            (start[2], number + 1, textwrap.dedent("\n".join(body)).strip("\n") + "\n")
+        )
     return found
 
 
@@ -55,7 +58,9 @@ def test_the_code_of_a_page_prints_what_the_page_says(name, tmp_path, monkeypatc
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     torch.manual_seed(0)
     names, found = {}, blocks(PAGES[name])
-    for (kind, line, source), (following, _, said) in zip(found, [*found[1:], ("", 0, "")]):
+    for (kind, line, source), (following, _, said) in zip(
+        found, [*found[1:], ("", 0, "")]
+    ):
         where = f"docs/{name}.rst, line {line}"
         if kind == "doctest":
             test = doctest.DocTestParser().get_doctest(source, names, where, where, 0)
@@ -102,7 +107,9 @@ def documented():
                 found.append((name, importlib.import_module(name)))
             if directive == "automodule" and ":no-members:" not in options:
                 shown = importlib.import_module(name).__all__
-                found += [(f"{name}.{n}", pkgutil.resolve_name(f"{name}:{n}")) for n in shown]
+                found += [
+                    (f"{name}.{n}", pkgutil.resolve_name(f"{name}:{n}")) for n in shown
+                ]
         else:
             full = name if name.startswith("quotientnet.") else f"{module}.{name}"
             home, _, last = full.rpartition(".")
@@ -114,7 +121,9 @@ def documented():
 def test_the_reference_has_every_public_name(package):
     shown = {id(thing) for _, thing in documented()}
     missing = [n for n in package.__all__ if id(getattr(package, n)) not in shown]
-    assert not missing, f"docs/reference.rst has not {', '.join(missing)} of {package.__name__}"
+    assert (
+        not missing
+    ), f"docs/reference.rst has not {', '.join(missing)} of {package.__name__}"
     assert id(package) in shown
 
 
@@ -124,7 +133,9 @@ def test_the_reference_has_every_name_once():
 
 
 def test_tests_that_the_errata_name_exist():
-    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    tests = "".join(
+        path.read_text() for path in Path(__file__).parent.glob("test_*.py")
+    )
     named = re.findall(r"``(test_\w+)``", PAGES["errata"])
     assert len(named) > 20
     assert not [name for name in named if f"def {name}(" not in tests]
@@ -137,9 +148,20 @@ def test_the_map_of_the_house_names_every_room():
     assert not [n for n in names if n not in text and n != "``py.typed/``"]
 
 
+def test_links_between_pages_lead_somewhere():
+    examples = (DOCS.parent / "examples").glob("example_*.py")
+    known = {*PAGES, "gallery/index", *(f"gallery/{path.stem}" for path in examples)}
+    for name, text in PAGES.items():
+        for link in re.findall(r":doc:`(?:[^`<]*<)?([^`>]+)>?`", text):
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), link))
+            assert target.strip("/") in known, (name, link)
+
+
 # -- numbers ---
 
-NUMBER = re.compile(r"(?<![\w.,-])(?:\d[\d,]*(?:\.\d+)? %|\d+\.\d+|\d+(?:\.\d+)?e[-+]?\d+)(?![\w.-]*\w)")
+NUMBER = re.compile(
+    r"(?<![\w.,-])(?:\d[\d,]*(?:\.\d+)? %|\d+\.\d+|\d+(?:\.\d+)?e[-+]?\d+)(?![\w.-]*\w)"
+)
 """What may have been measured: a share, a decimal, a power of ten."""
 
 SETTINGS = {
