@@ -7,9 +7,14 @@ from pathlib import Path
 from quotientnet import __version__
 
 sys.path.insert(0, str(Path(__file__).parent))
+import figures  # noqa: E402
+import measured  # noqa: E402
+import readme  # noqa: E402
 import tables  # noqa: E402
 
-tables.write()
+for written in (figures, readme, tables):
+    written.write()
+rst_epilog = measured.as_rst()
 
 project = "quotientnet"
 author = "the quotientnet authors"
@@ -18,6 +23,7 @@ version = release = __version__
 
 extensions = [
     "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",  # its directives; tests/test_docs.py runs them
     "sphinx.ext.napoleon",
     "mathml",
     "sphinx_gallery.gen_gallery",
@@ -25,13 +31,33 @@ extensions = [
 html_theme = "furo"
 html_math_renderer = "mathml"
 html_title = "quotientnet"
+html_static_path = ["_static"]
+html_css_files = ["manual.css"]
 exclude_patterns = ["_build", "_generated"]
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_google_docstring = True
-nitpicky = False
+nitpicky = (
+    True  # a reference to a name of ours that is not in the reference is an error
+)
+# Other libraries publish their indices on the web only, and the build must do without it. So their
+# names, and as they are abbreviated in annotations, are no links; nor are our private base classes.
+nitpick_ignore_regex = [
+    (
+        "py:.*",
+        r"(torch|geoopt|numpy|np|scipy|sparse|hypothesis|nn|collections|abc)\..*",
+    ),
+    ("py:class", r"Tensor|optional|callable"),
+    (
+        "py:class",
+        r"quotientnet\.(hessian\.Curvature|manifolds\.vectors\.LayoutManifold)",
+    ),
+    ("py:class", r"quotientnet\.symmetry\.explanation\.Found"),
+    ("py:class", r"quotientnet\.training\.(neighbours\.Neighbours|wrapper\.Wrapper)"),
+    ("py:class", r"quotientnet\.training\.riemannian\.RiemannianOptimizer"),
+]
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",

@@ -5,9 +5,16 @@ from __future__ import annotations
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 
+_WIDE = 45
+"""Characters of a formula that may not fit on a small screen: it scrolls by itself there."""
+
 
 def _inline(translator, node) -> None:
-    translator.body.append(tex2mathml(node.astext(), as_block=False))
+    text = node.astext()
+    formula = tex2mathml(text, as_block=False)
+    if len(text) > _WIDE:
+        formula = f'<span class="wide-math">{formula}</span>'
+    translator.body.append(formula)
     raise SkipNode
 
 

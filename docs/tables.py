@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -384,5 +385,6 @@ def _completeness(rows: list[dict]) -> str:
 def _table(rows: list[list[str]]) -> str:
     lines = [".. list-table::", "   :header-rows: 1", ""]
     for row in rows:
-        lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
+        whole = (re.sub(r"(?<=\de)-(?=\d)", "\u2011", cell) for cell in row)
+        lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(whole)]
     return "\n".join(lines) + "\n"

@@ -17,7 +17,7 @@ def progress(items: Iterable | int, what: str, *, delay: float = 2.0) -> Iterabl
         delay: Seconds of silence before the bar appears.
 
     Returns:
-        An iterable of the items: a bar where stderr is a terminal and tqdm is installed, else
+        An iterable of the items, with a bar where stderr is a terminal and tqdm is installed, else
         the items as they are.
 
     Example:

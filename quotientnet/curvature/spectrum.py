@@ -48,7 +48,7 @@ def power_method(
     On a Riemannian Hessian in frame coordinates this is the Riemannian power method. The paper
     stops on the change of the vector; here the residual decides. Null directions that the operator
     knows (:meth:`~quotientnet.Operator.project`) are left out at every step: the eigenvalue is
-    that of the complement. :func:`lanczos` needs fewer products.
+    that of the complement. :func:`~quotientnet.curvature.lanczos` needs fewer products.
 
     Args:
         operator: The symmetric operator.

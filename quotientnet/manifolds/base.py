@@ -210,7 +210,7 @@ class QuotientManifold(LayoutManifold):
 
     @property
     def dimension(self) -> int:
-        """The dimension of the quotient: free coordinates less the rank of the group on them."""
+        """The dimension of the quotient, free coordinates less the rank of the group on them."""
         return int((~self._frozen.mask).sum()) - self._orbit_rank()
 
     def _orbit_rank(self) -> int:

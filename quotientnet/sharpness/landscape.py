@@ -101,7 +101,7 @@ def loss_along(
         straight: Whether to go along ``w + t ξ`` instead, as [Rangamani2019]_ does.
 
     Returns:
-        The losses. Those along a geodesic do not depend on the representative: the same direction
+        The losses. Those along a geodesic do not depend on the representative; the same direction
         at an equivalent point gives the same line.
 
     Raises:

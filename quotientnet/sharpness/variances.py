@@ -30,7 +30,7 @@ _TOLERANCE = 1e-13
 
 @dataclass(frozen=True)
 class Variances:
-    """The minimiser of :func:`minimise_variances`.
+    """The minimiser of :func:`~quotientnet.sharpness.variances.minimise_variances`.
 
     Attributes:
         rows: The variance of each row, float64; infinite for a row without curvature, 0 for a row

@@ -217,14 +217,14 @@ def canonical(w: Tensor, group: ScalingGroup | Symmetry, **options) -> Tensor:
     Args:
         w: Points, shape ``(..., n)``. Entries may be zero.
         group: The scaling group, or what :func:`~quotientnet.discover` returned.
-        options: ``levels``, ``norm`` and ``runaways`` of :func:`balancing`.
+        options: ``levels``, ``norm`` and ``runaways`` of :func:`~quotientnet.symmetry.balancing`.
 
     Returns:
         Points of the same shape, dtype and device, detached from autograd; a class invariant, as
         accurate as the dtype.
 
     Raises:
-        ValueError: As :func:`balancing`.
+        ValueError: As :func:`~quotientnet.symmetry.balancing`.
 
     Example:
         >>> import torch
@@ -264,9 +264,10 @@ def balance(
     Args:
         model: Any module.
         group: A group on its layout, or what :func:`~quotientnet.discover` returned.
-        levels: See :func:`balancing`.
-        norm: ``2``, or ``"max"`` for cross-layer equalisation; see :func:`balancing`.
-        runaways: ``"raise"`` or ``"exclude"``; see :func:`balancing`.
+        levels: See :func:`~quotientnet.symmetry.balancing`.
+        norm: ``2``, or ``"max"`` for cross-layer equalisation; see
+            :func:`~quotientnet.symmetry.balancing`.
+        runaways: ``"raise"`` or ``"exclude"``; see :func:`~quotientnet.symmetry.balancing`.
         in_place: Whether to change ``model`` itself; by default a copy is changed.
         optimizer: See :func:`~quotientnet.transform`.
         inputs: Example inputs; where given, the outputs on them must be the same before and after.
@@ -276,7 +277,8 @@ def balance(
         The balanced model.
 
     Raises:
-        ValueError: As :func:`balancing` and :func:`~quotientnet.transform`; the model is then as
+        ValueError: As :func:`~quotientnet.symmetry.balancing` and
+            :func:`~quotientnet.transform`; the model is then as
             it was.
 
     Example:
@@ -301,7 +303,7 @@ def balance(
 
 
 def levels_of(group: ScalingGroup, levels) -> Tensor:
-    """All levels, shape ``(dimension,)``, from those that a user names; see :func:`balancing`."""
+    """All levels, shape ``(dimension,)``, from those that a user names; see ``balancing``."""
     if isinstance(levels, Tensor):
         c = levels.detach().to("cpu", torch.float64)
     elif levels is None or isinstance(levels, Mapping):

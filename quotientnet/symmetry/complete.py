@@ -24,7 +24,7 @@ _NEGLIGIBLE = 1e-9
 
 @dataclass(frozen=True)
 class Completeness:
-    """The outcome of :func:`verify_complete`.
+    """The outcome of :func:`~quotientnet.verify_complete`.
 
     Attributes:
         derived: The dimension of the group, on parameters that have an effect.

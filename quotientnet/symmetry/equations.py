@@ -40,7 +40,7 @@ class Equations:
     Equalities of two unknowns are merged at once (union-find); what involves more is kept and
     eliminated exactly at the end. Rules of operations are written with :meth:`fresh`,
     :meth:`equal`, :meth:`uniform`, :meth:`contract` and :meth:`pin`, and with sums and differences
-    of :class:`LogScale`, which stand for products and quotients of tensors.
+    of :class:`~quotientnet.symmetry.LogScale`, which stand for products and quotients of tensors.
     """
 
     def __init__(self):
@@ -249,7 +249,7 @@ class Equations:
 
     @contextmanager
     def because(self, reason: int):
-        """Give equations imposed inside a reason, for :meth:`Solution.reasons`."""
+        """Give equations imposed inside a reason, for the solution's ``reasons``."""
         previous, self._reason = self._reason, reason
         try:
             yield

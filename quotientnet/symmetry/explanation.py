@@ -112,7 +112,7 @@ class Symmetry(Found):
 
     @property
     def unknown(self) -> tuple[Coverage, ...]:
-        """The operations without a rule: a larger symmetry may hide behind them."""
+        """The operations without a rule; a larger symmetry may hide behind them."""
         return tuple(c for c in self.coverage if c.treatment == "unknown")
 
     def to_json(self) -> str:

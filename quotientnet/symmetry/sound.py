@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Soundness:
-    """The outcome of :func:`verify_sound`.
+    """The outcome of :func:`~quotientnet.verify_sound`.
 
     Attributes:
         violation: The largest relative change of an output, with normalisations taken exactly.

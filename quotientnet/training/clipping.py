@@ -38,7 +38,7 @@ def clip_grad_norm_(
             gradients are scaled by it all the same.
 
     Returns:
-        The length before, a scalar: a class invariant.
+        The length before, a scalar and a class invariant.
 
     Raises:
         TypeError: ``max_norm`` is no number.

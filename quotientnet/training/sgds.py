@@ -153,13 +153,13 @@ class SGDS(Wrapper):
         plus: Callable | None = None,
         minus: Callable | None = None,
     ) -> tuple[Tensor, Tensor]:
-        r"""The loss, and :math:`g + \lambda h`, shape ``(n,)``; :meth:`step` calls it.
+        r"""The loss, and :math:`g + \lambda h`, shape ``(n,)``; ``step`` calls it.
 
         Args:
             near: The parameters and their neighbours.
             closure: The batch of ``g``.
             plus: Another batch for :math:`\nabla f_+`, and ``minus`` for :math:`\nabla f_-`, which
-                :meth:`step` takes after the first closure. The paper has three; but then
+                ``step`` takes after the first closure. The paper has three; but then
                 :math:`(\nabla f_A - \nabla f_B)/\delta` drowns the difference that is sought.
         """
         probe = self._probe(near, closure, plus, minus)

@@ -79,7 +79,7 @@ class PermutationClass:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of a permutation of this class: ``(*each, size)``."""
+        """The shape of a permutation of this class, ``(*each, size)``."""
         return (*self.each, self.size)
 
     def random(self, generator: torch.Generator | None = None) -> Tensor:

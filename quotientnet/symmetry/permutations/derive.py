@@ -47,7 +47,7 @@ def permutation_classes(
     permutations must leave the outputs unchanged, at the model's parameters and at random ones.
 
     Nothing of the module's changes. Merging of networks aligns them by such permutations
-    ([Ainsworth2023]_); see :func:`match_channels`.
+    ([Ainsworth2023]_); see :func:`~quotientnet.symmetry.match_channels`.
 
     Args:
         model: Any module that ``torch.export`` can export.

@@ -25,7 +25,7 @@ _BETTER = 1e-12
 
 @dataclass(frozen=True)
 class Matching:
-    """The outcome of :func:`match_channels`.
+    """The outcome of :func:`~quotientnet.symmetry.match_channels`.
 
     Attributes:
         w: The aligned point, shape ``(n,)``: the same function as before.

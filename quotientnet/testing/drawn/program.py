@@ -45,7 +45,7 @@ class Architecture(nn.Module):
     """A network given by its steps; it shows itself as a program that makes it once more.
 
     Results are numbered from 0 in the order of the steps; a step with several results takes as
-    many numbers. It takes :attr:`inputs` and is of ``float64``.
+    many numbers. It takes ``inputs()`` and is of ``float64``.
 
     Args:
         steps: What it does.
