@@ -15,17 +15,10 @@ from quotientnet.digits import load_digits, make_network
 from quotientnet.testing import check_equivariant_training
 from quotientnet.training import RiemannianAdam, RiemannianSGD, bind, clip_grad_norm_
 
-<<<<<<< HEAD
 SEED, STEPS = 0, 100
 
 # %%
 # A ReLU network on handwritten digits, and two others that compute the same function: their units
-=======
-SEED, STEPS = 0, 80
-
-# %%
-# A ReLU network on handwritten digits, and three others that compute the same function: their units
->>>>>>> geometry
 # are rescaled at random, by about a factor of two.
 
 digits = load_digits(SEED)
@@ -34,11 +27,7 @@ symmetry = qn.discover(network, digits.train_inputs[:4])
 dice = torch.Generator().manual_seed(SEED)
 starts = [network] + [
     qn.transform(network, symmetry, symmetry.group.random(spread=0.7, generator=dice))
-<<<<<<< HEAD
     for _ in range(2)
-=======
-    for _ in range(3)
->>>>>>> geometry
 ]
 with torch.no_grad():
     reference = network(digits.test_inputs)
@@ -96,14 +85,9 @@ def train(start, make):
 
 
 # %%
-<<<<<<< HEAD
 # From the three networks, which are one function, SGD and Adam train three. On the quotient the
 # three curves are one: what differs is the rounding of numbers. It is not quicker for that: how
 # many steps each optimizer takes, with its best learning rate, is measured in :doc:`/training`.
-=======
-# From the four networks, which are one function, SGD and Adam train four. On the quotient the four
-# curves are one: what differs is the rounding of numbers.
->>>>>>> geometry
 
 figure, axes = plt.subplots(1, 4, figsize=(11, 3), sharey=True, layout="constrained")
 for axis, (name, make) in zip(axes, optimizers.items()):
@@ -124,10 +108,6 @@ for axis, (name, make) in zip(axes, optimizers.items()):
         assert spread < 1e-8 and len(set(accuracies)) == 1
     else:
         assert spread > 1e-2
-<<<<<<< HEAD
-=======
-axes[0].set_ylabel("loss of a batch (nats)")
->>>>>>> geometry
 
 # %%
 # The same statement is a test that one can put to an optimizer of one's own.
