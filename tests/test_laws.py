@@ -205,6 +205,22 @@ BROKEN = {
         "dist": lambda m, x, y, keepdim=False: (x - y).norm(dim=-1)
     },
     "transport_is_equivariant": {"transp": unaligned_transport},
+    "metric_is_bilinear": {
+        "inner": lambda m, x, u, v=None, keepdim=False: plain("inner")(
+            m, x, u, v, keepdim=keepdim
+        )
+        * (1 + 1e-3 * (u * m.frame(x)).sum(-1, keepdim=keepdim).tanh())
+    },
+    "metric_has_the_shape_of_the_batch": {
+        "inner": lambda m, x, u, v=None, keepdim=False: plain("inner")(m, x, u, v)
+    },
+    "out_is_the_result": {
+        "proju": lambda m, x, u, *, out=None: plain("proju")(m, x, u)
+    },
+    "transport_starts_at_the_identity": {
+        "transp": lambda m, x, y, v: -plain("transp")(m, x, y, v)
+    },
+    "geodesics_have_critical_energy": {"expmap": lambda m, x, u: x + u},
     "logarithm_inverts_exponential": {"expmap": lambda m, x, u: plain("retr")(m, x, u)},
     "logarithm_is_horizontal": {"logmap": lambda m, x, y: y - x},
     "exponential_of_logarithm_is_on_the_orbit": {

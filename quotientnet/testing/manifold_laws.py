@@ -19,10 +19,10 @@ from quotientnet.testing.riemannian_laws import (
 from quotientnet.testing.samples import Sample
 from quotientnet.testing.shaped import Unrolled
 
-__all__ = ["MANIFOLD_LAWS", "check_manifold", "laws_of"]
+__all__ = ["MANIFOLD_LAWS", "applies", "check_manifold", "laws_of"]
 
-SMALL = 2000
-"""Up to this many coordinates a projection is written out as a matrix."""
+RANK, SMALL = "projection_has_rank_dimension", 2000
+"""The law for which a projection is written out as a matrix, and for how many coordinates it is."""
 
 MANIFOLD_LAWS = dict(RIEMANNIAN_LAWS)
 law = registry(MANIFOLD_LAWS)
@@ -78,24 +78,23 @@ def check_manifold(
     else:
         chosen = profile_named(profile, "check_manifold")
         samples = chosen.samples(manifold, seed, device)
-    return check_laws(laws_of(manifold).values(), samples, _applies)
+    return check_laws(laws_of(manifold).values(), samples, applies)
 
 
 def laws_of(manifold) -> dict[str, Law]:
     """The laws that apply to a manifold of flat vectors, by name."""
     quotient = isinstance(manifold, QuotientManifold)
-    laws = MANIFOLD_LAWS if quotient else RIEMANNIAN_LAWS
+    laws = dict(MANIFOLD_LAWS if quotient else RIEMANNIAN_LAWS)
+    if manifold.layout.size > SMALL:
+        del laws[RANK]
     return {
         name: law for name, law in laws.items() if supports(manifold, law.requires)
     }
 
 
-def _applies(law: Law, sample) -> bool:
-    """The rank is that of one point, with all its columns in memory."""
-    if law.name != "projection_has_rank_dimension":
-        return True
-    small = sample.manifold.layout.size <= SMALL
-    return small and not sample.batch and sample.spread <= 1
+def applies(law: Law, sample) -> bool:
+    """Whether a law is stated for a sample: the rank is that of one point, not badly scaled."""
+    return law.name != RANK or (not sample.batch and sample.spread <= 1)
 
 
 def _of_vectors(manifold, shape):

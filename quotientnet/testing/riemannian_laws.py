@@ -97,8 +97,9 @@ def projection_is_idempotent(s):
 def projection_is_self_adjoint(s):
     """``⟨P u, v⟩ = ⟨u, P v⟩`` in the metric."""
     m, u, v = s.manifold, s.vector(4), s.vector(5)
-    left, right = m.inner(s.x, m.proju(s.x, u), v), m.inner(s.x, u, m.proju(s.x, v))
-    return float(((left - right).abs() / (s.norm(s.x, u) * s.norm(s.x, v))).max())
+    pu, pv = m.proju(s.x, u), m.proju(s.x, v)
+    gap = (m.inner(s.x, pu, v) - m.inner(s.x, u, pv)).abs()
+    return float((gap / (s.norm(s.x, pu) * s.norm(s.x, pv))).max())
 
 
 @law(single=None, requires=("dimension",))

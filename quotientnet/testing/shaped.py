@@ -73,7 +73,7 @@ class Unrolled(LayoutManifold):
         """The manifold itself, in the dtype and on the device of ``x``."""
         key = x.dtype, x.device
         if key not in self._copies:
-            self._copies[key] = copy.deepcopy(self.base).to(*key)
+            self._copies[key] = copy.deepcopy(self.base).to(dtype=x.dtype, device=x.device)
         return self._copies[key]
 
     def rolled(self, *vectors: Tensor) -> list[Tensor]:
