@@ -211,6 +211,9 @@ BROKEN = {
         )
         * (1 + 1e-3 * (u * m.frame(x)).sum(-1, keepdim=keepdim).tanh())
     },
+    "arguments_are_left_alone": {
+        "egrad2rgrad": lambda m, x, u: plain("egrad2rgrad")(m, x, u.mul_(2) / 2)
+    },
     "metric_has_the_shape_of_the_batch": {
         "inner": lambda m, x, u, v=None, keepdim=False: plain("inner")(m, x, u, v)
     },

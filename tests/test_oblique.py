@@ -88,6 +88,9 @@ BROKEN = {
         ).sum(-1, keepdim=keepdim)
         - 0.01 * u.norm(dim=-1, keepdim=keepdim)
     },
+    "arguments_are_left_alone": {
+        "proju": lambda m, x, u, out=None: plain("proju")(m, x, u.mul_(2)) / 2
+    },
     "metric_has_the_shape_of_the_batch": {
         "norm": lambda m, x, u, keepdim=False: u.norm()
     },

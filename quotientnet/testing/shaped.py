@@ -57,17 +57,14 @@ class Unrolled(LayoutManifold):
         return self._layout
 
     @property
-    def written(self) -> type:
-        """The class whose methods are under test."""
-        base = self.base
-        while isinstance(base, geoopt.Scaled):
-            base = base.base
-        return type(base)
+    def parts(self) -> tuple[type, ...]:
+        """The classes whose methods are under test: those of a product's factors."""
+        return tuple(_parts(self.base))
 
     @property
     def is_sphere(self) -> bool:
-        """Whether points have antipodes."""
-        return issubclass(self.written, geoopt.Sphere)
+        """Whether it is one sphere, so that points have antipodes."""
+        return len(self.parts) == 1 and issubclass(self.parts[0], geoopt.Sphere)
 
     def on(self, x: Tensor) -> geoopt.Manifold:
         """The manifold itself, in the dtype and on the device of ``x``."""
@@ -91,7 +88,7 @@ class Unrolled(LayoutManifold):
         ``metric_has_the_shape_of_the_batch``."""
         found = self.on(x).inner(*self.rolled(x, u, u if v is None else v), keepdim=True)
         batch = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
-        return found.reshape(*batch, *([1] if keepdim else []))
+        return found.reshape((*batch, 1) if keepdim else batch)
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim=False) -> Tensor:
         """The distance."""
@@ -177,3 +174,13 @@ class Unrolled(LayoutManifold):
     def extra_repr(self) -> str:
         """The shape of a point."""
         return f"points {self.shape}"
+
+
+def _parts(base: geoopt.Manifold):
+    if isinstance(base, geoopt.Scaled):
+        yield from _parts(base.base)
+    elif isinstance(base, geoopt.ProductManifold):
+        for factor in base.manifolds:
+            yield from _parts(factor)
+    else:
+        yield type(base)

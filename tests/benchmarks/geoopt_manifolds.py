@@ -21,7 +21,6 @@ MANIFOLDS = {
     "Euclidean(ndim=1)": (geoopt.Euclidean(ndim=1), (5,)),
     "Sphere": (geoopt.Sphere(), (5,)),
     "SphereExact": (geoopt.SphereExact(), (5,)),
-    "Scaled(Sphere, 2)": (geoopt.Scaled(geoopt.Sphere(), 2.0), (5,)),
     "ProductManifold of spheres": (
         geoopt.ProductManifold((geoopt.Sphere(), 4), (geoopt.Sphere(), 3)),
         (7,),
