@@ -65,8 +65,9 @@ def check_manifold(
         >>> from quotientnet.testing import check_manifold
         >>> for verdict in check_manifold(geoopt.Sphere(), shape=(5,)):
         ...     if not verdict.holds:
-        ...         print(verdict.law)
-        derivatives_are_finite_at_zero
+        ...         print(f"{verdict.law}: {verdict.violation:.1e}")
+        exponential_of_logarithm_is_on_the_orbit: 4.5e-04
+        derivatives_are_finite_at_zero: inf
     """
     manifold = _of_vectors(manifold, shape)
     if profile is None:

@@ -9,7 +9,7 @@ import torch
 
 from quotientnet.testing.samples import Sample
 
-__all__ = ["Profile", "PROFILES", "REGIMES", "profile_named"]
+__all__ = ["Profile", "PROFILES", "REGIMES", "profile_named", "regime_options"]
 
 REGIMES = {
     "plain": "tangent vectors of length 1, scales of about ``e^{±1}`` along the orbit",
@@ -55,7 +55,7 @@ class Profile:
         found = []
         for number in range(seed, seed + self.seeds):
             for dtype in self.dtypes:
-                for options in _options(manifold, self.regimes, dtype):
+                for options in regime_options(manifold, self.regimes, dtype):
                     batch = self.batches[len(found) % len(self.batches)]
                     found.append(
                         Sample(manifold, number, batch, dtype=dtype, device=device, **options)
@@ -88,7 +88,7 @@ def profile_named(profile: str | Profile, caller: str) -> Profile:
     return PROFILES[profile]
 
 
-def _options(manifold, regimes, dtype) -> list[dict]:
+def regime_options(manifold, regimes, dtype) -> list[dict]:
     """The options of a sample for each regime that the manifold has."""
     single = dtype == torch.float32
     radius = getattr(manifold, "injectivity_radius", lambda: inf)()
