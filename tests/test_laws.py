@@ -323,6 +323,9 @@ BROKEN_GROUPS = {
     "adjoint_is_the_transpose": {
         "adjoint": lambda g, r: 1.001 * qn.ScalingGroup.adjoint(g, r)
     },
+    "elements_in_batches_act_alone": {
+        "exponents": lambda g, t, out=None: qn.ScalingGroup.exponents(g, t) * t.ndim
+    },
     "gram_solve_recovers_exponents": {"gram": lambda g, weight=None: Fixed()},
     "canonical_points_are_one_an_orbit": {
         "act": lambda g, w, t: qn.ScalingGroup.act(g, w, t) + 1e-6

@@ -17,7 +17,7 @@ from quotientnet.testing.drawn import (
 from quotientnet.testing.group_laws import GROUP_LAWS, check_group
 from quotientnet.testing.conformance import Case, conformance
 from quotientnet.testing.curve_laws import retraction_slope
-from quotientnet.testing.derivatives import check_derivatives
+from quotientnet.testing.derivatives import DERIVATIVE_LAWS, check_derivatives
 from quotientnet.testing.hessian_laws import HESSIAN_LAWS, check_hessian
 from quotientnet.testing.laws import Law, Verdict
 from quotientnet.testing.manifold_laws import MANIFOLD_LAWS, check_manifold
@@ -34,6 +34,7 @@ __all__ = [
     "conformance", "Case", "Profile", "PROFILES", "REGIMES",
     "Law", "Verdict", "Sample", "Unrolled", "Slope", "fit_slope", "measure_slope",
     "GROUP_LAWS", "RIEMANNIAN_LAWS", "MANIFOLD_LAWS", "HESSIAN_LAWS", "OPERATOR_LAWS",
+    "DERIVATIVE_LAWS",
     "check_group", "check_manifold", "check_hessian", "check_derivatives", "check_operator",
     "check_invariance", "check_equivariant_training", "retraction_slope",
     "architectures", "random_architecture", "Architecture", "Step", "minimised", "without_effect",

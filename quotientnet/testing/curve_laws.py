@@ -15,6 +15,8 @@ from quotientnet.testing.laws import registry, worst
 from quotientnet.testing.riemannian_laws import EXP, RIEMANNIAN_LAWS, TRANSPORT
 from quotientnet.testing.slopes import STEPS, Slope, measure_slope
 
+__all__ = ["retraction_slope"]
+
 law = registry(RIEMANNIAN_LAWS)
 
 ORDER = 0.1

@@ -8,7 +8,7 @@ import torch
 from quotientnet.manifolds.base import QuotientManifold
 from quotientnet.testing import curve_laws  # noqa: F401  adds to RIEMANNIAN_LAWS
 from quotientnet.testing.laws import Law, Verdict, check_laws, registry, worst
-from quotientnet.testing.profiles import Profile, profile_named
+from quotientnet.testing.profiles import Profile, samples_for
 from quotientnet.testing.riemannian_laws import (
     DIST,
     EXP,
@@ -16,7 +16,6 @@ from quotientnet.testing.riemannian_laws import (
     RIEMANNIAN_LAWS,
     supports,
 )
-from quotientnet.testing.samples import Sample
 from quotientnet.testing.shaped import Unrolled
 
 __all__ = ["MANIFOLD_LAWS", "applies", "check_manifold", "laws_of"]
@@ -70,15 +69,9 @@ def check_manifold(
         derivatives_are_finite_at_zero: inf
     """
     manifold = _of_vectors(manifold, shape)
-    if profile is None:
-        samples = [Sample(manifold, seed, dtype=dtype, device=device, **options)]
-    elif options:
-        raise TypeError(
-            f"check_manifold: {', '.join(options)} and a profile; the profile chooses the samples"
-        )
-    else:
-        chosen = profile_named(profile, "check_manifold")
-        samples = chosen.samples(manifold, seed, device)
+    samples = samples_for(
+        manifold, profile, "check_manifold", seed, dtype, device, options
+    )
     return check_laws(laws_of(manifold).values(), samples, applies)
 
 

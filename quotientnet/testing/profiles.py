@@ -9,7 +9,9 @@ import torch
 
 from quotientnet.testing.samples import Sample
 
-__all__ = ["Profile", "PROFILES", "REGIMES", "profile_named", "regime_options"]
+__all__ = [
+    "Profile", "PROFILES", "REGIMES", "profile_named", "regime_options", "samples_for",
+]  # fmt: skip
 
 REGIMES = {
     "plain": "tangent vectors of length 1, scales of about ``e^{±1}`` along the orbit",
@@ -86,6 +88,23 @@ def profile_named(profile: str | Profile, caller: str) -> Profile:
             f"{profile!r}"
         )
     return PROFILES[profile]
+
+
+def samples_for(
+    manifold, profile, caller: str, seed: int, dtype, device, options: dict
+) -> list[Sample]:
+    """Those of a profile, or without one a single sample of these options.
+
+    Raises:
+        TypeError: Options together with a profile.
+    """
+    if profile is None:
+        return [Sample(manifold, seed, dtype=dtype, device=device, **options)]
+    if options:
+        raise TypeError(
+            f"{caller}: {', '.join(options)} and a profile; the profile chooses the samples"
+        )
+    return profile_named(profile, caller).samples(manifold, seed, device)
 
 
 def regime_options(manifold, regimes, dtype) -> list[dict]:
