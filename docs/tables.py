@@ -370,7 +370,9 @@ def _small_distances() -> str:
     found = facts["small_distances"]
     for apart in sorted({r["apart"] for r in found}, reverse=True):
         values = {r["dtype"]: r["dist"] for r in found if r["apart"] == apart}
-        rows.append([f"{apart:.0e}", *(f"{values[d]:.4g}" for d in ("float32", "float64"))])
+        rows.append(
+            [f"{apart:.0e}", *(f"{values[d]:.4g}" for d in ("float32", "float64"))]
+        )
     return _table(rows)
 
 

@@ -3,8 +3,8 @@ Test your own model, and your own manifold
 ==========================================
 
 Does a network have the symmetry that is claimed, is a measure as invariant as it says, is a Hessian
-the right one? The laws that this package is tested by are functions, which take anybody's models and
-manifolds, and name what is wrong.
+the right one? The laws that this package is tested by take anybody's models and manifolds, and name
+what is wrong.
 """
 
 import matplotlib.pyplot as plt
@@ -12,20 +12,15 @@ import torch
 from torch import nn
 
 import quotientnet as qn
+from quotientnet import testing
 from quotientnet.digits import load_digits, train
-from quotientnet.testing import (
-    check_derivatives,
-    check_invariance,
-    check_manifold,
-    conformance,
-)
 
 SEED = 0
 
 # %%
-# A network whose hidden units are products, trained on handwritten digits. ``conformance`` makes test
-# cases of it; in a test file they would be the argument of ``pytest.mark.parametrize``. Here they run
-# one after the other.
+# A network whose hidden units are products, trained on handwritten digits. ``conformance`` makes
+# test cases of it, in a test file the argument of ``pytest.mark.parametrize``. Here they run one
+# after the other.
 
 
 class Gated(nn.Module):
@@ -58,9 +53,8 @@ def outcome(case):
 
 
 symmetry = qn.discover(network, data[0])
-cases = conformance(
-    network, data[0], data=data, loss=loss, symmetry=symmetry, measures=["minimum sharpness"]
-)
+given = {"data": data, "loss": loss, "symmetry": symmetry}
+cases = testing.conformance(network, data[0], measures=["minimum sharpness"], **given)
 held = [case for case in cases if outcome(case)]
 print(f"{len(held)} of {len(cases)} cases hold")
 
@@ -76,12 +70,12 @@ def decay(point, group):
     return qn.Estimate(float(point.w @ point.w), 0.0, True, 0, ("unit scales",))
 
 
-claimed = check_invariance(decay, point, symmetry)
+claimed = testing.check_invariance(decay, point, symmetry)
 print(f"{claimed.law}: {claimed.reason}")
 
 # %%
-# A manifold of one's own, the node-wise quotient with two mistakes: the transport takes no notice of
-# which representative of the target it is given, and the exponential map is the retraction.
+# A manifold of one's own, the node-wise quotient with two mistakes: the transport takes no notice
+# of which representative of the target it is given, and the exponential map is the retraction.
 
 
 class Hasty(qn.NodeWiseQuotient):
@@ -94,7 +88,7 @@ class Hasty(qn.NodeWiseQuotient):
         return self.retr(x, u, out=out)
 
 
-broken = [v for v in check_manifold(Hasty(symmetry)) if not v.holds]
+broken = [v for v in testing.check_manifold(Hasty(symmetry)) if not v.holds]
 for verdict in broken:
     size = verdict.slope or f"violated by {verdict.violation:.0e}"
     print(f"{verdict.law}: {size}")
@@ -109,7 +103,7 @@ scale = manifold.frame(point.w)
 slopes = {}
 for connection in ("levi-civita", "flat"):
     operator = manifold.riemannian_hessian(point, connection)
-    verdicts = check_derivatives(
+    verdicts = testing.check_derivatives(
         objective, manifold, point.w, hessian=lambda u: (operator @ (scale * u)) / scale
     )
     slopes[connection] = verdicts[-1].slope
@@ -120,14 +114,20 @@ for connection in ("levi-civita", "flat"):
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 for (name, slope), color in zip(slopes.items(), ("C0", "C3")):
-    left.loglog(slope.steps, slope.errors, ".-", color=color, label=f"{name}: order {slope.order:.2f}")
+    seen = [
+        (step, error) for step, error in zip(slope.steps, slope.errors) if error > 0
+    ]
+    label = f"{name}: order {slope.order:.2f}"
+    left.loglog(*zip(*seen), ".-", color=color, label=label)
     left.axvspan(*slope.window, color=color, alpha=0.15)
 left.axhline(slope.floor, color="k", linestyle=":", label="rounding")
 left.set_xlabel("step along the geodesic (units of the metric)")
 left.set_ylabel("loss less its quadratic model (units of the loss)")
-left.legend(title="Hessian")
+left.legend(title="Hessian", loc="lower right")
 shown = broken[:12]
-right.barh([v.law.replace("_", " ") for v in shown], [min(v.violation, 1e3) for v in shown])
+right.barh(
+    [v.law.replace("_", " ") for v in shown], [min(v.violation, 1e3) for v in shown]
+)
 right.set_xscale("log")
 right.invert_yaxis()
 right.tick_params(axis="y", labelsize=7)
@@ -141,4 +141,6 @@ names = {verdict.law for verdict in broken}
 assert len(held) == len(cases)
 assert not claimed.holds and claimed.law == "measure_is_invariant"
 assert {"transport_is_equivariant", "geodesics_have_critical_energy"} <= names
-assert abs(slopes["levi-civita"].order - 3) < 0.1 and abs(slopes["flat"].order - 2) < 0.1
+assert (
+    abs(slopes["levi-civita"].order - 3) < 0.1 and abs(slopes["flat"].order - 2) < 0.1
+)

@@ -319,7 +319,9 @@ def test_standard_errors_are_allowed_for_and_failures_count():
     here, group = point(), qn.discover(mlp(), X)
 
     def noisy(p, g):
-        return qn.Estimate(1 + 1e-3 * math.sin(size(p)), 1e-3, False, 0, ("unit scales",))
+        return qn.Estimate(
+            1 + 1e-3 * math.sin(size(p)), 1e-3, False, 0, ("unit scales",)
+        )
 
     def refusing(p, g):
         if p.w is not here.w:
@@ -385,7 +387,11 @@ def test_a_model_that_does_not_conform_says_where():
     assert {"symmetry is sound", "symmetry is complete"} <= bad
     assert "Unaligned: transport is equivariant" in bad
     few = conformance(
-        mlp(), X, data=DATA, loss=nn.CrossEntropyLoss(), measures={"size": lambda p, g: size(p)}
+        mlp(),
+        X,
+        data=DATA,
+        loss=nn.CrossEntropyLoss(),
+        measures={"size": lambda p, g: size(p)},
     )
     assert outcomes([c for c in few if "measure" in str(c)]) == {"measure: size": False}
 

@@ -94,9 +94,7 @@ BROKEN = {
     "metric_has_the_shape_of_the_batch": {
         "norm": lambda m, x, u, keepdim=False: u.norm()
     },
-    "out_is_the_result": {
-        "retr": lambda m, x, u, *, out=None: plain("retr")(m, x, u)
-    },
+    "out_is_the_result": {"retr": lambda m, x, u, *, out=None: plain("retr")(m, x, u)},
     "transport_starts_at_the_identity": {"transp": lambda m, x, y, v: v.roll(1, -1)},
     "geodesics_have_critical_energy": {
         "expmap": lambda m, x, u: plain("retr")(m, x, u)

@@ -46,7 +46,9 @@ def test_the_order_is_that_of_the_smallest_steps(small):
 
 def test_the_order_does_not_depend_on_what_is_wanted():
     errors = [h**2 + 1e-4 * h for h in STEPS]
-    orders = {fit_slope(STEPS, errors, wanted, rounding=1e-15).order for wanted in (1, 2, 3)}
+    orders = {
+        fit_slope(STEPS, errors, wanted, rounding=1e-15).order for wanted in (1, 2, 3)
+    }
     assert len(orders) == 1
 
 
@@ -72,7 +74,9 @@ def test_large_steps_may_fail_and_small_ones_may_not():
 def test_a_dip_does_not_end_the_range():
     """An error that changes its sign on the way."""
     errors = [abs(h - 0.1) * h**2 for h in STEPS]
-    assert fit_slope(STEPS, errors, 2, rounding=1e-15).order == pytest.approx(2, abs=0.01)
+    assert fit_slope(STEPS, errors, 2, rounding=1e-15).order == pytest.approx(
+        2, abs=0.01
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +135,9 @@ WRONG = {
     "gradient_makes_a_model_of_second_order": {
         "gradient": SPHERE.proju(X, egrad(X)) + 1e-4 * rolled(MATRIX[0])
     },
-    "hessian_is_tangent": {"hessian": lambda u: hessian(u) + 1e-6 * X * (MATRIX[0] @ u)},
+    "hessian_is_tangent": {
+        "hessian": lambda u: hessian(u) + 1e-6 * X * (MATRIX[0] @ u)
+    },
     "hessian_is_linear": {"hessian": lambda u: hessian(u) * (1 + 1e-6 * u[0])},
     "hessian_is_self_adjoint": {"hessian": lambda u: hessian(u) + 1e-6 * rolled(u)},
     "hessian_makes_a_model_of_third_order": {
@@ -168,7 +174,9 @@ def test_the_verdict_has_the_slope_and_the_seed_of_the_worst_direction():
     verdict = check_derivatives(f, SPHERE, X, hessian=flat, seed=4)[-1]
     assert verdict.slope.order == pytest.approx(2, abs=0.1) and verdict.tried == 3
     assert 4 <= verdict.seed < 7 and "order 2.0" in str(verdict)
-    again = check_derivatives(f, SPHERE, X, hessian=flat, seed=verdict.seed, directions=1)
+    again = check_derivatives(
+        f, SPHERE, X, hessian=flat, seed=verdict.seed, directions=1
+    )
     assert again[-1] == verdict or again[-1].violation == verdict.violation
 
 
@@ -207,13 +215,17 @@ class Careless(Wrong):
     """Checks nothing."""
 
     def __matmul__(self, v):
-        return self.diagonal[: len(v)].to(v) * v if v.ndim == 1 else super().__matmul__(v)
+        return (
+            self.diagonal[: len(v)].to(v) * v if v.ndim == 1 else super().__matmul__(v)
+        )
 
 
 BROKEN_OPERATORS = {
     "operator_is_symmetric": Wrong(_matvec=lambda s, v: s.diagonal * v.roll(1)),
     "operator_is_linear": Wrong(_matvec=lambda s, v: s.diagonal * v.abs()),
-    "operator_on_a_block_is_columns": Wrong(_matmat=lambda s, v: s.diagonal[:, None] * v.flip(1)),
+    "operator_on_a_block_is_columns": Wrong(
+        _matmat=lambda s, v: s.diagonal[:, None] * v.flip(1)
+    ),
     "operator_repeats_itself": Wrong(_matvec=counted),
     "operator_leaves_its_argument_alone": Wrong(_matvec=written),
     "operator_keeps_shape_and_dtype": Careless(),
@@ -239,7 +251,9 @@ def test_the_operators_of_this_package_hold():
         torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3)
     ).double()
     x = torch.randn(9, 3, generator=torch.Generator().manual_seed(0)).double()
-    objective = qn.Objective(model, torch.nn.CrossEntropyLoss(), (x, torch.arange(9) % 3))
+    objective = qn.Objective(
+        model, torch.nn.CrossEntropyLoss(), (x, torch.arange(9) % 3)
+    )
     point = objective.at(objective.layout.flatten(model))
     manifold = qn.NodeWiseQuotient(qn.discover(model, x))
     where = objective.layout.mask("0.weight")

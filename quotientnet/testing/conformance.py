@@ -117,7 +117,10 @@ def conformance(
     ]
     if group.layout.parameter_size <= COMPLETE:
         cases.append(
-            Case("symmetry is complete", lambda: verify_complete(model, group, inputs, seed=seed))
+            Case(
+                "symmetry is complete",
+                lambda: verify_complete(model, group, inputs, seed=seed),
+            )
         )
     if manifold is None:
         manifold = NodeWiseQuotient(group)
@@ -134,7 +137,11 @@ def conformance(
 def _of_law(subject: str, law, drawn) -> Case:
     def verify() -> Verdict:
         verdicts = check_laws([law], drawn(), applies)
-        return verdicts[0] if verdicts else Verdict(law.name, 0.0, 0.0, 0, "no sample", tried=0)
+        return (
+            verdicts[0]
+            if verdicts
+            else Verdict(law.name, 0.0, 0.0, 0, "no sample", tried=0)
+        )
 
     return Case(f"{subject}: {law.name.replace('_', ' ')}", verify)
 

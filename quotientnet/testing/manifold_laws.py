@@ -81,9 +81,7 @@ def laws_of(manifold) -> dict[str, Law]:
     laws = dict(MANIFOLD_LAWS if quotient else RIEMANNIAN_LAWS)
     if manifold.layout.size > SMALL:
         del laws[RANK]
-    return {
-        name: law for name, law in laws.items() if supports(manifold, law.requires)
-    }
+    return {name: law for name, law in laws.items() if supports(manifold, law.requires)}
 
 
 def applies(law: Law, sample) -> bool:

@@ -50,7 +50,9 @@ class OperatorSample:
     @cached_property
     def images(self) -> Tensor:
         """Their products, one vector at a time."""
-        return torch.stack([self.operator @ v.contiguous() for v in self.block.T], dim=1)
+        return torch.stack(
+            [self.operator @ v.contiguous() for v in self.block.T], dim=1
+        )
 
     def gap(self, a: Tensor, b: Tensor) -> Tensor:
         """How much two results differ, relative to the products of the sample."""
@@ -119,7 +121,11 @@ def operator_keeps_shape_and_dtype(s):
     length or dtype is refused."""
     operator, v = s.operator, s.block[:, 0].clone()
     product = operator @ v
-    same = (product.shape, product.dtype, product.device) == (v.shape, v.dtype, v.device)
+    same = (product.shape, product.dtype, product.device) == (
+        v.shape,
+        v.dtype,
+        v.device,
+    )
     other = torch.float32 if v.dtype == torch.float64 else torch.float64
     refused = all(_refuses(operator, wrong) for wrong in (v[1:], v.to(other)))
     return 0.0 if same and refused and not product.requires_grad else torch.inf

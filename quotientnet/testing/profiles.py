@@ -60,7 +60,14 @@ class Profile:
                 for options in regime_options(manifold, self.regimes, dtype):
                     batch = self.batches[len(found) % len(self.batches)]
                     found.append(
-                        Sample(manifold, number, batch, dtype=dtype, device=device, **options)
+                        Sample(
+                            manifold,
+                            number,
+                            batch,
+                            dtype=dtype,
+                            device=device,
+                            **options,
+                        )
                     )
         return found
 
@@ -69,7 +76,9 @@ BOTH = torch.float64, torch.float32
 PROFILES = {
     "quick": Profile("quick", ("plain",), 1, BOTH[:1], ((),), 2, 10),
     "ci": Profile("ci", tuple(REGIMES), 1, BOTH, ((), (2,)), 3, 25),
-    "thorough": Profile("thorough", tuple(REGIMES), 8, BOTH, ((), (2,), (2, 1)), 10, 250),
+    "thorough": Profile(
+        "thorough", tuple(REGIMES), 8, BOTH, ((), (2,), (2, 1)), 10, 250
+    ),
 }
 """Profiles by name."""
 
@@ -122,4 +131,3 @@ def regime_options(manifold, regimes, dtype) -> list[dict]:
     if getattr(manifold, "group", None) is not None:
         known["scaled"] = {"spread": 3.0 if single else 6.0}
     return [known[regime] for regime in regimes if regime in known]
-

@@ -55,7 +55,8 @@ class Sample:
     @property
     def rounding(self) -> float:
         """The relative error that rounding explains at this length: ends of short vectors, and of
-        those that nearly reach an antipode, tell the vector with so many digits fewer."""
+        those that nearly reach an antipode, tell the vector with so many digits fewer.
+        """
         room = min(self.length, inf if self.antipodal is None else self.antipodal, 1.0)
         return 200 * torch.finfo(self.dtype).eps / room
 
@@ -118,12 +119,17 @@ class Sample:
 
     def _turn(self, key: int) -> Tensor:
         """A vector that turns one block, at a right angle to it, to ``antipodal`` from its
-        antipode; the metric of every manifold with blocks is a multiple of the Euclidean there."""
+        antipode; the metric of every manifold with blocks is a multiple of the Euclidean there.
+        """
         x, v = self.x, self.manifold._admitted(self.normal(key, self.x.shape[-1]))
         blocks = getattr(self.manifold, "blocks", None)
         if blocks is not None:
-            mask = torch.zeros(len(blocks.lengths), dtype=self.dtype, device=self.device)
-            movable = blocks.dot(torch.ones_like(v), (v != 0).to(v)).reshape(-1, len(mask))[0]
+            mask = torch.zeros(
+                len(blocks.lengths), dtype=self.dtype, device=self.device
+            )
+            movable = blocks.dot(torch.ones_like(v), (v != 0).to(v)).reshape(
+                -1, len(mask)
+            )[0]
             mask[int(movable.argmax())] = 1.0
             x, v = (t * blocks.expand(mask) for t in (x, v))
         norms = x.norm(dim=-1, keepdim=True)

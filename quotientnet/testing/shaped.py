@@ -70,7 +70,9 @@ class Unrolled(LayoutManifold):
         """The manifold itself, in the dtype and on the device of ``x``."""
         key = x.dtype, x.device
         if key not in self._copies:
-            self._copies[key] = copy.deepcopy(self.base).to(dtype=x.dtype, device=x.device)
+            self._copies[key] = copy.deepcopy(self.base).to(
+                dtype=x.dtype, device=x.device
+            )
         return self._copies[key]
 
     def rolled(self, *vectors: Tensor) -> list[Tensor]:
@@ -86,7 +88,9 @@ class Unrolled(LayoutManifold):
     ) -> Tensor:
         """The metric, whatever the shape in which it is returned: see
         ``metric_has_the_shape_of_the_batch``."""
-        found = self.on(x).inner(*self.rolled(x, u, u if v is None else v), keepdim=True)
+        found = self.on(x).inner(
+            *self.rolled(x, u, u if v is None else v), keepdim=True
+        )
         batch = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
         return found.reshape((*batch, 1) if keepdim else batch)
 
@@ -164,7 +168,9 @@ class Unrolled(LayoutManifold):
         return x.reshape(*batch, -1)
 
     def _check_point_on_manifold(self, x: Tensor, *, atol=1e-5, rtol=1e-5):
-        return self.on(x)._check_point_on_manifold(*self.rolled(x), atol=atol, rtol=rtol)
+        return self.on(x)._check_point_on_manifold(
+            *self.rolled(x), atol=atol, rtol=rtol
+        )
 
     def _check_vector_on_tangent(self, x: Tensor, u: Tensor, *, atol=1e-5, rtol=1e-5):
         return self.on(x)._check_vector_on_tangent(

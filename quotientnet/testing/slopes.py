@@ -41,7 +41,11 @@ class Slope:
     @property
     def violation(self) -> float:
         """How much is missing of the order wanted."""
-        return self.order if self.order != self.order else max(self.wanted - self.order, 0.0)
+        return (
+            self.order
+            if self.order != self.order
+            else max(self.wanted - self.order, 0.0)
+        )
 
     def __str__(self) -> str:
         if self.order == inf:
@@ -53,7 +57,11 @@ class Slope:
 
 
 def measure_slope(
-    error: Callable[[float], float], wanted: float, *, steps=STEPS, rounding: float = 0.0
+    error: Callable[[float], float],
+    wanted: float,
+    *,
+    steps=STEPS,
+    rounding: float = 0.0,
 ) -> Slope:
     """The order at which ``error(step)`` falls.
 

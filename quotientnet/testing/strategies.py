@@ -143,7 +143,9 @@ def devices():
 
 
 @st.composite
-def points(draw, manifold=None, max_spread: float = 6.0, dtype=torch.float64, device="cpu"):
+def points(
+    draw, manifold=None, max_spread: float = 6.0, dtype=torch.float64, device="cpu"
+):
     """Points of a manifold, by default of a drawn one, shape ``(*batch, n)``.
 
     On a quotient they lie anywhere on their orbits, scaled over twelve orders of magnitude and
@@ -157,7 +159,9 @@ def points(draw, manifold=None, max_spread: float = 6.0, dtype=torch.float64, de
 
 
 @st.composite
-def pairs(draw, manifold=None, regime: str | None = None, dtype=torch.float64, device="cpu"):
+def pairs(
+    draw, manifold=None, regime: str | None = None, dtype=torch.float64, device="cpu"
+):
     """Two points of a manifold that has ``expmap``, shape ``(*batch, n)`` each.
 
     They are nearly coincident, near, apart, far, nearly antipodal where there are spheres, or

@@ -84,4 +84,4 @@ def small_distances() -> list[dict]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    TARGET.write_text(json.dumps(measure(), indent=1) + "\n")
+    TARGET.write_text(json.dumps(measure()) + "\n")
