@@ -28,6 +28,7 @@ def write() -> None:
     (target / "operations.rst").write_text(_operations())
     (target / "families.rst").write_text(_families())
     (target / "laws.rst").write_text(_laws())
+    (target / "regimes.rst").write_text(_regimes())
     (target / "geoopt_manifolds.rst").write_text(_geoopt_manifolds())
     (target / "small_distances.rst").write_text(_small_distances())
     rows = [
@@ -329,6 +330,13 @@ def _laws() -> str:
             statement = " ".join(law.measure.__doc__.split("\n\n")[0].split())
             rows.append([f"``{name}``", kind, statement, *(bounds + ["—"])[:2]])
     return f"{_table(rows)}\n{len(seen)} laws.\n"
+
+
+def _regimes() -> str:
+    """The kinds of points that laws are measured on."""
+    from quotientnet.testing import REGIMES
+
+    return _table([["Regime", "What"], *([f"``{k}``", v] for k, v in REGIMES.items())])
 
 
 def _geoopt_manifolds() -> str:

@@ -30,7 +30,7 @@ class Profile:
 
     Attributes:
         name: ``"quick"``, ``"ci"`` or ``"thorough"``.
-        regimes: Which of :data:`REGIMES`.
+        regimes: Which of :data:`~quotientnet.testing.profiles.REGIMES`.
         seeds: How many samples of each.
         dtypes: In which precisions.
         batches: Leading dimensions, in turn.

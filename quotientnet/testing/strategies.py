@@ -1,7 +1,7 @@
 """Hypothesis strategies for networks, groups, manifolds, points and samples.
 
 Importing this module registers hypothesis profiles ``quotientnet-quick``, ``quotientnet-ci`` and
-``quotientnet-thorough``, which draw as many examples as :data:`quotientnet.testing.PROFILES` say:
+``quotientnet-thorough``, which draw as many examples as :data:`~quotientnet.testing.profiles.PROFILES` say:
 ``pytest --hypothesis-profile=quotientnet-thorough``, or ``settings.load_profile``.
 """
 
@@ -170,7 +170,7 @@ def pairs(
     Args:
         draw: Hypothesis's own.
         manifold: By default a drawn one.
-        regime: One of :data:`quotientnet.testing.REGIMES`; by default any.
+        regime: One of :data:`~quotientnet.testing.profiles.REGIMES`; by default any.
         dtype: Of the points.
         device: Likewise.
     """
