@@ -58,6 +58,12 @@ def test_what_is_exact_has_infinite_order():
     assert fit_slope(STEPS, [0.0] * len(STEPS), 3).violation == 0
 
 
+@pytest.mark.parametrize("order", [0.05, 0.13, 0.2, 0.4])
+def test_what_hardly_falls_is_not_taken_for_exact(order):
+    slope = fit_slope(STEPS, [h**order for h in STEPS], 1, rounding=1e-15)
+    assert slope.order < order + 0.01
+
+
 def test_what_does_not_fall_has_order_zero():
     assert fit_slope(STEPS, [0.3] * len(STEPS), 1, rounding=1e-15).violation == 1
 
@@ -67,8 +73,18 @@ def test_large_steps_may_fail_and_small_ones_may_not():
     assert fit_slope(STEPS, errors, 2, rounding=1e-15).order == pytest.approx(2)
     lost = fit_slope(STEPS, errors[:10] + [math.nan] + errors[11:], 2, rounding=1e-15)
     assert math.isnan(lost.order) and not lost.violation <= 0.1
-    short = fit_slope(STEPS, errors, 2, rounding=1e-4)
-    assert math.isnan(short.violation)
+
+
+@pytest.mark.parametrize("rounding, points", [(1e-14, 6), (1e-4, 4), (3e-4, 3)])
+def test_few_errors_above_rounding_make_a_shorter_window(rounding, points):
+    slope = fit_slope(STEPS, [0.3 * h**2 for h in STEPS], 2, rounding=rounding)
+    low, high = slope.window
+    assert slope.order == pytest.approx(2)
+    assert 3 * math.log10(high / low) == pytest.approx(points - 1)
+    assert (
+        fit_slope(STEPS, [0.3 * h**2 for h in STEPS], 2, rounding=0.02).order
+        == math.inf
+    )
 
 
 def test_a_dip_does_not_end_the_range():

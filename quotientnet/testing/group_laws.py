@@ -85,10 +85,10 @@ def adjoint_is_the_transpose(s):
 
 @law(double=1e-12, single=1e-5)
 def elements_in_batches_act_alone(s):
-    """What a batch of elements does to a batch of points, each does to each; ``out`` is the
-    result."""
-    group, w = s.group, s.x.reshape(-1, s.x.shape[-1])[0]
-    t = torch.stack([s.t.reshape(-1, group.dimension)[0] * k for k in (-1.0, 0.5, 1.0)])
+    """A batch of elements acts as each does alone, and ``out`` is the result."""
+    first = (0,) * len(s.batch)
+    group, w = s.group, s.x[first]
+    t = torch.stack([s.t[first] * k for k in (-1.0, 0.5, 1.0)])
     alone = torch.stack([group.act(w, each) for each in t])
     exponents = torch.stack([group.exponents(each) for each in t])
     out = torch.full_like(exponents[0], torch.nan)

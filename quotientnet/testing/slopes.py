@@ -22,9 +22,8 @@ class Slope:
 
     Attributes:
         wanted: The order that the law asks for, at least.
-        order: The slope of ``log error`` over ``log step``, infinite where all errors are rounding,
-            NaN where nothing can be read: errors that are not finite, but for the largest steps, or
-            too few above rounding.
+        order: The slope of ``log error`` over ``log step``, infinite where nothing is seen above
+            rounding, NaN where errors are not finite, but for the largest steps.
         window: The smallest and the largest step of the fit.
         floor: What counts as rounding: errors up to this are not looked at.
         steps: The steps, in falling order.
@@ -80,7 +79,8 @@ def fit_slope(steps, errors, wanted: float, *, rounding: float = 0.0) -> Slope:
     Rounding is what is left at the three smallest steps, or ``rounding`` if that is more. An order
     is a statement on small steps: of all windows of six neighbouring steps whose errors are all
     ten times above rounding, that of the smallest steps is taken in which the points lie on a line.
-    The order wanted has no part in the choice.
+    Where there are not as many, shorter ones will do, of three at least. The order wanted has no
+    part in the choice.
 
     Args:
         steps: Positive, in falling order, seven or more.
@@ -89,7 +89,8 @@ def fit_slope(steps, errors, wanted: float, *, rounding: float = 0.0) -> Slope:
         rounding: Errors up to this are rounding.
 
     Returns:
-        The slope; of order NaN where an error is not finite or no window is left.
+        The slope; of order NaN where an error is not finite, infinite where fewer than three errors
+        are above rounding.
 
     Raises:
         ValueError: Fewer than seven steps, steps that do not fall, or another number of errors.
@@ -105,22 +106,29 @@ def fit_slope(steps, errors, wanted: float, *, rounding: float = 0.0) -> Slope:
     if not all(map(isfinite, errors[start:])) or len(steps) - start <= _WINDOW:
         return Slope(wanted, nan, (nan, nan), nan, steps, errors)
     floor = max(rounding, *errors[-3:])
-    seen = [e > _ABOVE * floor for e in errors]
-    if not any(seen[start:]):
-        flat = inf if max(errors[start:]) <= _ABOVE * rounding else 0.0
-        return Slope(wanted, flat, (steps[-1], steps[start]), floor, steps, errors)
-    ends = range(len(steps), start + _WINDOW - 1, -1)
-    fits = [
-        (*_line(steps[k - _WINDOW : k], errors[k - _WINDOW : k]), k)
-        for k in ends
-        if all(seen[k - _WINDOW : k])
-    ]
+    seen = [isfinite(e) and e > _ABOVE * floor for e in errors]
+    widths = range(_WINDOW, 2, -1)
+    fits = next(filter(None, (_fits(steps, errors, seen, n) for n in widths)), [])
     if not fits:
-        return Slope(wanted, nan, (nan, nan), floor, steps, errors)
+        order = inf if floor <= _ABOVE * rounding else 0.0
+        return Slope(wanted, order, (steps[-1], steps[start]), floor, steps, errors)
     straight = [fit for fit in fits if fit[1] <= _STRAIGHT]
-    order, _, end = straight[0] if straight else min(fits, key=lambda fit: fit[1])
-    window = steps[end - 1], steps[end - _WINDOW]
-    return Slope(wanted, order, window, floor, steps, errors)
+    order, _, *window = straight[0] if straight else min(fits, key=lambda fit: fit[1])
+    return Slope(wanted, order, tuple(window), floor, steps, errors)
+
+
+def _fits(steps, errors, seen, width: int) -> list[tuple[float, float, float, float]]:
+    """Lines through so many neighbouring errors that are above rounding, the smallest steps first:
+    order, distance from the line, and the smallest and largest step."""
+    return [
+        (
+            *_line(steps[k : k + width], errors[k : k + width]),
+            steps[k + width - 1],
+            steps[k],
+        )
+        for k in range(len(steps) - width, -1, -1)
+        if all(seen[k : k + width])
+    ]
 
 
 def _line(steps, errors) -> tuple[float, float]:

@@ -1,8 +1,9 @@
 """Hypothesis strategies for networks, groups, manifolds, points and samples.
 
 Importing this module registers hypothesis profiles ``quotientnet-quick``, ``quotientnet-ci`` and
-``quotientnet-thorough``, which draw as many examples as :data:`~quotientnet.testing.profiles.PROFILES` say:
-``pytest --hypothesis-profile=quotientnet-thorough``, or ``settings.load_profile``.
+``quotientnet-thorough``, which draw as many examples as
+:data:`~quotientnet.testing.profiles.PROFILES` say: ``pytest
+--hypothesis-profile=quotientnet-thorough``, or ``settings.load_profile``.
 """
 
 from __future__ import annotations
