@@ -129,5 +129,5 @@ def regime_options(manifold, regimes, dtype) -> list[dict]:
     if isfinite(radius) or getattr(manifold, "is_sphere", False):
         known["antipodal"] = {"antipodal": 3e-2 if single else 1e-4}
     if getattr(manifold, "group", None) is not None:
-        known["scaled"] = {"spread": 3.0 if single else 6.0}
+        known["scaled"] = {"spread": 3.5 if single else 7.0}
     return [known[regime] for regime in regimes if regime in known]
