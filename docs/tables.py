@@ -28,6 +28,10 @@ def write() -> None:
     (target / "invariance.rst").write_text(_invariance())
     (target / "operations.rst").write_text(_operations())
     (target / "families.rst").write_text(_families())
+    (target / "laws.rst").write_text(_laws())
+    (target / "regimes.rst").write_text(_regimes())
+    (target / "geoopt_manifolds.rst").write_text(_geoopt_manifolds())
+    (target / "small_distances.rst").write_text(_small_distances())
     rows = [
         [
             "Network",
@@ -303,6 +307,82 @@ def _verdict(cell: dict) -> str:
 def _sentence(reason: str) -> str:
     """What a refusal says before it names numbers and remedies."""
     return reason.split(": along generator")[0].split("; ")[0]
+
+
+def _laws() -> str:
+    """Every law of the kit with its statement and its tolerances."""
+    from quotientnet import testing
+
+    kinds = {
+        "manifolds": testing.RIEMANNIAN_LAWS,
+        "quotients": testing.MANIFOLD_LAWS,
+        "groups": testing.GROUP_LAWS,
+        "Hessians on quotients": testing.HESSIAN_LAWS,
+        "derivatives": testing.DERIVATIVE_LAWS,
+        "operators": testing.OPERATOR_LAWS,
+    }
+    rows, seen = [["Law", "Of", "Statement", "float64", "float32"]], set()
+    for kind, laws in kinds.items():
+        for name, law in laws.items():
+            if name in seen:
+                continue
+            seen.add(name)
+            bounds = [f"{bound:.0e}" for bound in law.tolerances.values()]
+            statement = " ".join(law.measure.__doc__.split("\n\n")[0].split())
+            rows.append([f"``{name}``", kind, statement, *(bounds + ["—"])[:2]])
+    return f"{_table(rows)}\n{len(seen)} laws.\n"
+
+
+def _regimes() -> str:
+    """The kinds of points that laws are measured on."""
+    from quotientnet.testing import REGIMES
+
+    return _table([["Regime", "What"], *([f"``{k}``", v] for k, v in REGIMES.items())])
+
+
+def _geoopt_manifolds() -> str:
+    """What fails, of each manifold, and by how much."""
+    facts = json.loads((FOLDER / "results/geoopt_manifolds.json").read_text())
+    rows = [["Manifold", "Points", "Laws", "Violated", "By", "At"]]
+    for r in facts["rows"]:
+        shape = " × ".join(map(str, r["shape"]))
+        head = [f"``{r['manifold']}``", shape, str(r["measured"])]
+        if not r["failed"]:
+            rows.append([*head, "none", "", ""])
+        for f in r["failed"]:
+            rows.append([*head, f"``{f['law']}``", _violation(f), _where(f)])
+            head = ["", "", ""]
+    return (
+        f"{_table(rows)}\ngeoopt {facts['geoopt']}, torch {facts['torch']}, profile "
+        f"``{facts['profile']}``.\n"
+    )
+
+
+def _violation(f: dict) -> str:
+    if f["order"] is not None:
+        return f"order {f['order']:.2f}"
+    if f["reason"]:
+        return f["reason"].split(", which")[0]
+    return "∞" if f["violation"] == "inf" else f"{f['violation']:.1e}"
+
+
+def _where(f: dict) -> str:
+    where = f"length {f['length']:.1e}"
+    if f["antipodal"] is not None:
+        where = f"{f['antipodal']:g} from the antipode"
+    return f"{f['dtype']}, {where}"
+
+
+def _small_distances() -> str:
+    facts = json.loads((FOLDER / "results/geoopt_manifolds.json").read_text())
+    rows = [["Apart", "``Sphere.dist`` in float32", "in float64"]]
+    found = facts["small_distances"]
+    for apart in sorted({r["apart"] for r in found}, reverse=True):
+        values = {r["dtype"]: r["dist"] for r in found if r["apart"] == apart}
+        rows.append(
+            [f"{apart:.0e}", *(f"{values[d]:.4g}" for d in ("float32", "float64"))]
+        )
+    return _table(rows)
 
 
 def _orbit_curvature() -> str:

@@ -205,6 +205,25 @@ BROKEN = {
         "dist": lambda m, x, y, keepdim=False: (x - y).norm(dim=-1)
     },
     "transport_is_equivariant": {"transp": unaligned_transport},
+    "metric_is_bilinear": {
+        "inner": lambda m, x, u, v=None, keepdim=False: plain("inner")(
+            m, x, u, v, keepdim=keepdim
+        )
+        * (1 + 1e-3 * (u * m.frame(x)).sum(-1, keepdim=keepdim).tanh())
+    },
+    "arguments_are_left_alone": {
+        "egrad2rgrad": lambda m, x, u: plain("egrad2rgrad")(m, x, u.mul_(2) / 2)
+    },
+    "metric_has_the_shape_of_the_batch": {
+        "inner": lambda m, x, u, v=None, keepdim=False: plain("inner")(m, x, u, v)
+    },
+    "out_is_the_result": {
+        "proju": lambda m, x, u, *, out=None: plain("proju")(m, x, u)
+    },
+    "transport_starts_at_the_identity": {
+        "transp": lambda m, x, y, v: -plain("transp")(m, x, y, v)
+    },
+    "geodesics_have_critical_energy": {"expmap": lambda m, x, u: x + u},
     "logarithm_inverts_exponential": {"expmap": lambda m, x, u: plain("retr")(m, x, u)},
     "logarithm_is_horizontal": {"logmap": lambda m, x, y: y - x},
     "exponential_of_logarithm_is_on_the_orbit": {
@@ -303,6 +322,9 @@ BROKEN_GROUPS = {
     "generator_is_velocity_of_action": {"generate": lambda g, w, t: g.exponents(t)},
     "adjoint_is_the_transpose": {
         "adjoint": lambda g, r: 1.001 * qn.ScalingGroup.adjoint(g, r)
+    },
+    "elements_in_batches_act_alone": {
+        "exponents": lambda g, t, out=None: qn.ScalingGroup.exponents(g, t) * t.ndim
     },
     "gram_solve_recovers_exponents": {"gram": lambda g, weight=None: Fixed()},
     "canonical_points_are_one_an_orbit": {

@@ -82,6 +82,23 @@ BROKEN = {
     "transport_to_the_point_itself_is_the_identity": {
         "transp": lambda m, x, y, v: -plain("transp")(m, x, y, v)
     },
+    "metric_is_bilinear": {
+        "inner": lambda m, x, u, v=None, keepdim=False: (
+            u * (u if v is None else 1.01 * v)
+        ).sum(-1, keepdim=keepdim)
+        - 0.01 * u.norm(dim=-1, keepdim=keepdim)
+    },
+    "arguments_are_left_alone": {
+        "proju": lambda m, x, u, out=None: plain("proju")(m, x, u.mul_(2)) / 2
+    },
+    "metric_has_the_shape_of_the_batch": {
+        "norm": lambda m, x, u, keepdim=False: u.norm()
+    },
+    "out_is_the_result": {"retr": lambda m, x, u, *, out=None: plain("retr")(m, x, u)},
+    "transport_starts_at_the_identity": {"transp": lambda m, x, y, v: v.roll(1, -1)},
+    "geodesics_have_critical_energy": {
+        "expmap": lambda m, x, u: plain("retr")(m, x, u)
+    },
     "moves_end_on_the_manifold": {"retr": lambda m, x, u: x + u},
     "retraction_starts_with_its_vector": {"retr": lambda m, x, u: x},
     "retraction_is_first_order": {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from quotientnet.symmetry import balancing
-from quotientnet.testing.laws import Verdict, registry, worst
-from quotientnet.testing.samples import Sample
+from quotientnet.testing.laws import Verdict, check_laws, registry, worst
+from quotientnet.testing.profiles import Profile, samples_for
 
 __all__ = ["GROUP_LAWS", "check_group"]
 
@@ -15,20 +15,28 @@ law = registry(GROUP_LAWS)
 
 
 def check_group(
-    manifold, *, seed: int = 0, dtype=torch.float64, **options
+    manifold,
+    *,
+    profile: str | Profile | None = None,
+    seed: int = 0,
+    dtype=torch.float64,
+    device="cpu",
+    **options,
 ) -> list[Verdict]:
-    """Every group law on one random sample of a manifold's points.
+    """Every group law at a manifold's points; of each, the worst sample.
 
     Args:
         manifold: A manifold whose group is under test.
-        seed: Of the sample.
-        dtype: float32 or float64.
-        options: Passed to :class:`~quotientnet.testing.Sample`.
+        profile: As for :func:`~quotientnet.testing.check_manifold`.
+        seed: Of the samples.
+        dtype: float32 or float64, without a profile.
+        device: Of the points.
+        options: Passed to :class:`~quotientnet.testing.Sample`, without a profile.
     """
-    sample = Sample(manifold, seed, dtype=dtype, **options)
-    return [
-        each.check(sample) for each in GROUP_LAWS.values() if dtype in each.tolerances
-    ]
+    samples = samples_for(
+        manifold, profile, "check_group", seed, dtype, device, options
+    )
+    return check_laws(GROUP_LAWS.values(), samples, lambda law, sample: True)
 
 
 @law(double=0.0, single=0.0)
@@ -72,6 +80,25 @@ def adjoint_is_the_transpose(s):
     scale = s.group.exponents(t).norm(dim=-1) * rho.norm(dim=-1)
     return float(
         ((left - right).abs() / scale.clamp(min=torch.finfo(s.dtype).tiny)).max()
+    )
+
+
+@law(double=1e-12, single=1e-5)
+def elements_in_batches_act_alone(s):
+    """A batch of elements acts as each does alone, and ``out`` is the result."""
+    first = (0,) * len(s.batch)
+    group, w = s.group, s.x[first]
+    t = torch.stack([s.t[first] * k for k in (-1.0, 0.5, 1.0)])
+    alone = torch.stack([group.act(w, each) for each in t])
+    exponents = torch.stack([group.exponents(each) for each in t])
+    out = torch.full_like(exponents[0], torch.nan)
+    if group.exponents(t[0], out=out) is not out:
+        return torch.inf
+    size = exponents.abs().max().clamp(min=torch.finfo(s.dtype).tiny)
+    return worst(
+        s.gap(group.act(w, t), alone),
+        (group.exponents(t) - exponents).abs().max() / size,
+        (out - exponents[0]).abs().max() / size,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quotientnet.testing.laws import Verdict, registry
+from quotientnet.testing.laws import Verdict, check_laws, registry
 from quotientnet.testing.manifold_laws import supports
 from quotientnet.testing.samples import Sample
 
@@ -31,6 +31,9 @@ class HessianSample:
     objective: object
     w: torch.Tensor
     seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.manifold}, {self.dtype}"
 
     @property
     def dtype(self):
@@ -60,8 +63,8 @@ def check_hessian(manifold, objective, w, *, seed: int = 0) -> list[Verdict]:
         seed: Of the vectors drawn.
     """
     sample = HessianSample(manifold, objective, w, seed)
-    laws = HESSIAN_LAWS.values()
-    return [each.check(sample) for each in laws if supports(manifold, each.requires)]
+    laws = [law for law in HESSIAN_LAWS.values() if supports(manifold, law.requires)]
+    return check_laws(laws, [sample], lambda law, sample: True)
 
 
 @law(double=1e-8)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import geoopt
 import torch
 
 from quotientnet.manifolds.base import QuotientManifold
-from quotientnet.testing.laws import Verdict, registry, worst
+from quotientnet.testing import curve_laws  # noqa: F401  adds to RIEMANNIAN_LAWS
+from quotientnet.testing.laws import Law, Verdict, check_laws, registry, worst
+from quotientnet.testing.profiles import Profile, samples_for
 from quotientnet.testing.riemannian_laws import (
     DIST,
     EXP,
@@ -13,32 +16,93 @@ from quotientnet.testing.riemannian_laws import (
     RIEMANNIAN_LAWS,
     supports,
 )
-from quotientnet.testing.samples import Sample
+from quotientnet.testing.shaped import Unrolled
 
-__all__ = ["MANIFOLD_LAWS", "check_manifold"]
+__all__ = ["MANIFOLD_LAWS", "applies", "check_manifold", "laws_of"]
+
+RANK, SMALL = "projection_has_rank_dimension", 2000
+"""The law for which a projection is written out as a matrix, and for how many coordinates it is."""
 
 MANIFOLD_LAWS = dict(RIEMANNIAN_LAWS)
 law = registry(MANIFOLD_LAWS)
 
 
 def check_manifold(
-    manifold, *, seed: int = 0, dtype=torch.float64, **options
+    manifold,
+    *,
+    shape: tuple[int, ...] | None = None,
+    profile: str | Profile | None = None,
+    seed: int = 0,
+    dtype=torch.float64,
+    device="cpu",
+    **options,
 ) -> list[Verdict]:
-    """Every law that applies to the manifold, on one random sample.
+    """Every law that applies to the manifold; of each, the worst sample.
 
     Args:
-        manifold: A :class:`~quotientnet.QuotientManifold`, or a manifold of flat vectors that is
-            no quotient, as :class:`~quotientnet.ProductOblique`: laws of groups and orbits are
-            then left out. So are laws on methods that it does not implement.
-        seed: Of the sample.
-        dtype: float32 or float64.
-        options: Passed to :class:`~quotientnet.testing.Sample`.
+        manifold: A :class:`~quotientnet.QuotientManifold`; a manifold of flat vectors that is no
+            quotient, as :class:`~quotientnet.ProductOblique`; or, with ``shape``, any manifold of
+            geoopt. Laws of groups and orbits are left out where there is no group, and laws on
+            methods that it does not implement everywhere.
+        shape: Of one point, such as ``(5, 3)``, for manifolds that do not have a ``layout``.
+        profile: ``"quick"``, ``"ci"``, ``"thorough"``, or a :class:`~quotientnet.testing.Profile`:
+            which samples are tried. By default one, as ``dtype`` and ``options`` say.
+        seed: Of the samples.
+        dtype: float32 or float64, without a profile.
+        device: Of the points.
+        options: Passed to :class:`~quotientnet.testing.Sample`, without a profile.
+
+    Returns:
+        One verdict for each law; what a method of the manifold raises is a violation, too.
+
+    Raises:
+        TypeError: What is no manifold of geoopt; options together with a profile.
+        ValueError: A manifold without a layout, and no ``shape``; another profile.
+
+    Example:
+        >>> import geoopt
+        >>> from quotientnet.testing import check_manifold
+        >>> for verdict in check_manifold(geoopt.Sphere(), shape=(5,)):
+        ...     if not verdict.holds:
+        ...         print(f"{verdict.law}: {verdict.violation:.1e}")
+        exponential_of_logarithm_is_on_the_orbit: 4.5e-04
+        derivatives_are_finite_at_zero: inf
     """
-    sample = Sample(manifold, seed, dtype=dtype, **options)
+    manifold = _of_vectors(manifold, shape)
+    samples = samples_for(
+        manifold, profile, "check_manifold", seed, dtype, device, options
+    )
+    return check_laws(laws_of(manifold).values(), samples, applies)
+
+
+def laws_of(manifold) -> dict[str, Law]:
+    """The laws that apply to a manifold of flat vectors, by name."""
     quotient = isinstance(manifold, QuotientManifold)
-    laws = (MANIFOLD_LAWS if quotient else RIEMANNIAN_LAWS).values()
-    laws = [each for each in laws if dtype in each.tolerances]
-    return [each.check(sample) for each in laws if supports(manifold, each.requires)]
+    laws = dict(MANIFOLD_LAWS if quotient else RIEMANNIAN_LAWS)
+    if manifold.layout.size > SMALL:
+        del laws[RANK]
+    return {name: law for name, law in laws.items() if supports(manifold, law.requires)}
+
+
+def applies(law: Law, sample) -> bool:
+    """Whether a law is stated for a sample: the rank is that of one point, not badly scaled."""
+    return law.name != RANK or (not sample.batch and sample.spread <= 1)
+
+
+def _of_vectors(manifold, shape):
+    if not isinstance(manifold, geoopt.Manifold):
+        raise TypeError(
+            "check_manifold: manifold must be a geoopt.Manifold, got "
+            f"{type(manifold).__name__}"
+        )
+    if shape is not None:
+        return Unrolled(manifold, shape)
+    if not hasattr(manifold, "layout"):
+        raise ValueError(
+            f"check_manifold: {type(manifold).__name__} has no layout; pass the shape of a point, "
+            "such as shape=(5, 3)"
+        )
+    return manifold
 
 
 @law()
@@ -46,7 +110,7 @@ def metric_is_the_frame(s):
     """The metric is the identity in frame coordinates, and positive."""
     u, v, d = s.vector(4), s.vector(5), s.manifold.frame(s.x)
     product = s.manifold.inner(s.x, u, v)
-    scale = s.manifold.norm(s.x, u) * s.manifold.norm(s.x, v)
+    scale = s.norm(s.x, u) * s.norm(s.x, v)
     positive = (s.manifold.inner(s.x, u) > 0).all()
     gap = float(((product - (d * u * d * v).sum(-1)).abs() / scale).max())
     return gap if positive else float("inf")
@@ -56,8 +120,8 @@ def metric_is_the_frame(s):
 def projection_annihilates_orbits(s):
     """The velocity of an orbit has no horizontal part."""
     velocity = s.manifold._keep(s.group.generate(s.x, s.normal(4, s.group.dimension)))
-    size = s.manifold.norm(s.x, velocity).clamp(min=torch.finfo(s.dtype).tiny)
-    return float((s.manifold.norm(s.x, s.manifold.proju(s.x, velocity)) / size).max())
+    size = s.norm(s.x, velocity).clamp(min=torch.finfo(s.dtype).tiny)
+    return float((s.norm(s.x, s.manifold.proju(s.x, velocity)) / size).max())
 
 
 @law()
@@ -76,7 +140,7 @@ def metric_is_equivariant(s):
     left, right = s.manifold.inner(s.moved, s.push(u), s.push(v)), s.manifold.inner(
         s.x, u, v
     )
-    scale = s.manifold.norm(s.x, u) * s.manifold.norm(s.x, v)
+    scale = s.norm(s.x, u) * s.norm(s.x, v)
     return float(((left - right).abs() / scale).max())
 
 

@@ -1,4 +1,10 @@
-"""Hypothesis strategies for networks, groups, manifolds and samples."""
+"""Hypothesis strategies for networks, groups, manifolds, points and samples.
+
+Importing this module registers hypothesis profiles ``quotientnet-quick``, ``quotientnet-ci`` and
+``quotientnet-thorough``, which draw as many examples as
+:data:`~quotientnet.testing.profiles.PROFILES` say: ``pytest
+--hypothesis-profile=quotientnet-thorough``, or ``settings.load_profile``.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +18,28 @@ from quotientnet.manifolds import (
     NodeWiseQuotient,
 )
 from quotientnet.symmetry import Symmetry, discover
+from quotientnet.testing.profiles import PROFILES, REGIMES, regime_options
+from quotientnet.testing.riemannian_laws import supports
 from quotientnet.testing.samples import Sample
 
 try:
-    from hypothesis import assume
+    from hypothesis import assume, settings
     from hypothesis import strategies as st
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "quotientnet.testing.strategies needs hypothesis: pip install quotientnet[test]"
     ) from error
 
-__all__ = ["chains", "chain_inputs", "groups", "manifolds", "samples"]
+__all__ = [
+    "batches", "chain_inputs", "chains", "devices", "dtypes", "groups", "manifolds", "pairs",
+    "points", "samples",
+]  # fmt: skip
+
+for _profile in PROFILES.values():
+    settings.register_profile(
+        f"quotientnet-{_profile.name}", max_examples=_profile.examples, deadline=None,
+        database=None, derandomize=_profile.name != "thorough",
+    )  # fmt: skip
 
 _QUOTIENTS = [LayerScaleQuotient, NodeWiseQuotient, LogPolarQuotient]
 _ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.Identity]
@@ -110,6 +127,69 @@ def manifolds(draw):
     return manifold
 
 
+def dtypes():
+    """float64 and float32."""
+    return st.sampled_from([torch.float64, torch.float32])
+
+
+def batches():
+    """Leading dimensions of points: none, one or two."""
+    return st.sampled_from([(), (1,), (2,), (2, 1), (2, 3)])
+
+
+def devices():
+    """The processor, and every GPU there is."""
+    names = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+    return st.sampled_from(["cpu", *names])
+
+
+@st.composite
+def points(
+    draw, manifold=None, max_spread: float = 6.0, dtype=torch.float64, device="cpu"
+):
+    """Points of a manifold, by default of a drawn one, shape ``(*batch, n)``.
+
+    On a quotient they lie anywhere on their orbits, scaled over twelve orders of magnitude and
+    more.
+    """
+    manifold = draw(manifolds()) if manifold is None else manifold
+    spread = draw(st.floats(0.0, max_spread))
+    return Sample(
+        manifold, draw(_seeds()), draw(batches()), spread, dtype=dtype, device=device
+    ).x
+
+
+@st.composite
+def pairs(
+    draw, manifold=None, regime: str | None = None, dtype=torch.float64, device="cpu"
+):
+    """Two points of a manifold that has ``expmap``, shape ``(*batch, n)`` each.
+
+    They are nearly coincident, near, apart, far, nearly antipodal where there are spheres, or
+    badly scaled along their orbits; the second is another representative of its orbit.
+
+    Args:
+        draw: Hypothesis's own.
+        manifold: By default a drawn one.
+        regime: One of :data:`~quotientnet.testing.profiles.REGIMES`; by default any.
+        dtype: Of the points.
+        device: Likewise.
+    """
+    manifold = draw(manifolds()) if manifold is None else manifold
+    regimes = REGIMES if regime is None else (regime,)
+    known = regime_options(manifold, regimes, dtype)
+    assume(known and supports(manifold, ("expmap",)))
+    options = draw(st.sampled_from(known))
+    sample = Sample(
+        manifold, draw(_seeds()), draw(batches()), dtype=dtype, device=device, **options
+    )
+    return sample.x, sample.elsewhere(manifold.expmap(sample.x, sample.tangent(4)))
+
+
+def _seeds():
+    return st.integers(0, 2**20)
+
+
 @st.composite
 def samples(
     draw, manifold=None, max_spread: float = 6.0, dtype=torch.float64
@@ -121,7 +201,7 @@ def samples(
     """
     return Sample(
         draw(manifolds()) if manifold is None else manifold,
-        seed=draw(st.integers(0, 2**20)),
+        seed=draw(_seeds()),
         batch=draw(st.sampled_from([(), (2,), (2, 1)])),
         spread=draw(st.floats(0.0, max_spread)),
         length=draw(st.floats(1e-3, 3.0)),
