@@ -90,7 +90,8 @@ class Objective:
     ):
         self._processes = Processes(process_group, _device_of(model))
         self._processes.gather(
-            "the construction", lambda: self._take(model, loss, data, target_key, layout)
+            "the construction",
+            lambda: self._take(model, loss, data, target_key, layout),
         )
         if self._processes.several:
             self._processes.gather(
@@ -388,8 +389,16 @@ class Objective:
             with torch.no_grad(), self._preserved(w):
                 return bool(torch.isfinite(self._local_total(w)[0]))
 
-        ranks = [str(r) for r, finite in enumerate(gather("the batches", local)) if not finite]
-        where = f"on the batches of rank {', '.join(ranks)}, and so in all" if ranks else "in all"
+        ranks = [
+            str(r)
+            for r, finite in enumerate(gather("the batches", local))
+            if not finite
+        ]
+        where = (
+            f"on the batches of rank {', '.join(ranks)}, and so in all"
+            if ranks
+            else "in all"
+        )
         raise ValueError(
             f"Objective.at: the loss is {value.item()} at this point {where}; check the data, the "
             "targets and the scale of w"

@@ -380,12 +380,14 @@ def _raise_failures(heard: list[_Message], own: Exception | None) -> None:
     failures = {r: m.failure for r, m in enumerate(heard) if m.failure is not None}
     if not failures:
         return
-    if own is not None and len(failures) == len(heard) and len(set(failures.values())) == 1:
+    if (
+        own is not None
+        and len(failures) == len(heard)
+        and len(set(failures.values())) == 1
+    ):
         raise own
     rank, (kind, words) = next(iter(failures.items()))
-    raise kind(
-        f"rank {rank} of {len(heard)}, at {heard[rank].call}: {words}"
-    ) from own
+    raise kind(f"rank {rank} of {len(heard)}, at {heard[rank].call}: {words}") from own
 
 
 def _require_same(heard: list[_Message]) -> None:

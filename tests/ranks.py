@@ -1,5 +1,7 @@
 """What two processes compute in ``test_processes.py``, and one process alone."""
 
+import contextlib
+import io
 import os
 import warnings
 from datetime import timedelta
@@ -13,6 +15,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import quotientnet as qn
 from quotientnet import curvature
+from quotientnet.__main__ import main
+from quotientnet.commands import report
 
 RANKS, ENDED = 2, 17
 """The number of processes, and the exit code of the one that ends by itself."""
@@ -99,7 +103,7 @@ def objective(case, rank=None, model=None, **options):
 
 def local_knowledge(case, rank=None):
     """All that a point knows, by name."""
-    function = objective(case, rank)
+    function = objective(case, rank, products="graph")
     w = function.layout.flatten(function.model)
     point = function.at(w)
     v, size = drawn(len(w), 3, seed=5), len(w)
@@ -120,9 +124,13 @@ def local_knowledge(case, rank=None):
         "squared gradients": curvature.squared_gradients(point),
         "slopes of samples": curvature.sample_slopes(point, drawn(size)),
     }
-    for way in ("graph", "record", "recompute", "auto") if case == "weights" else ("auto",):
+    for way in (
+        ("graph", "record", "recompute", "auto") if case == "weights" else ("auto",)
+    ):
         p = objective(case, rank, products=way).at(w)
-        found[f"Hessian by {way}"] = torch.cat([p.hessian @ v, (p.hessian @ w)[:, None]], 1)
+        found[f"Hessian by {way}"] = torch.cat(
+            [p.hessian @ v, (p.hessian @ w)[:, None]], 1
+        )
         found[f"GGN by {way}"] = p.ggn @ v
     return found
 
@@ -133,18 +141,20 @@ def _by_layer(traces):
 
 def spectra(rank=None):
     """Eigenvalues, densities and traces of the Hessian by random numbers."""
-    function = objective("weights", rank)
+    function = objective("weights", rank, products="graph")
     hessian = function.at(function.layout.flatten(function.model)).hessian
-    pairs = curvature.lanczos(hessian, 2, tolerance=1e-9)
+    pairs = curvature.lanczos(hessian, 1, tolerance=1e-9)
     density = curvature.spectral_density(hessian, samples=2, steps=5)
-    one = curvature.power_method(hessian, tolerance=1e-6)
+    one = curvature.power_method(hessian, tolerance=1e-3)
     return {
         "Lanczos": torch.as_tensor(pairs.values),
         "power method": torch.tensor([one.value, one.iterations]),
         "spectral density": torch.cat([density.nodes, density.weights]),
         "Hutchinson": _numbers(curvature.hutchinson_trace(hessian, samples=5, block=2)),
         "Hutch++": _numbers(curvature.hutch_plus_plus_trace(hessian, samples=9)),
-        "Hutchinson's diagonal": curvature.hutchinson_diagonal(hessian, samples=4).values,
+        "Hutchinson's diagonal": curvature.hutchinson_diagonal(
+            hessian, samples=4
+        ).values,
     }
 
 
@@ -161,9 +171,10 @@ MEASURES = [
 
 def reported(rank=None):
     """The values and errors of a report."""
-    function = objective("sum", rank)
+    function = objective("sum", rank, products="graph")
     point = function.at(function.layout.flatten(function.model))
-    group = qn.discover(function.model, drawn(3, 4)).group
+    scales = qn.Scale("0.weight", 0), qn.Scale("0.bias", 0), qn.Scale("2.weight", 1, -1)
+    group = qn.ScalingGroup.from_units(function.layout, [qn.Unit("hidden", 5, scales)])
     rows = qn.sharpness.report(point, group, points=1, measures=MEASURES)
     numbers = {row.label: (row.values, row.errors, row.reason) for row in rows}
     return {
@@ -218,7 +229,10 @@ def failures(rank):
         data = (batches or counted)()
         data = data[:3] if rank == 0 else data[3:]
         return qn.Objective(
-            model or seeded(dense), loss or nn.CrossEntropyLoss(), data, process_group="world"
+            model or seeded(dense),
+            loss or nn.CrossEntropyLoss(),
+            data,
+            process_group="world",
         )
 
     def spoilt(value):
@@ -258,15 +272,25 @@ def failures(rank):
     frozen[0].requires_grad_(False)
     frozen[0].bias.data[0] += rank
     record("other frozen parameters", lambda: made(model=frozen))
-    record("another loss", lambda: made(loss=(nn.CrossEntropyLoss(), nn.MSELoss())[rank]))
     record(
-        "a sum", lambda: at_weights(made(loss=nn.CrossEntropyLoss(reduction=("mean", "sum")[rank])))
+        "another loss", lambda: made(loss=(nn.CrossEntropyLoss(), nn.MSELoss())[rank])
+    )
+    record(
+        "a sum",
+        lambda: at_weights(
+            made(loss=nn.CrossEntropyLoss(reduction=("mean", "sum")[rank]))
+        ),
     )
     record("another point", lambda: at_weights(made(), drawn(len(point.w), seed=rank)))
-    record("NaN in the point", lambda: at_weights(made(), point.w * (1, torch.nan)[rank]))
+    record(
+        "NaN in the point", lambda: at_weights(made(), point.w * (1, torch.nan)[rank])
+    )
     record("other vectors", lambda: point.hessian @ drawn(len(point.w), seed=rank))
     record("another mode", lambda: made(model=seeded(dense).train(rank == 0))(point.w))
-    record("another call", lambda: (point.objective, point.objective.value_and_gradient)[rank](point.w))
+    record(
+        "another call",
+        lambda: (point.objective, point.objective.value_and_gradient)[rank](point.w),
+    )
     record("no data", lambda: at_weights(made(batches=list)))
     record("data of no kind", lambda: qn.Objective(
         failing, nn.CrossEntropyLoss(), (counted(), 3)[rank], process_group="world"
@@ -275,13 +299,44 @@ def failures(rank):
         failing, nn.CrossEntropyLoss(), counted(), process_group="world"
     )))  # fmt: skip
     sampler = DistributedSampler(range(23), RANKS, rank, shuffle=False)
-    loader = DataLoader(TensorDataset(drawn(23, 4), torch.arange(23) % 3), 5, sampler=sampler)
+    loader = DataLoader(
+        TensorDataset(drawn(23, 4), torch.arange(23) % 3), 5, sampler=sampler
+    )
     record("repeated samples", lambda: qn.Objective(
         failing, nn.CrossEntropyLoss(), loader, process_group="world"
     ))  # fmt: skip
-    record("a shard alone", lambda: qn.Objective(failing, nn.CrossEntropyLoss(), loader))
+    record(
+        "a shard alone", lambda: qn.Objective(failing, nn.CrossEntropyLoss(), loader)
+    )
     record("nothing", lambda: at_weights(made()).gradient)
     return found
+
+
+def command(rank, folder):
+    """What this rank prints of a report, and the exit status."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS)}
+    report.can_draw = lambda: False
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        status = main([
+            "report", "--model", "ranks:network", "--data", "ranks:shard", "--loss", "ranks:LOSS",
+            "--measures", "Fisher–Rao norm", "PAC-Bayes bound", "--output", f"{folder}/report",
+        ])  # fmt: skip
+    return printed.getvalue(), status
+
+
+def network():
+    """The network of the report."""
+    return seeded(rectified)
+
+
+LOSS = CASES["weights"][1]
+
+
+def shard():
+    """This rank's batches for the report; all without torchrun's variables."""
+    rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return all_batches()[rank::count]
 
 
 def lost(rank):
@@ -310,10 +365,7 @@ def wrapped(rank):
         function = objective("running statistics", rank, model=each)
         w = function.layout.flatten(each)
         point = function.at(w)
-        group = qn.discover(each, drawn(3, 4)).group
-        found[name] = torch.cat([
-            w, point.gradient, point.hessian @ w, torch.tensor([group.dimension])
-        ])  # fmt: skip
+        found[name] = torch.cat([w, point.gradient, point.hessian @ w])
         found[f"{name} names"] = function.layout.names
     return found
 
@@ -329,5 +381,6 @@ def run(rank, folder):
     )  # fmt: skip
     found = {name: compute(rank) for name, compute in COMPARED.items()}
     found["wrapped"], found["failures"] = wrapped(rank), failures(rank)
+    found["command"] = command(rank, folder)
     torch.save(found, f"{folder}/{rank}")
     torch.save(lost(rank), f"{folder}/lost")

@@ -1,6 +1,9 @@
 """Two processes that share the batches: everything is that of one, and one's failure is both's."""
 
+import json
 import pickle
+import textwrap
+from pathlib import Path
 
 import pytest
 import ranks
@@ -10,6 +13,7 @@ import torch.multiprocessing
 from torch import nn
 
 import quotientnet as qn
+from quotientnet.__main__ import main
 
 FAILURES = {
     "NaN in a batch": ("ValueError", "loss is nan at this point on the batches of rank 1"),
@@ -56,7 +60,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(folder):
     """What each rank found, by name."""
-    return [torch.load(f"{folder}/{rank}", weights_only=False) for rank in range(ranks.RANKS)]
+    return [
+        torch.load(f"{folder}/{rank}", weights_only=False)
+        for rank in range(ranks.RANKS)
+    ]
 
 
 @pytest.mark.parametrize("name", ranks.COMPARED)
@@ -103,6 +110,39 @@ def test_a_model_in_distributed_data_parallel_is_the_one_inside(found):
     assert torch.equal(here["DDP"], here["inner"])
 
 
+def test_the_first_process_prints_and_writes_what_one_does(
+    found, folder, tmp_path, capsys
+):
+    (printed, status), (nothing, other) = (each["command"] for each in found)
+    assert (status, other, nothing) == (0, 0, "") and "Fisher–Rao norm" in printed
+    main([
+        "report", "--model", "ranks:network", "--data", "ranks:shard", "--loss", "ranks:LOSS",
+        "--measures", "Fisher–Rao norm", "PAC-Bayes bound", "--output", str(tmp_path),
+    ])  # fmt: skip
+    one, two = (
+        json.loads(Path(place, "report.json").read_text())["networks"]["ranks:network"]
+        for place in (tmp_path, f"{folder}/report")
+    )
+    for row, same in zip(one["report"]["rows"], two["report"]["rows"], strict=True):
+        assert same["values"] == pytest.approx(row["values"], rel=1e-10, abs=0)
+    assert "Fisher–Rao norm" in capsys.readouterr().out
+
+
+def test_the_manuals_script_runs(monkeypatch, capsys):
+    for name, value in zip(
+        ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"), "0 1 localhost 0".split()
+    ):
+        monkeypatch.setenv(name, value)
+    text = Path(__file__, "../../docs/processes.rst").resolve().read_text()
+    script = text.split(".. code-block:: python\n\n", 1)[1].split("\n.. code-block", 1)[
+        0
+    ]
+    exec(compile(textwrap.dedent(script), "spectrum.py", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    promised = text.split("spectrum.py\n")[2].split("\n\n")[0]
+    assert printed == textwrap.dedent(promised).splitlines()
+
+
 # --- in one process
 
 
@@ -118,7 +158,9 @@ def test_a_group_of_one_is_one_process(alone):
     function = ranks.objective("weights")
     w = function.layout.flatten(function.model)
     data = ranks.all_batches()
-    group = qn.Objective(function.model, function.loss, data, process_group=dist.group.WORLD)
+    group = qn.Objective(
+        function.model, function.loss, data, process_group=dist.group.WORLD
+    )
     point, other = function.at(w), group.at(w)
     torch.testing.assert_close(other.gradient, point.gradient, rtol=1e-12, atol=0)
     torch.testing.assert_close(other.hessian @ w, point.hessian @ w, rtol=1e-12, atol=0)
@@ -158,7 +200,9 @@ def compiled_inside(model):
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, compiled_inside])
 def test_wrapped_and_compiled_models_are_taken_as_they_are_written(wrap):
     plain = ranks.seeded(ranks.dense)
-    reference = plain if wrap is not compiled_inside else nn.Sequential(plain, nn.Tanh())
+    reference = (
+        plain if wrap is not compiled_inside else nn.Sequential(plain, nn.Tanh())
+    )
     expected = ranks.objective("weights", model=reference)
     with torch.compiler.set_stance("fail_on_recompile"):  # it is never compiled
         wrapped = wrap(ranks.seeded(ranks.dense))
@@ -170,7 +214,11 @@ def test_wrapped_and_compiled_models_are_taken_as_they_are_written(wrap):
         group = qn.discover(wrapped, ranks.drawn(3, 4)).group
         assert qn.transform(wrapped, group, torch.zeros(group.dimension)) is not wrapped
     if wrap is not compiled_inside:
-        assert function.layout == expected.layout == qn.ParameterLayout.from_module(wrapped)
+        assert (
+            function.layout
+            == expected.layout
+            == qn.ParameterLayout.from_module(wrapped)
+        )
         assert function.model is not wrapped
         function.layout.assign(wrapped, 2 * w)
         assert torch.equal(expected.layout.flatten(wrapped), 2 * w)
