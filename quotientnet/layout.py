@@ -319,8 +319,8 @@ def _running_statistics(module: nn.Module) -> dict[str, Tensor]:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """A module's parameters and buffers, by every name that they have; of one that is wrapped, those
-    of the module inside."""
+    """A module's parameters and buffers, by every name that they have; of one that is wrapped,
+    those of the module inside."""
     module = unwrapped(module)
     named = dict(module.named_parameters(remove_duplicate=False))
     return {**named, **dict(module.named_buffers(remove_duplicate=False))}

@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from quotientnet.losses import normaliser, require_classes
 from quotientnet.point import Point, require_finite
 from quotientnet.processes import Processes
 from quotientnet.programs import Programs
-from quotientnet.shards import check_shard, numbers_of, others_of, warn_of_copies
+from quotientnet.shards import check_shard, others_of, require_good_shards
 from quotientnet.wrappers import eagerly, unwrapped
 
 __all__ = ["Objective"]
@@ -240,8 +241,11 @@ class Objective:
 
     def _total(self, w: Tensor) -> Tensor:
         """The mean, or the sum, over all batches of all processes."""
-        call = lambda: self._local_total(self._processes.spread(w))  # noqa: E731
-        return self._processes.sum("a value", call, point=w, modes=self._modes()).mean
+
+        def local():
+            return self._local_total(self._processes.spread(w))
+
+        return self._processes.sum("a value", local, point=w, modes=self._modes()).mean
 
     def _local_total(self, w: Tensor) -> tuple[Tensor, list, None]:
         """The sum over this process's batches, and their weights."""
@@ -358,10 +362,12 @@ class Objective:
         self._lent, self._copies = [], True
         with torch.no_grad(), self._preserved(w):
             first, second = (self._total(w) for _ in range(2))
-        self._copies = any(tensor._version > version for tensor, version in self._lent)
-        lent, self._lent = self._lent, None
-        if self._processes.several:
-            self._look_at_shards(w, first, [tensor for tensor, _ in lent])
+            lent, self._lent = self._lent, None
+            self._copies = any(tensor._version > version for tensor, version in lent)
+            if self._processes.several:
+                inputs = [tensor for tensor, _ in lent]
+                part = partial(self._local_total, w)
+                require_good_shards(self._processes, first, inputs, part)
         require_finite(first)
         gap = float(
             (first - second).abs() / first.abs().clamp(min=torch.finfo(w.dtype).tiny)
@@ -373,36 +379,6 @@ class Objective:
                 "drawn at random?"
             )
         self._checked_modes = modes
-
-    def _look_at_shards(self, w: Tensor, value: Tensor, inputs: list[Tensor]) -> None:
-        """Say which ranks' batches have a loss that is not finite, or that they all have the same.
-
-        Raises:
-            ValueError: The loss is not finite.
-        """
-        gather = self._processes.gather
-        if torch.isfinite(value):
-            warn_of_copies(gather("the batches", lambda: numbers_of(inputs[:1])))
-            return
-
-        def local():
-            with torch.no_grad(), self._preserved(w):
-                return bool(torch.isfinite(self._local_total(w)[0]))
-
-        ranks = [
-            str(r)
-            for r, finite in enumerate(gather("the batches", local))
-            if not finite
-        ]
-        where = (
-            f"on the batches of rank {', '.join(ranks)}, and so in all"
-            if ranks
-            else "in all"
-        )
-        raise ValueError(
-            f"Objective.at: the loss is {value.item()} at this point {where}; check the data, the "
-            "targets and the scale of w"
-        )
 
 
 class _Streamed(torch.autograd.Function):

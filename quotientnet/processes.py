@@ -395,8 +395,8 @@ def _require_same(heard: list[_Message]) -> None:
     for rank, other in enumerate(heard):
         if other.call != first.call:
             raise RuntimeError(
-                f"Objective: rank 0 computes {first.call}, rank {rank} {other.call}: all ranks must "
-                "make the same calls in the same order"
+                f"Objective: rank 0 computes {first.call}, rank {rank} {other.call}: all ranks "
+                "must make the same calls in the same order"
             )
         for name, mark in first.same.items():
             if not _alike(mark, other.same[name]):

@@ -49,9 +49,10 @@ def ggn_traces_estimate(
         ValueError: Fewer than 1 draw, or a loss that :func:`ggn_traces` refuses.
 
     Note:
-        One forward pass, and one backward pass a draw; of several processes each makes another
-        forward pass, by which it has the signs that its batches have in one process. The spread is that of the signs only: the
-        variance of a draw is at most twice the squared Frobenius norm of the block.
+        One forward pass, and one backward pass a draw; each of several processes makes another
+        forward pass, by which it has the signs that its batches have in one process. The spread is
+        that of the signs only: the variance of a draw is at most twice the squared Frobenius norm
+        of the block.
 
     Example:
         >>> import torch, quotientnet as qn
