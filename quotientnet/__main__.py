@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from quotientnet.commands.launched import launched
 from quotientnet.commands.refusal import Refusal
 from quotientnet.commands.report import run
 from quotientnet.sharpness.catalogue import as_measures
@@ -24,23 +25,24 @@ torch.nn.Module, and batch(), which returns (inputs, targets), a list of such ba
 DataLoader; a batch may be a dict of keyword arguments with the targets under 'labels', or under
 --target-key:
   python -m quotientnet report --model mine:model --data mine:batch --checkpoint weights.pt
+with several processes each calls batch(), which returns its own part of the data:
+  torchrun --nproc-per-node 2 -m quotientnet report --model mine:model --data mine:batch
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, or 2 for what was refused."""
     options = _parser().parse_args(arguments)
-    try:
-        _require_usable(options)
-        run(options)
-    except Refusal as refusal:
-        print(refusal, file=sys.stderr)
-        return 2
-    except (ValueError, TypeError) as error:
-        if options.model is None:
-            raise
-        print(f"{options.model}: {error}", file=sys.stderr)
-        return 2
+    with launched(options) as processes:
+        try:
+            processes.gather("the options", lambda: _require_usable(options))
+            run(options, processes)
+        except (ValueError, TypeError) as error:
+            if options.model is None and not isinstance(error, Refusal):
+                raise
+            place = "" if isinstance(error, Refusal) else f"{options.model}: "
+            print(f"{place}{error}", file=sys.stderr)
+            return 2
     return 0
 
 

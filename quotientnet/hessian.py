@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from quotientnet.kinds import Kind
-from quotientnet.losses import divisor
 from quotientnet.operator import Operator
 
 __all__ = ["Curvature"]
@@ -27,18 +26,25 @@ class Curvature(Operator):
         return self._matmat(v[:, None])[:, 0]
 
     def _matmat(self, v: Tensor) -> Tensor:
+        point, call = self._point, f"a product with the {self._kind.name}"
+        return point.objective._processes.sum(
+            call, lambda: self._added(v), point=point.w, vectors=v
+        ).mean.T
+
+    def _added(self, v: Tensor) -> tuple[Tensor, list, None]:
+        """The products as rows, summed over this process's batches, and the batches' weights."""
         point, objective = self._point, self._point.objective
         point.require_modes()
         count = point.layout.parameter_size
-        rows = v.new_zeros(v.shape[1], len(v))
-        weights = []
+        rows, weights = v.new_zeros(v.shape[1], len(v)), []
         with objective._preserved(point.w):
-            maps = objective._each(point.w, lambda batch: self._local(batch, v[:count]))
-            for local, weight in maps:
-                weights.append(weight)
+            maps = objective._each(
+                point.w, lambda batch: self._local(batch, v[:count]), weights
+            )
+            for local, _ in maps:
                 for row, column in zip(rows, v[:count].T):
                     row[:count] += local.apply(column.contiguous())
-        return (rows / divisor(weights)).T
+        return rows, weights, None
 
     def _local(self, batch, vectors: Tensor):
         """The batch's map and weight; on one batch it is kept for the next product."""

@@ -50,7 +50,13 @@ class BatchMap:
 
 
 class Kind(ABC):
-    """A sort of second derivative, in the two ways to compute its products."""
+    """A sort of second derivative, in the two ways to compute its products.
+
+    Attributes:
+        name: What it is called.
+    """
+
+    name: str
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self)
@@ -70,6 +76,8 @@ class Kind(ABC):
 
 class _Hessian(Kind):
     """``∇²f``."""
+
+    name = "Hessian"
 
     def by_graph(self, objective, w: Tensor, batch, size: int) -> BatchMap:
         leaf, whole = leaf_of(w, objective.layout)
@@ -98,6 +106,8 @@ class _Hessian(Kind):
 
 class _GaussNewton(Kind):
     """``Jᵀ (∇²ℓ) J``, with ``J`` the derivative of the model's outputs."""
+
+    name = "Gauss-Newton matrix"
 
     def by_graph(self, objective, w: Tensor, batch, size: int) -> BatchMap:
         leaf, whole = leaf_of(w, objective.layout)

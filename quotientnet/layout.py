@@ -9,6 +9,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from quotientnet.wrappers import unwrapped
+
 __all__ = ["Entry", "ParameterLayout", "tensors_of"]
 
 _DTYPES = (torch.float32, torch.float64)
@@ -97,7 +99,9 @@ class ParameterLayout:
         """The layout of a module's parameters, in the order of registration.
 
         Tied parameters appear once, under their first name. Running statistics of batch and
-        instance normalisation become passive coordinates, in either mode of the module.
+        instance normalisation become passive coordinates, in either mode of the module. A module
+        in ``DistributedDataParallel``, ``DataParallel`` or ``torch.compile`` has the layout of the
+        module inside, without a prefix before the names.
 
         Args:
             module: Any module.
@@ -108,6 +112,7 @@ class ParameterLayout:
                 statistic that is not float32 or float64, or whose dtype or device differs from
                 the first one's.
         """
+        module = unwrapped(module)
         first_names: dict[int, str] = {}
         parameters: dict[str, Tensor] = {}
         aliases: dict[str, str] = {}
@@ -314,7 +319,9 @@ def _running_statistics(module: nn.Module) -> dict[str, Tensor]:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """A module's parameters and buffers, by every name that they have."""
+    """A module's parameters and buffers, by every name that they have; of one that is wrapped,
+    those of the module inside."""
+    module = unwrapped(module)
     named = dict(module.named_parameters(remove_duplicate=False))
     return {**named, **dict(module.named_buffers(remove_duplicate=False))}
 

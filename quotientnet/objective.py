@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,9 +16,12 @@ from torch.utils import _pytree as pytree
 
 from quotientnet.kinds import WeightNorm, leaf_of
 from quotientnet.layout import ParameterLayout
-from quotientnet.losses import divisor, normaliser, require_classes
+from quotientnet.losses import normaliser, require_classes
 from quotientnet.point import Point, require_finite
+from quotientnet.processes import Processes
 from quotientnet.programs import Programs
+from quotientnet.shards import check_shard, others_of, require_good_shards
+from quotientnet.wrappers import eagerly, unwrapped
 
 __all__ = ["Objective"]
 
@@ -32,7 +36,8 @@ class Objective:
     the split into batches).
 
     Args:
-        model: Any module whose forward takes the inputs of a batch.
+        model: Any module whose forward takes the inputs of a batch. Of one that is wrapped for
+            several processes or compiled, the module inside is taken, and is not run compiled.
         loss: ``loss(outputs, targets)``, a scalar: a torch loss, any mean over samples, or an
             object with its own ``normaliser(outputs, targets)``.
         data: One batch, or an iterable of batches that can be iterated again (a
@@ -52,10 +57,14 @@ class Objective:
             recorded and both agree; nothing is kept that exceeds ``memory``.
         memory: Bytes that may be kept between products at one point; by default a quarter of the
             machine's memory, or of the accelerator's.
+        process_group: None, and the objective is this process's own. ``"world"``, or a group of
+            ``torch.distributed``: the data are this rank's part of them, and every call is one of
+            all ranks, who get the value, derivative or measure of all data (:doc:`processes`).
 
     Raises:
         ValueError: No data, a batch of another form, an iterator that can be read only once, or
-            another word for ``products``.
+            another word for ``products``; a sampler that repeats samples among the ranks.
+        RuntimeError: A rank has failed, is lost, or has another model.
 
     Example:
         >>> import torch
@@ -78,7 +87,30 @@ class Objective:
         layout: ParameterLayout | None = None,
         products: str = "auto",
         memory: int | None = None,
+        process_group=None,
     ):
+        self._processes = Processes(process_group, _device_of(model))
+        self._processes.gather(
+            "the construction",
+            lambda: self._take(model, loss, data, target_key, layout),
+        )
+        if self._processes.several:
+            self._processes.gather(
+                "the construction",
+                lambda: None,
+                layout=self.layout,
+                loss=getattr(loss, "__qualname__", type(loss).__qualname__),
+                frozen_tensors=others_of(self.model, self.layout),
+            )
+        self._checked_modes = None
+        self._copies = (
+            True  # until it is known that the model does not write to its inputs
+        )
+        self._lent: list[tuple[Tensor, int]] | None = None
+        self._programs = Programs(products, memory)
+
+    def _take(self, model, loss, data, target_key: str, layout) -> None:
+        """Check what was passed, and keep it."""
         if isinstance(loss, type):
             raise TypeError(
                 f"Objective: loss is the class {loss.__name__}; pass {loss.__name__}()"
@@ -88,7 +120,7 @@ class Objective:
                 "Objective: model must be a torch.nn.Module and loss a callable, got "
                 f"{type(model).__name__} and {type(loss).__name__}"
             )
-        self.model, self.loss, self.target_key = model, loss, target_key
+        self.model, self.loss, self.target_key = unwrapped(model), loss, target_key
         self.layout = ParameterLayout.from_module(model) if layout is None else layout
         if isinstance(data, Iterator):
             raise ValueError(
@@ -102,16 +134,7 @@ class Objective:
             )
         self._whole = isinstance(data, Mapping) or _is_pair(data)
         self.data = [data] if self._whole else data
-        if hasattr(self.data, "__len__") and len(self.data) == 0:
-            raise ValueError(
-                "Objective: data has no batches; the loss of nothing is undefined"
-            )
-        self._checked_modes = None
-        self._copies = (
-            True  # until it is known that the model does not write to its inputs
-        )
-        self._lent: list[tuple[Tensor, int]] | None = None
-        self._programs = Programs(products, memory)
+        check_shard(self.data, self._processes)
 
     def __call__(self, w: Tensor) -> Tensor:
         """``f(w)``, a scalar, differentiable in ``w``, shape ``(size,)``; works under
@@ -141,9 +164,12 @@ class Objective:
 
             return self._within(whole, derivative)
 
+        def local():
+            return self._added(whole, term, w.new_zeros(1 + len(leaf)))
+
         with torch.enable_grad(), self._preserved(w):
             leaf, whole = leaf_of(w, self.layout)
-            both = self._mean(whole, term)
+            both = self._processes.sum("a gradient", local, point=w).mean
         slope = torch.nn.functional.pad(both[1:], (0, len(w) + 1 - len(both)))
         return both[0], slope
 
@@ -167,7 +193,22 @@ class Objective:
         Raises:
             ValueError: Another length, dtype or device; NaN or infinite entries; a loss that is
                 not a finite scalar; or two evaluations that differ.
+            RuntimeError: A process of several has failed, or is at another point.
         """
+        self._processes.gather("a point", lambda: self._check_point(w), point=w)
+        point = Point(self, w)
+        self._require_deterministic(point.w)
+        if not torch.equal(point.w, w):
+            name = next(iter(self.layout.count(point.w != w)))
+            raise ValueError(
+                f"Objective.at: the model writes to its parameter {name!r} when it is called, so "
+                "the loss is not a function of w; is it nn.Embedding(max_norm=...)? Write where "
+                "parameters are updated instead"
+            )
+        return point
+
+    def _check_point(self, w: Tensor) -> None:
+        """Refuse what is no point of the model."""
         if not isinstance(w, Tensor):
             raise TypeError(
                 f"Objective.at: w must be a torch.Tensor, got {type(w).__name__}; "
@@ -190,49 +231,50 @@ class Objective:
             raise ValueError(
                 f"Objective.at: {name!r} has {count} NaN or infinite entries"
             )
-        point = Point(self, w)
-        self._require_deterministic(point.w)
-        if not torch.equal(point.w, w):
-            name = next(iter(self.layout.count(point.w != w)))
-            raise ValueError(
-                f"Objective.at: the model writes to its parameter {name!r} when it is called, so "
-                "the loss is not a function of w; is it nn.Embedding(max_norm=...)? Write where "
-                "parameters are updated instead"
-            )
-        return point
 
     def of(self, model: nn.Module) -> Objective:
         """The same loss on the same data for another model with this layout."""
         other = copy.copy(self)
-        other.model, other._programs = model, self._programs.anew()
+        other.model, other._programs = unwrapped(model), self._programs.anew()
         other._checked_modes = None
         return other
 
     def _total(self, w: Tensor) -> Tensor:
-        """The mean, or the sum, over all batches."""
+        """The mean, or the sum, over all batches of all processes."""
+
+        def local():
+            return self._local_total(self._processes.spread(w))
+
+        return self._processes.sum("a value", local, point=w, modes=self._modes()).mean
+
+    def _local_total(self, w: Tensor) -> tuple[Tensor, list, None]:
+        """The sum over this process's batches, and their weights."""
 
         def term(batch):
             value, weight, _ = self._within(w, lambda: self._evaluate(batch))
             return value, weight
 
-        return self._mean(w, term)
+        # Of no batches, too, it depends on w: every rank takes part in the backward pass.
+        return self._added(w, term, w[:0].sum())
 
-    def _mean(self, w: Tensor, term: Callable) -> Tensor:
-        """``Σ value / Σ weight`` over the batches, of ``term(batch) -> (value, weight)``; the sum
-        if the weights are None."""
-        values, weights = zip(*self._each(w, term))
-        return sum(values[1:], values[0]) / divisor(weights)
+    def _added(
+        self, w: Tensor, term: Callable, nothing: Tensor
+    ) -> tuple[Tensor, list, None]:
+        """The sum of ``term(batch) -> (value, weight)`` over this process's batches, ``nothing``
+        if there are none, and their weights: what :meth:`Processes.sum` adds up."""
+        total, weights = None, []
+        for value, _ in self._each(w, term, weights):
+            total = value if total is None else total + value
+        return nothing if total is None else total, weights, None
 
-    def _each(self, w: Tensor, term: Callable) -> Iterator[tuple]:
+    def _each(self, w: Tensor, term: Callable, weights: list) -> Iterator[tuple]:
         """``term(batch)``, a pair of anything and a weight, for each batch that counts: one of
-        weight 0 is a mean over nothing."""
-        weights = []
+        weight 0 is a mean over nothing. All weights are added to a list."""
         for batch in self.data:
             found, weight = term(self._read(batch, w))
             weights.append(weight)
             if weight is None or float(weight) != 0:
                 yield found, weight
-        divisor(weights)  # refuses data without any
 
     def _within(self, w: Tensor, function: Callable):
         """``function()`` while the model has the parameters and running statistics of ``w``."""
@@ -320,8 +362,12 @@ class Objective:
         self._lent, self._copies = [], True
         with torch.no_grad(), self._preserved(w):
             first, second = (self._total(w) for _ in range(2))
-        self._copies = any(tensor._version > version for tensor, version in self._lent)
-        self._lent = None
+            lent, self._lent = self._lent, None
+            self._copies = any(tensor._version > version for tensor, version in lent)
+            if self._processes.several:
+                inputs = [tensor for tensor, _ in lent]
+                part = partial(self._local_total, w)
+                require_good_shards(self._processes, first, inputs, part)
         require_finite(first)
         gap = float(
             (first - second).abs() / first.abs().clamp(min=torch.finfo(w.dtype).tiny)
@@ -363,6 +409,12 @@ class _Host(nn.Module):
         return function()
 
 
+def _device_of(model) -> torch.device:
+    """The device of a model's first parameter."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((p.device for p in parameters), torch.device("cpu"))
+
+
 def _is_pair(data) -> bool:
     """Whether ``data`` is one ``(inputs, targets)`` batch rather than a list of batches."""
     if not isinstance(data, (tuple, list)) or len(data) != 2:
@@ -392,7 +444,7 @@ def _preserved_random_states(device: torch.device, generators: list[torch.Genera
         [g.get_state() for g in generators],
     )
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), eagerly():
         try:
             yield
         finally:

@@ -10,18 +10,25 @@ from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from quotientnet.commands.loading import call, load_loss, load_model
 from quotientnet.commands.refusal import Refusal
 from quotientnet.commands.subject import Subject
 from quotientnet.objective import Objective
+from quotientnet.processes import Processes
 from quotientnet.symmetry import discover
 
 __all__ = ["own"]
 
 
-def own(options) -> Iterator[Subject]:
+def own(options, processes: Processes) -> Iterator[Subject]:
     """The network that ``--model``, ``--data``, ``--loss`` and ``--checkpoint`` describe.
+
+    Args:
+        options: What was typed.
+        processes: Those that share the data, each of which has its part.
 
     Raises:
         Refusal: Something is wrong with one of them.
@@ -30,10 +37,10 @@ def own(options) -> Iterator[Subject]:
         raise Refusal(
             "--model needs --data package.module:function, a batch or batches"
         )
-    model = load_model(options.model, options.checkpoint)
-    model = model.to(torch.device(options.device), getattr(torch, options.dtype))
-    model.train(options.mode == "train")
-    objective = _objective(model, options)
+    given = []
+    processes.gather("the options", lambda: given.extend(_given(options)))
+    model, data, loss = given
+    objective = _objective(model, data, loss, options, processes)
     with _quiet_export():
         try:
             symmetry = discover(
@@ -48,14 +55,24 @@ def own(options) -> Iterator[Subject]:
     yield Subject(options.model, objective, symmetry, points=options.points)
 
 
-def _objective(model, options) -> Objective:
+def _given(options) -> tuple:
+    """The model, ready to run, the data and the loss."""
+    model = load_model(options.model, options.checkpoint)
+    model = model.to(torch.device(options.device), getattr(torch, options.dtype))
+    model.train(options.mode == "train")
+    return model, call("--data", options.data), load_loss(options.loss)
+
+
+def _objective(model, data, loss, options, processes: Processes) -> Objective:
     """The loss on the data, once it has been evaluated."""
-    data, loss = call("--data", options.data), load_loss(options.loss)
     if isinstance(data, list) and len(data) == 2 and isinstance(data[0], torch.Tensor):
         data = tuple(data)
     try:
-        objective = Objective(model, loss, data, target_key=options.target_key)
-        next(iter(objective.data))
+        objective = Objective(
+            model, loss, data, target_key=options.target_key,
+            process_group="world" if processes.several else None,
+        )  # fmt: skip
+        _example(objective, model)
     except (ValueError, TypeError) as error:
         raise Refusal(f"--data {options.data}: {error}") from error
     _evaluate_once(objective, model, options)
@@ -105,7 +122,19 @@ def _quiet_export():
 
 
 def _example(objective: Objective, model):
-    """The inputs of the first batch, as ``discover`` takes them."""
+    """The inputs of the first batch, as ``discover`` takes them: on all ranks those of the first
+    rank that has one."""
     w = objective.layout.flatten(model)
-    args, kwargs, _ = objective._read(next(iter(objective.data)), w)
-    return kwargs or args
+
+    def own_example():
+        batch = next(iter(objective.data), None)
+        if batch is None:
+            return None
+        args, kwargs, _ = objective._read(batch, w)
+        return tree_map_only(Tensor, lambda t: t.cpu(), kwargs or args)
+
+    found = objective._processes.gather("the first batch", own_example)
+    example = next((each for each in found if each is not None), None)
+    if example is None:
+        raise ValueError("data has no batches")
+    return tree_map_only(Tensor, lambda t: t.to(w.device), example)

@@ -3,5 +3,5 @@
 __all__ = ["Refusal"]
 
 
-class Refusal(Exception):
+class Refusal(ValueError):
     """What is wrong with an option, for the terminal; the exit status is 2."""

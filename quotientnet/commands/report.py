@@ -18,27 +18,41 @@ from quotientnet.commands.files import (
     write_text,
 )
 from quotientnet.commands.own import own
+from quotientnet.commands.refusal import Refusal
 from quotientnet.commands.subject import Subject
+from quotientnet.processes import Processes
 from quotientnet.sharpness import Report, report
 from quotientnet.version import __version__
 
 __all__ = ["run"]
 
 
-def run(options) -> None:
+def run(options, processes: Processes) -> None:
     """Report on the user's network, or on the embedded ones if none is given.
+
+    Args:
+        options: What was typed.
+        processes: Those that share the data; the first one writes.
 
     Raises:
         Refusal: Something is wrong with an option.
     """
-    require_folder(options.output)
+    first = processes.rank == 0
+    processes.gather("--output", lambda: first and require_folder(options.output))
     started = perf_counter()
     if options.model is not None:
-        reports, facts = _all(own(options), options)
+        reports, facts = _all(own(options, processes), options)
+    elif processes.size > 1:
+        raise Refusal(
+            "the digits' networks are small, and need no several processes; pass --model and --data"
+        )
     else:
         with _one_thread():
             reports, facts = _all(embedded(options), options)
-    _write(options, reports, facts, perf_counter() - started)
+    seconds = perf_counter() - started
+    processes.gather(
+        "--output", lambda: first and _write(options, reports, facts, seconds)
+    )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from quotientnet.curvature.samples import Readout
 from quotientnet.losses import normaliser
 
-__all__ = ["LossFactor", "loss_factor", "has_closed_form"]
+__all__ = ["LossFactor", "draw_signs", "loss_factor", "has_closed_form"]
 
 _FUNCTIONS = {
     F.cross_entropy: nn.CrossEntropyLoss(), F.mse_loss: nn.MSELoss(),
@@ -61,21 +61,29 @@ class LossFactor:
             columns[i, :, q // rank] = s[:, q // rank, :, q % rank]
         return self._arranged(columns)
 
+    @property
+    def forms(self) -> list[tuple[int, ...]]:
+        """The shapes of the random signs of a draw, in order."""
+        return [(*s.shape[:2], s.shape[3], 1) for _, s in self.parts]
+
     def draw(self, generator: torch.Generator) -> list[tuple[float, Tensor]]:
         """A sign and ``S u`` with random signs ``u``, shape ``(samples, outputs)``."""
         drawn = []
-        for sign, s in self.parts:
-            shape = (*s.shape[:2], s.shape[3], 1)
-            bits = torch.randint(0, 2, shape, generator=generator, device=s.device)
-            drawn.append(
-                (sign, self._arranged((s @ (2.0 * bits - 1).to(s)).squeeze(-1)))
-            )
+        for (sign, s), shape in zip(self.parts, self.forms):
+            u = draw_signs(shape, generator).to(s)
+            drawn.append((sign, self._arranged((s @ u).squeeze(-1))))
         return drawn
 
     def _arranged(self, seeds: Tensor) -> Tensor:
         """From ``(..., positions, entries)`` to the order of the outputs."""
         grouped = seeds.unflatten(-2, (-1, self.trailing))
         return grouped.transpose(-1, -2).flatten(-3)
+
+
+def draw_signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Random signs on the generator's device."""
+    bits = torch.randint(0, 2, shape, generator=generator, device=generator.device)
+    return 2.0 * bits - 1
 
 
 def loss_factor(loss, outputs, targets, readout: Readout, n: int) -> LossFactor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import lcm
@@ -146,17 +147,31 @@ def three_of(batch: Batch) -> Batch:
 
 
 def convolution_groups(point: Point) -> dict[str, int]:
-    """The number of groups of every weight that enters a convolution, from the first batch."""
+    """The number of groups of every weight that enters a convolution, from the first batches."""
+    found: dict[str, int] = {}
+    for name, groups in itertools.chain(
+        *point.objective._processes.gather(
+            "groups of convolutions", lambda: _grouped_weights(point)
+        )
+    ):
+        found[name] = lcm(found.get(name, 1), groups)
+    return found
+
+
+def _grouped_weights(point: Point) -> list[tuple[str, int]]:
+    """The weight and the groups of each convolution, from this process's first batch."""
     leaves, objective = Leaves(point), point.objective
     with objective._preserved(point.w):
-        args, kwargs, targets = objective._read(next(iter(objective.data)), point.w)
+        first = next(iter(objective.data), None)
+        if first is None:
+            return []
+        args, kwargs, targets = objective._read(first, point.w)
         uses = leaves.record(Batch(args, kwargs, targets, 0)).uses
-    found: dict[str, int] = {}
-    for use in uses:
-        name, groups = use.roles.get("weight"), use.call.options.get("groups", 1)
-        if name is not None and "convolution" in use.call.kind:
-            found[name] = lcm(found.get(name, 1), groups)
-    return found
+    return [
+        (use.roles["weight"], use.call.options.get("groups", 1))
+        for use in uses
+        if "weight" in use.roles and "convolution" in use.call.kind
+    ]
 
 
 def parameters_in_loss(point: Point, outputs, targets) -> dict[str, int]:

@@ -24,7 +24,7 @@ from quotientnet.curvature.graph import agreed
 from quotientnet.curvature.per_sample import squares
 from quotientnet.curvature.plan import Plan, make_plan
 from quotientnet.estimate import Estimate
-from quotientnet.losses import divisor, normaliser, refuse_linear
+from quotientnet.losses import normaliser, refuse_linear
 from quotientnet.point import Point
 from quotientnet.progress import progress
 
@@ -104,13 +104,12 @@ def ggn_traces(point: Point, *, chunk: int | None = None) -> LayerTraces:
         ('Gauss-Newton', 'linear')
     """
     run = LayerRun(point, chunk, "traces")
-    sums = run()
-    values = {name: float(value) for name, value in sums.items()}
+    values = {name: float(value) for name, value in run().items()}
     traces = {
         name: Estimate(value, 0.0, True, run.passes) for name, value in values.items()
     }
     total = Estimate(sum(values.values()), 0.0, True, run.passes)
-    return LayerTraces(traces, total, run.kinds, run.plan.ways)
+    return LayerTraces(traces, total, run.kinds, run.ways)
 
 
 def ggn_diagonal(point: Point, *, chunk: int | None = None) -> Tensor:
@@ -193,7 +192,10 @@ def ggn_cost(point: Point, *, chunk: int | None = None) -> Cost:
         ValueError: As :func:`ggn_traces`.
     """
     run = LayerRun(point, chunk, "traces")
-    return run.within(run.cost)
+    found = point.objective._processes.gather(
+        "the cost of layers' traces", lambda: run.within(run.cost)
+    )
+    return next(cost for cost in found if cost is not None)
 
 
 class _Operations(TorchDispatchMode):
@@ -231,6 +233,8 @@ class LayerRun:
         require_separate_samples(point.objective.model)
         self.loss, self.factor = point.objective.loss, factor
         self.plan: Plan | None = None
+        self.kinds = dict.fromkeys(self.leaves.parameters, "Hessian")
+        self.ways: dict[str, str] = {}
         self.passes, self.samples, self.weights = 0, 0, []
         self.sums = {
             name: torch.zeros((), dtype=torch.float64, device=p.device)
@@ -238,24 +242,40 @@ class LayerRun:
         }
 
     def __call__(self) -> dict[str, Tensor]:
-        """The sums, divided as the objective divides them."""
-        self.within(self._all_batches)
-        total = divisor(self.weights)
+        """The sums over the batches of all processes, divided as the objective divides them."""
+        processes, point = self.leaves.point.objective._processes, self.leaves.point
+        found = processes.sum(f"the {self.what} of layers", self._added, point=point.w)
+        self.weights = found.weights
+        for number, (passes, samples, kinds, ways) in enumerate(found.facts):
+            self.kinds = kinds if number == 0 else agreed(self.kinds, kinds)
+            self.ways = self.ways or ways
+        self.passes, self.samples = (
+            sum(each[i] for each in found.facts) for i in range(2)
+        )
         if not self.passes:
             refuse_linear()
-        shapes = {name: p.shape for name, p in self.leaves.parameters.items()}
-        return {
-            name: (
-                s / total if self.what == "traces" else (s / total).expand(shapes[name])
-            )
-            for name, s in self.sums.items()
-        }
+        parameters = self.leaves.parameters
+        if self.what == "traces":
+            return dict(zip(parameters, found.mean))
+        pieces = found.mean.split([p.numel() for p in parameters.values()])
+        return dict(zip(parameters, pieces))
 
-    def cost(self) -> Cost:
-        """What it would cost, from three samples of the first batch."""
-        batch = next(self.leaves.batches())
-        self.plan = make_plan(self.leaves, batch)
-        self.kinds = self.plan.kinds
+    def _added(self) -> tuple[Tensor, list, tuple]:
+        """The sums over this process's batches in one vector, their weights, and what was found."""
+        self.within(self._all_batches)
+        pieces = [
+            s if self.what == "traces" else s.expand(self.leaves.parameters[name].shape)
+            for name, s in self.sums.items()
+        ]
+        facts = self.passes, self.samples, self.kinds, self.ways
+        return torch.cat([piece.reshape(-1) for piece in pieces]), self.weights, facts
+
+    def cost(self) -> Cost | None:
+        """What it would cost, from three samples of the first batch; None without any."""
+        batch = next(self.leaves.batches(), None)
+        if batch is None:
+            return None
+        self._plan(batch)
         three = three_of(batch)
         with _Operations() as spent:
             self._batch(three)
@@ -269,7 +289,7 @@ class LayerRun:
             torch.autograd.grad(tensors, wanted, seeds, allow_unused=True)
         width, size = self._sizes(batch, passes)
         ratio = spent.count / max(unit.count, 1)
-        return Cost(ratio, passes, width, size, self.plan.ways)
+        return Cost(ratio, passes, width, size, self.ways)
 
     def within(self, function):
         """``function()`` where the loss sees the point's parameters, too."""
@@ -280,9 +300,12 @@ class LayerRun:
     def _all_batches(self) -> None:
         for batch in self.leaves.batches():
             if self.plan is None:
-                self.plan = make_plan(self.leaves, batch)
-                self.kinds = self.plan.kinds
+                self._plan(batch)
             self._batch(batch)
+
+    def _plan(self, batch: Batch) -> None:
+        self.plan = make_plan(self.leaves, batch)
+        self.kinds, self.ways = self.plan.kinds, self.plan.ways
 
     def _batch(self, batch: Batch) -> None:
         self.samples += batch.n

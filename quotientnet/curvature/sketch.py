@@ -7,7 +7,7 @@ from math import inf, sqrt
 import torch
 from torch import Tensor
 
-from quotientnet.curvature.factor import LossFactor, loss_factor
+from quotientnet.curvature.factor import LossFactor, draw_signs, loss_factor
 from quotientnet.curvature.forward import (
     Batch,
     Leaves,
@@ -18,7 +18,7 @@ from quotientnet.curvature.graph import ParameterGraph, agreed
 from quotientnet.curvature.layers import LayerTraces
 from quotientnet.curvature.samples import Readout, SampleAxis
 from quotientnet.estimate import Estimate
-from quotientnet.losses import divisor, normaliser, refuse_linear
+from quotientnet.losses import normaliser, refuse_linear
 from quotientnet.point import Point
 from quotientnet.progress import progress
 
@@ -49,8 +49,10 @@ def ggn_traces_estimate(
         ValueError: Fewer than 1 draw, or a loss that :func:`ggn_traces` refuses.
 
     Note:
-        One forward pass, and one backward pass a draw. The spread is that of the signs only: the
-        variance of a draw is at most twice the squared Frobenius norm of the block.
+        One forward pass, and one backward pass a draw; each of several processes makes another
+        forward pass, by which it has the signs that its batches have in one process. The spread is
+        that of the signs only: the variance of a draw is at most twice the squared Frobenius norm
+        of the block.
 
     Example:
         >>> import torch, quotientnet as qn
@@ -67,15 +69,48 @@ def ggn_traces_estimate(
     if draws < 1:
         raise ValueError(f"ggn_traces_estimate: draws must be at least 1, got {draws}")
     generator = generator or torch.Generator(point.w.device).manual_seed(0)
-    leaves = Leaves(point)
-    with torch.enable_grad(), point.objective._preserved(point.w):
-        return point.objective._within(
-            point.w, lambda: _estimate(leaves, draws, generator)
+    leaves, processes = Leaves(point), point.objective._processes
+
+    def within(function):
+        """Where the loss sees the point's parameters, too."""
+        with torch.enable_grad(), point.objective._preserved(point.w):
+            return point.objective._within(point.w, function)
+
+    parts = [[]]
+    if processes.several:
+        parts = processes.gather(
+            "layers' traces", lambda: within(lambda: _forms(leaves)), point=point.w
         )
+    _skip(parts[: processes.rank], draws, generator)
+    found = processes.sum(
+        "layers' traces", lambda: within(lambda: _added(leaves, draws, generator))
+    )
+    _skip(parts[processes.rank + 1 :], draws, generator)
+    kinds = dict.fromkeys(leaves.parameters, "Hessian")
+    for each, _ in found.facts:
+        kinds = agreed(kinds, each)
+    passes = sum(each for _, each in found.facts)
+    if not passes:
+        refuse_linear()
+    return _result(found.mean, list(kinds), kinds, passes)
 
 
-def _estimate(leaves: Leaves, draws: int, generator: torch.Generator) -> LayerTraces:
-    """All batches, where the loss sees the point's parameters, too."""
+def _forms(leaves: Leaves) -> list[list[tuple]]:
+    """The shapes of the signs that a draw takes, batch by batch."""
+    with torch.no_grad():
+        return [_factored(leaves, batch)[3].forms for batch in leaves.batches()]
+
+
+def _skip(others: list, draws: int, generator: torch.Generator) -> None:
+    """Draw what other ranks draw, so that all have the signs that one process has."""
+    for forms in (forms for each in others for forms in each):
+        for shape in forms * draws:
+            draw_signs(shape, generator)
+
+
+def _added(leaves: Leaves, draws: int, generator: torch.Generator):
+    """The squares of each draw, shape ``(draws, tensors)``, summed over this process's batches;
+    the batches' weights; the kinds of the tensors and the passes."""
     names = list(leaves.parameters)
     kinds, weights, passes = dict.fromkeys(names, "Hessian"), [], 0
     norms = torch.zeros(
@@ -91,9 +126,7 @@ def _estimate(leaves: Leaves, draws: int, generator: torch.Generator) -> LayerTr
         for draw in range(draws):
             norms[draw] += _squares(leaves, tensors, readout, factor, generator)
         passes += draws * len(factor.parts)
-    if not passes:
-        refuse_linear()
-    return _result(norms / divisor(weights), names, kinds, passes)
+    return norms, weights, (kinds, passes)
 
 
 def _factored(leaves: Leaves, batch: Batch):

@@ -92,12 +92,12 @@ def sample_slopes(point: Point, direction: Tensor) -> Tensor:
             f"sample_slopes: direction must have shape {tuple(point.w.shape)}, got "
             f"{tuple(getattr(direction, 'shape', ()))}"
         )
-    leaves, found, weights = Leaves(point), [], []
+    leaves = Leaves(point)
     views = point.layout.unflatten(direction.to(point.w))
     tangents = [views[name] for name in leaves.parameters]
 
     def run():
-        readout = None
+        readout, found, weights = None, [point.w.new_zeros(0)], []
         for batch in leaves.batches():
             readout = readout or make_plan(leaves, batch).readout
             outputs = leaves.call(batch)
@@ -107,12 +107,17 @@ def sample_slopes(point: Point, direction: Tensor) -> Tensor:
             )
             rates = _rates(readout.tensors(outputs), leaves, tangents)
             found.append((slopes * readout.rows(rates, batch.n)).sum(1))
+        return torch.cat(found).detach(), weights
 
-    with torch.enable_grad(), point.objective._preserved(
-        point.w
-    ), twice_differentiable():
-        point.objective._within(point.w, run)
-    slopes = torch.cat(found)
+    def local():
+        with torch.enable_grad(), twice_differentiable(), point.objective._preserved(
+            point.w
+        ):
+            return point.objective._within(point.w, run)
+
+    slopes, weights = point.objective._processes.concatenate(
+        "the samples' slopes", local, point=point.w, direction=direction
+    )
     total = divisor(weights)
     return slopes if weights[0] is None else slopes * (len(slopes) / total)
 
@@ -167,9 +172,19 @@ def _require_samples(point, caller: str) -> None:
     """
     require_point(point, caller)
     require_separate_samples(point.objective.model)
+    point.objective._processes.gather(
+        "single samples", lambda: _require_own_losses(point, caller)
+    )
+
+
+def _require_own_losses(point: Point, caller: str) -> None:
+    """The same on this process's first batch, if there is one."""
     leaves, loss = Leaves(point), point.objective.loss
+    first = next(leaves.batches(), None)
+    if first is None:
+        return
     with torch.no_grad(), point.objective._preserved(point.w):
-        batch = three_of(next(leaves.batches()))
+        batch = three_of(first)
         outputs = point.objective._within(point.w, lambda: leaves.call(batch))
         inside = parameters_in_loss(point, outputs, batch.targets)
     if inside:

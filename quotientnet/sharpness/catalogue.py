@@ -110,8 +110,16 @@ def _alternative(point, group, generator):
 def _bound(point, group, generator):
     """For as many samples as the loss is taken over."""
     objective = point.objective
-    samples = sum(len(objective._read(batch, point.w)[-1]) for batch in objective.data)
+    samples = sum(
+        objective._processes.gather("the number of samples", lambda: _samples(point))
+    )
     return pac_bayes_terms(point, samples=samples, curvature=_curvature(point))
+
+
+def _samples(point) -> int:
+    """In this process's batches."""
+    objective = point.objective
+    return sum(len(objective._read(batch, point.w)[-1]) for batch in objective.data)
 
 
 def _held(quotient):

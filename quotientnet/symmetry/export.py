@@ -14,6 +14,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from quotientnet.symmetry.replica import first_line
+from quotientnet.wrappers import unwrapped
 
 __all__ = ["export"]
 
@@ -25,6 +26,7 @@ def export(model: nn.Module, args: tuple, kwargs: Mapping) -> ExportedProgram:
         ValueError: The model does not run on the inputs, or cannot be exported: it branches on
             data, say.
     """
+    model = unwrapped(model)
     try:
         with _attributes_kept(model), _quietly():
             return torch.export.export(model, args, dict(kwargs), strict=False)

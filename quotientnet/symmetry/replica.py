@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from quotientnet.layout import ParameterLayout
+from quotientnet.layout import ParameterLayout, tensors_of
 from quotientnet.symmetry.exactly import Degenerate, Exact
+from quotientnet.wrappers import eagerly, unwrapped
 
 __all__ = [
     "Replica", "drawn_again", "first_line", "relative_change", "require_layout", "shapes_of",
@@ -25,10 +26,9 @@ def require_layout(model: nn.Module, layout: ParameterLayout, caller: str) -> No
         raise TypeError(
             f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}"
         )
-    own = dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers()
-    )
-    shared = dict(model.named_buffers(remove_duplicate=False)).keys() - own.keys()
+    own = tensors_of(model)
+    buffers = dict(unwrapped(model).named_buffers())
+    shared = {name for name, t in own.items() if not isinstance(t, nn.Parameter)} - buffers.keys()
     for entry in layout.entries:
         if entry.name in shared:
             raise ValueError(
@@ -54,6 +54,7 @@ class Replica:
 
     def __init__(self, model: nn.Module, layout: ParameterLayout, caller: str):
         require_layout(model, layout, caller)
+        model = unwrapped(model)
         if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
             raise ValueError(
                 f"{caller}: the model is on the meta device and has no values"
@@ -97,7 +98,7 @@ class Replica:
         """The floating-point outputs where the copy is now."""
         devices = [self.w.device] if self.w.is_cuda else []
         try:
-            with torch.random.fork_rng(devices=devices), mode:
+            with torch.random.fork_rng(devices=devices), eagerly(), mode:
                 torch.manual_seed(0)
                 outputs = self.model(*_copied(args), **_copied(dict(kwargs)))
         except Degenerate:

@@ -18,6 +18,7 @@ from quotientnet.symmetry.replica import (
     relative_change,
     require_layout,
 )
+from quotientnet.wrappers import unwrapped
 
 __all__ = ["transform", "OPTIMIZER_UNITS"]
 
@@ -82,7 +83,8 @@ def transform(
         tolerance: The largest relative change of these outputs, in float64.
 
     Returns:
-        The model that was changed.
+        The model that was changed; of one that is wrapped for several processes or compiled, the
+        model inside.
 
     Raises:
         TypeError: ``model`` or ``group`` of another kind.
@@ -103,6 +105,7 @@ def transform(
     """
     group = as_group(group, "transform")
     require_layout(model, group.layout, "transform")
+    model = unwrapped(model)
     scales, moved = _moved(model, group, t)
     states = _moved_states(optimizer, model, group, scales, in_place)
     if inputs is not None:
