@@ -19,7 +19,7 @@ def malformed(value) -> Iterator[tuple[str, object]]:
     if isinstance(value, Tensor):
         yield from _tensors(value)
     elif isinstance(value, int):
-        yield from {"0": 0, "-1": -1, "1.5": 1.5, "nan": nan, "2**70": 2**70}.items()
+        yield from {"0": 0, "-1": -1, "1.5": 1.5, "nan": nan}.items()
     elif isinstance(value, float):
         numbers = (nan, inf, -inf, -1.0, 0.0, 1e308, 5e-324, 1j)
         yield from ((str(number), number) for number in numbers)

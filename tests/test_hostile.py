@@ -1,7 +1,7 @@
 """Whatever strangers give to a public function: a documented error, or a result without NaN.
 
 Nothing of the user's is changed by any call. Every argument of every call in ``hostile.py`` is
-replaced by every value of ``malformed.py``: each run tries a seeded part, ``HOSTILE=all`` tries all.
+replaced by every value of ``malformed.py``: a run tries a seeded part, ``HOSTILE=all`` all.
 """
 
 import inspect
@@ -87,6 +87,15 @@ def numbers(value, depth: int = 0):
                 yield from numbers(getattr(value, field.name), depth + 1)
 
 
+def documentation(label: str) -> str:
+    """Of the function, or of the method and its class."""
+    kind, _, method = label.partition(".")
+    if not method:
+        return inspect.getdoc(CALLS[label].function) or ""
+    owner = type(getattr(shared_world(), kind))
+    return f"{inspect.getdoc(owner)}{inspect.getdoc(getattr(owner, method))}"
+
+
 def outcome(label: str, world: World, name: str, other) -> str | None:
     """What is wrong with the answer, or None."""
     call = CALLS[label]
@@ -99,7 +108,7 @@ def outcome(label: str, world: World, name: str, other) -> str | None:
         last = traceback.extract_tb(error.__traceback__)[-1].filename
         return None if last.startswith(LIBRARY) else f"another library's error: {error!r}"
     except Exception as error:
-        if type(error).__name__ in (inspect.getdoc(call.function) or ""):
+        if type(error).__name__ in documentation(label):
             return None
         return f"undocumented: {error!r}"
     if label not in HAND_ON and any(x.isnan().any() for x in numbers(result)):

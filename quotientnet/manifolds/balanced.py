@@ -54,6 +54,10 @@ class BalancedQuotient(QuotientManifold):
         exclude: A point, shape ``(n,)``: the generators that are refused there are left out of the
             group, so that what they scale is no longer scale-free.
 
+    Raises:
+        NotOnManifoldError: In methods, at a point that has no canonical network.
+        RuntimeError: In methods, at a point whose scales are too far apart for float64.
+
     Example:
         >>> import torch
         >>> import quotientnet as qn

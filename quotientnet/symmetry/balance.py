@@ -226,7 +226,7 @@ def canonical(w: Tensor, group: ScalingGroup | Symmetry, **options) -> Tensor:
         accurate as the dtype.
 
     Raises:
-        ValueError: As :func:`balancing`.
+        ValueError, NotOnManifoldError, RuntimeError: As :func:`balancing`.
 
     Example:
         >>> import torch
@@ -278,8 +278,8 @@ def balance(
         The balanced model.
 
     Raises:
-        ValueError: As :func:`balancing` and :func:`~quotientnet.transform`; the model is then as
-            it was.
+        ValueError, NotOnManifoldError, RuntimeError: As :func:`balancing` and
+            :func:`~quotientnet.transform`; the model is then as it was.
 
     Example:
         >>> import torch
