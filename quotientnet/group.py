@@ -13,6 +13,7 @@ from torch import Tensor
 from quotientnet.axis_sums import broadcast_sum, sums_to
 from quotientnet.gram import Gram
 from quotientnet.layout import ParameterLayout
+from quotientnet.options import require_number
 from quotientnet.units import Term, Unit, unit_index
 
 __all__ = ["ScalingGroup", "as_group"]
@@ -160,7 +161,12 @@ class ScalingGroup:
             batch: Leading dimensions.
             spread: Standard deviation of each ``t_j``: scales vary by about ``e^{±spread}``.
             generator: Source of randomness; torch's global one if omitted.
+
+        Raises:
+            TypeError: ``spread`` is no number.
+            ValueError: It is negative or infinite.
         """
+        require_number(spread, "ScalingGroup.random", "spread")
         shape = (*batch, self.dimension)
         return spread * torch.randn(
             shape, generator=generator, dtype=dtype, device=device

@@ -166,12 +166,14 @@ class ParameterLayout:
         """Views of ``w``, shape ``(..., size)``, by name and of shape ``(..., *shape)``.
 
         Raises:
+            TypeError: ``w`` is no tensor.
             ValueError: The last dimension of ``w`` is not ``size``.
         """
-        batch = w.shape[:-1]
+        self.check(w, "ParameterLayout.unflatten")
+        batch, pieces = w.shape[:-1], w.split(self._sizes, dim=-1)
         return {
             entry.name: piece.reshape((*batch, *entry.shape))
-            for entry, piece in zip(self.entries, self.split(w))
+            for entry, piece in zip(self.entries, pieces)
         }
 
     def flatten(self, tensors: nn.Module | Mapping[str, Tensor]) -> Tensor:
@@ -179,11 +181,17 @@ class ParameterLayout:
         dimensions, if all have the same).
 
         Raises:
+            TypeError: ``tensors`` is neither a module nor a mapping.
             ValueError: A tensor is missing, or its trailing shape is not the layout's; dtypes
                 or devices are mixed.
         """
         if isinstance(tensors, nn.Module):
             tensors = tensors_of(tensors)
+        if not isinstance(tensors, Mapping):
+            raise TypeError(
+                "ParameterLayout.flatten: tensors must be a torch.nn.Module or tensors by name, "
+                f"got {type(tensors).__name__}"
+            )
         pieces = {}
         for entry in self.entries:
             if entry.name not in tensors:
@@ -231,9 +239,15 @@ class ParameterLayout:
         """Copy ``w``, shape ``(size,)``, into the module's parameters and running statistics.
 
         Raises:
+            TypeError: ``module`` is no module, or ``w`` no tensor.
             ValueError: ``w`` has another shape, or the module does not have this layout; the
                 module is then unchanged.
         """
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"ParameterLayout.assign: module must be a torch.nn.Module, got "
+                f"{type(module).__name__}"
+            )
         self.check(w, "ParameterLayout.assign")
         if w.ndim != 1:
             raise ValueError(
@@ -253,6 +267,11 @@ class ParameterLayout:
         if not isinstance(w, Tensor):
             raise TypeError(
                 f"{caller}: {name} must be a torch.Tensor, got {type(w).__name__}"
+            )
+        if w.layout != torch.strided or w.is_meta:
+            kind = "on the meta device" if w.is_meta else f"of layout {w.layout}"
+            raise ValueError(
+                f"{caller}: {name} is {kind}, it must be an ordinary (dense) tensor with values"
             )
         if w.ndim < 1 or w.shape[-1] != self.size:
             passive = self.size - self.parameter_size

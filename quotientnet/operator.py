@@ -194,6 +194,27 @@ class Operator(ABC):
         )
 
 
+def require_vectors(operator: Operator, value: Tensor, caller: str, name: str) -> None:
+    """Refuse vectors that an operator cannot be applied to, whatever their shape.
+
+    Raises:
+        TypeError: ``value`` is no tensor.
+        ValueError: It is of another dtype, device or layout, or not finite.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{caller}: {name} must be a torch.Tensor, got {type(value).__name__}"
+        )
+    own = (operator.dtype, operator.device, torch.strided)
+    if (value.dtype, value.device, value.layout) != own:
+        raise ValueError(
+            f"{caller}: {name} is {value.dtype} on {value.device}, {value.layout}; the operator is "
+            f"{operator.dtype} on {operator.device}; use a dense tensor and .to(...)"
+        )
+    if not torch.isfinite(value).all():
+        raise ValueError(f"{caller}: {name} has NaN or infinite entries")
+
+
 def require_operator(operator, caller: str) -> None:
     """Refuse what is no operator, and say what makes one.
 

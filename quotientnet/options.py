@@ -1,11 +1,13 @@
-"""What calls refuse as numbers: one wording for all options."""
+"""What calls refuse as numbers and seeds: one wording for all options."""
 
 from __future__ import annotations
 
 from math import inf
 from numbers import Integral, Real
 
-__all__ = ["grown", "require_count", "require_number"]
+import torch
+
+__all__ = ["grown", "require_count", "require_number", "seeded"]
 
 
 def require_number(
@@ -77,3 +79,14 @@ def grown(value: float, growth: float, times: int, caller: str, name: str) -> fl
             f"{caller}: {name} has grown {times} times by {growth}, beyond all numbers; let it "
             "grow less, or less often"
         ) from None
+
+
+def seeded(seed: int, caller: str) -> torch.Generator:
+    """A generator on the host.
+
+    Raises:
+        TypeError: ``seed`` is no integer.
+        ValueError: It is negative, or beyond 64 bits.
+    """
+    require_count(seed, caller, "seed", least=0, most=2**64 - 1)
+    return torch.Generator().manual_seed(seed)

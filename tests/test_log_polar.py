@@ -264,7 +264,7 @@ def test_vectors_that_are_not_finite_are_refused():
         (
             torch.ones(4),
             torch.ones(4, device="meta"),
-            "the vector or second point is torch.float32 on meta",
+            "the vector or second point is on the meta device",
         ),
         (torch.ones(4).half(), torch.ones(4).half(), "must be float32 or float64"),
     ],

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from quotientnet.curvature.traces import DiagonalEstimate
-from quotientnet.point import Point
+from quotientnet.options import require_count, require_number
+from quotientnet.point import Point, require_point
 from quotientnet.progress import progress
 
 __all__ = ["finite_difference_diagonal"]
@@ -43,7 +44,9 @@ def finite_difference_diagonal(
         gradients.
 
     Raises:
-        ValueError: Fewer than 2 samples, or a step that is not positive.
+        TypeError: ``point`` is none, ``samples`` no integer or ``relative_step`` no number.
+        ValueError: Fewer than 2 samples, a step that is not positive, or so large that gradients
+            are not finite there.
 
     Example:
         >>> import torch, quotientnet as qn
@@ -54,11 +57,10 @@ def finite_difference_diagonal(
         >>> abs(found.values.item() - 8.0) < 4 * found.errors.item(), found.cost
         (True, 2000)
     """
-    if samples < 2 or not relative_step > 0:
-        raise ValueError(
-            "finite_difference_diagonal: needs at least 2 samples and a positive relative_step, "
-            f"got {samples} and {relative_step}"
-        )
+    caller = "finite_difference_diagonal"
+    require_point(point, caller)
+    require_count(samples, caller, "samples", least=2)
+    require_number(relative_step, caller, "relative_step", strict=True)
     generator = generator or torch.Generator(point.w.device).manual_seed(0)
     step = _steps(point, relative_step)
     mean, squares = torch.zeros_like(point.w), torch.zeros_like(point.w)
@@ -73,6 +75,11 @@ def finite_difference_diagonal(
             point.objective.value_and_gradient(point.w + s * step * noise)[1]
             for s in (1, -1)
         ]
+        if not all(torch.isfinite(end).all() for end in ends):
+            raise ValueError(
+                f"{caller}: the gradient is not finite beside the point at relative_step="
+                f"{relative_step:g}; take a smaller one"
+            )
         draw = (
             noise
             * (ends[0] - ends[1])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quotientnet.curvature.layers import LayerTraces, ggn_traces, labelled_diagonal
 from quotientnet.estimate import Estimate
+from quotientnet.options import require_count
 from quotientnet.point import Point, require_point
 from quotientnet.progress import progress
 
@@ -120,6 +121,7 @@ def exact_diagonal(point: Point, limit: int, caller: str) -> Diagonal:
         ValueError: More products than ``limit``.
     """
     require_point(point, caller)
+    require_count(limit, caller, "limit", least=0)
     parameters = [entry for entry in point.layout.entries if not entry.passive]
     try:
         values, kinds, cost = labelled_diagonal(point)

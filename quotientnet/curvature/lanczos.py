@@ -11,7 +11,8 @@ from torch import Tensor
 
 from quotientnet.curvature.krylov import Krylov
 from quotientnet.curvature.search import Search
-from quotientnet.operator import Operator, require_operator
+from quotientnet.operator import Operator, require_operator, require_vectors
+from quotientnet.options import require_count, require_number
 from quotientnet.progress import progress
 
 __all__ = ["Eigenpairs", "lanczos"]
@@ -154,7 +155,7 @@ def _default(size: int, count: int, block: int) -> int:
 def _check(operator, count, which, tolerance, max_products, block) -> None:
     if operator.size == 0:
         raise ValueError("lanczos: the operator has size 0")
-    if not 1 <= count <= operator.size:
+    if not require_count(count, "lanczos", "count") <= operator.size:
         raise ValueError(
             f"lanczos: count={count} must lie between 1 and the size, {operator.size}"
         )
@@ -162,8 +163,8 @@ def _check(operator, count, which, tolerance, max_products, block) -> None:
         raise ValueError(
             f"lanczos: which must be 'algebraic', 'smallest' or 'magnitude', got {which!r}"
         )
-    if not tolerance > 0 or block < 1:
-        raise ValueError("lanczos: tolerance and block must be positive")
+    require_number(tolerance, "lanczos", "tolerance", strict=True)
+    require_count(block, "lanczos", "block")
     if max_products < count:
         raise ValueError(
             f"lanczos: max_products={max_products} is below count={count}: every eigenvalue needs "
@@ -175,17 +176,11 @@ def _columns(operator: Operator, value, name: str, most: int) -> Tensor | None:
     """``start`` or ``deflate`` as a block of columns, after a look at its shape and kind."""
     if value is None:
         return None
+    require_vectors(operator, value, "lanczos", name)
     columns = value[:, None] if value.ndim == 1 else value
     if columns.ndim != 2 or len(columns) != operator.size or columns.shape[1] > most:
         raise ValueError(
             f"lanczos: {name} has shape {tuple(value.shape)}, it needs ({operator.size},) or "
             f"({operator.size}, m) with m at most {most}"
         )
-    if (columns.dtype, columns.device) != (operator.dtype, operator.device):
-        raise ValueError(
-            f"lanczos: {name} is {columns.dtype} on {columns.device}, the operator is "
-            f"{operator.dtype} on {operator.device}"
-        )
-    if not torch.isfinite(columns).all():
-        raise ValueError(f"lanczos: {name} has NaN or infinite entries")
     return columns

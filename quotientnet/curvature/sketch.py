@@ -19,7 +19,8 @@ from quotientnet.curvature.layers import LayerTraces
 from quotientnet.curvature.samples import Readout, SampleAxis
 from quotientnet.estimate import Estimate
 from quotientnet.losses import normaliser, refuse_linear
-from quotientnet.point import Point
+from quotientnet.options import require_count
+from quotientnet.point import Point, require_point
 from quotientnet.progress import progress
 
 __all__ = ["ggn_traces_estimate"]
@@ -66,8 +67,8 @@ def ggn_traces_estimate(
         >>> abs(estimate.value - exact) < 4 * estimate.error
         True
     """
-    if draws < 1:
-        raise ValueError(f"ggn_traces_estimate: draws must be at least 1, got {draws}")
+    require_point(point, "ggn_traces_estimate")
+    require_count(draws, "ggn_traces_estimate", "draws")
     generator = generator or torch.Generator(point.w.device).manual_seed(0)
     leaves, processes = Leaves(point), point.objective._processes
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from quotientnet.operator import Operator, require_operator
+from quotientnet.operator import Operator, require_operator, require_vectors
+from quotientnet.options import require_count, require_number
 from quotientnet.progress import progress
 
 __all__ = ["Eigenpair", "power_method"]
@@ -76,10 +77,9 @@ def power_method(
             "power_method: which must be 'magnitude', 'algebraic' or 'smallest', got "
             f"{which!r}"
         )
-    if not tolerance > 0 or max_iterations < 1 or check_every < 1:
-        raise ValueError(
-            "power_method: tolerance, max_iterations and check_every must be positive"
-        )
+    require_number(tolerance, "power_method", "tolerance", strict=True)
+    require_count(max_iterations, "power_method", "max_iterations")
+    require_count(check_every, "power_method", "check_every")
     generator = generator or torch.Generator(operator.device).manual_seed(0)
     if which == "smallest":
         options = tolerance, max_iterations, start, generator, check_every
@@ -136,6 +136,7 @@ def _start(operator: Operator, start, generator) -> Tensor:
             device=operator.device,
             generator=generator,
         )
+    require_vectors(operator, start, "power_method", "start")
     if start.shape != (operator.size,) or not start.norm() > 0:
         raise ValueError(
             f"power_method: start must be a nonzero vector of shape ({operator.size},), got shape "

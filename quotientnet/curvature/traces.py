@@ -10,6 +10,7 @@ from torch import Tensor
 from quotientnet.curvature.draws import Mean, multiply, quadratic, signs
 from quotientnet.estimate import Estimate
 from quotientnet.operator import Operator, require_operator
+from quotientnet.options import require_count, require_number
 from quotientnet.progress import progress
 
 __all__ = [
@@ -219,9 +220,7 @@ def _check(
     operator, name: str, samples: int, least: int, tolerance, block: int
 ) -> None:
     require_operator(operator, name)
-    if samples < least:
-        raise ValueError(f"{name}: samples must be at least {least}, got {samples}")
-    if block < 1 or tolerance is not None and not tolerance > 0:
-        raise ValueError(
-            f"{name}: block and tolerance must be positive, got {block} and {tolerance}"
-        )
+    require_count(samples, name, "samples", least)
+    require_count(block, name, "block")
+    if tolerance is not None:
+        require_number(tolerance, name, "tolerance", strict=True)

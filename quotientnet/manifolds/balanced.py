@@ -54,6 +54,10 @@ class BalancedQuotient(QuotientManifold):
         exclude: A point, shape ``(n,)``: the generators that are refused there are left out of the
             group, so that what they scale is no longer scale-free.
 
+    Raises:
+        NotOnManifoldError: In methods, at a point that has no canonical network.
+        RuntimeError: In methods, at a point whose scales are too far apart for float64.
+
     Example:
         >>> import torch
         >>> import quotientnet as qn
@@ -152,8 +156,9 @@ class BalancedQuotient(QuotientManifold):
         return self._products(x, u, v).sum(-1, keepdim=keepdim)
 
     def _products(self, x: Tensor, u: Tensor, v: Tensor | None) -> Tensor:
-        d = self._checked_frame(x, "inner", u, u if v is None else v)
-        return self._keep((d * u) * (d * (u if v is None else v)))
+        v = u if v is None else v
+        d = self._checked_frame(x, "inner", u, v)
+        return self._checked(self._keep((d * u) * (d * v)), "inner", x, u, v)
 
     def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
         """The metric of each tensor, on each of its entries, shape ``(..., n)``.
@@ -181,9 +186,11 @@ class BalancedQuotient(QuotientManifold):
         if x.ndim == 1:
             (place,) = self._at(x)
             rates = self._keep((place.frame.square() * x) * u).double()
-            return place.gram.solve(self.group.adjoint(rates)).to(u)
+            sums = self._checked(self.group.adjoint(rates), "proju", x, u)
+            return place.gram.solve(sums).to(u)
         d = self.frame(x)
         rates = self.group.adjoint(self._keep((d * d) * (x * u)).double())
+        rates = self._checked(rates, "proju", x, u)
         places = self._at(x.expand(*rates.shape[:-1], x.shape[-1]))
         return _solved(places, rates).to(u)
 

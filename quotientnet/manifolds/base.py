@@ -17,6 +17,10 @@ from quotientnet.operator import Operator
 
 __all__ = ["QuotientManifold"]
 
+OVERFLOW = (
+    "overflows in this dtype; use float64, or move along the orbit to smaller scales"
+)
+
 
 class QuotientManifold(LayoutManifold):
     r"""Parameters modulo a scaling group, with the metric of an equivariant diagonal frame.
@@ -71,8 +75,10 @@ class QuotientManifold(LayoutManifold):
 
     def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
         """The metric of each block, repeated on its entries, shape ``(..., n)``."""
-        d = self._checked_frame(x, "component_inner", u, u if v is None else v)
-        return self._keep((d * u) * (d * (u if v is None else v)))
+        v = u if v is None else v
+        d = self._checked_frame(x, "component_inner", u, v)
+        products = self._keep((d * u) * (d * v))
+        return self._checked(products, "component_inner", x, u, v)
 
     @__scaling__(ScalingInfo())
     def vertical_coordinates(self, x: Tensor, u: Tensor) -> Tensor:
@@ -80,7 +86,7 @@ class QuotientManifold(LayoutManifold):
         d = self._checked_frame(x, "vertical_coordinates", u)
         rates = self._keep((d * d) * (x * u)).to(torch.float64)
         weight = self._keep((d * x) ** 2)
-        rhs = self.group.adjoint(rates)
+        rhs = self._checked(self.group.adjoint(rates), "proju", x, u)
         if weight.ndim == 1:
             return self.group.gram(weight).solve(rhs).to(u)
         weights, rhs = weight.broadcast_to(u.shape), rhs.broadcast_to(
@@ -306,6 +312,16 @@ class QuotientManifold(LayoutManifold):
         if not torch.isfinite(d.sum()):
             self._raise_unless_point(x, method)
         return d
+
+    def _checked(
+        self, numbers: Tensor, method: str, x: Tensor, *vectors: Tensor
+    ) -> Tensor:
+        """The ``numbers`` of a result, or the reason why they are not finite."""
+        if not torch.isfinite(numbers.detach().sum()):
+            self._raise_unless_point(x, method)
+            self._refuse_nonfinite(method, *vectors)
+            raise ValueError(f"{self.name}.{method}: the result {OVERFLOW}")
+        return numbers
 
     def extra_repr(self) -> str:
         return f"{self.layout.size} coordinates, {self.group.dimension} generators"

@@ -12,7 +12,7 @@ from torch import Tensor
 from quotientnet.errors import NotOnManifoldError
 from quotientnet.gram import Gram
 from quotientnet.group import ScalingGroup, as_group
-from quotientnet.manifolds.base import QuotientManifold
+from quotientnet.manifolds.base import OVERFLOW, QuotientManifold
 from quotientnet.manifolds.blocks import Blocks
 from quotientnet.manifolds.cylinders import Separation, make_cylinders
 from quotientnet.manifolds.frozen import Frozen
@@ -209,7 +209,7 @@ class LogPolarQuotient(QuotientManifold):
         rates = separation.rates - self._project_rates(separation.rates)
         total = (separation.squared_angles + rates**2).sum(-1, keepdim=keepdim)
         if torch.isnan(total).any():
-            raise ValueError(f"{self.name}.dist: the ratio of the points {_OVERFLOW}")
+            raise ValueError(f"{self.name}.dist: the ratio of the points {OVERFLOW}")
         return total.to(x.dtype)
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim=False) -> Tensor:
@@ -280,7 +280,7 @@ class LogPolarQuotient(QuotientManifold):
         n = self._cylinders.radii(x)
         bad = torch.isinf(n)
         if bad.any():
-            return f"the norms of {listed(self.blocks.layout.count(bad))} {_OVERFLOW}"
+            return f"the norms of {listed(self.blocks.layout.count(bad))} {OVERFLOW}"
         bad = n == 0
         if not bad.any():
             return None
@@ -289,16 +289,6 @@ class LogPolarQuotient(QuotientManifold):
             f"{kind} in parameter {listed(self.blocks.layout.count(bad))}, where this metric is "
             "singular; pass frozen_zeros=w when you build the manifold to hold them at zero"
         )
-
-    def _checked(
-        self, numbers: Tensor, method: str, x: Tensor, *vectors: Tensor
-    ) -> Tensor:
-        """``numbers`` per block, or the reason why they are not finite."""
-        if not torch.isfinite(numbers.detach().sum()):
-            self._raise_unless_point(x, method)
-            self._refuse_nonfinite(method, *vectors)
-            raise ValueError(f"{self.name}.{method}: the result {_OVERFLOW}")
-        return numbers
 
 
 class LayerScaleQuotient(LogPolarQuotient):
@@ -347,10 +337,6 @@ class NodeWiseQuotient(LogPolarQuotient):
     def __init__(self, group: ScalingGroup, *, frozen_zeros: Tensor | None = None):
         super().__init__(group, "entries", frozen_zeros)
 
-
-_OVERFLOW = (
-    "overflows in this dtype; use float64, or move along the orbit to smaller scales"
-)
 
 _KINDS = {
     "tensors": lambda entry: (),

@@ -10,6 +10,7 @@ from quotientnet.errors import NotOnManifoldError
 from quotientnet.optimization.optimum import Optimum
 from quotientnet.optimization.problem import metric
 from quotientnet.optimization.solve import minimize
+from quotientnet.options import require_number
 
 __all__ = ["frechet_mean"]
 
@@ -42,6 +43,7 @@ def frechet_mean(
         quotient. Unique if the points lie in a small ball; otherwise a local minimum.
 
     Raises:
+        TypeError: ``manifold`` is none, points or weights no tensors, ``tolerance`` no number.
         ValueError: Points or weights of another shape, or points without a shortest geodesic.
 
     Note:
@@ -56,6 +58,7 @@ def frechet_mean(
         >>> [round(x, 10) for x in mean.point.tolist()]
         [0.7071067812, 0.7071067812]
     """
+    require_number(tolerance, "frechet_mean", "tolerance", strict=True)
     shares = _shares(manifold, points, weights)
 
     def half_spread(x: Tensor) -> Tensor:
@@ -95,10 +98,19 @@ def _shares(
         ValueError: Points or weights of another shape, or weights of no mean.
         NotOnManifoldError: A point is none.
     """
+    if not isinstance(manifold, geoopt.Manifold):
+        raise TypeError(
+            "frechet_mean: manifold must be a geoopt.Manifold, such as one of quotientnet, got "
+            f"{type(manifold).__name__}"
+        )
     for name, value in (("points", points), ("weights", weights)):
         if not isinstance(value, Tensor) and (name == "points" or value is not None):
             raise TypeError(
                 f"frechet_mean: {name} must be a torch.Tensor, got {type(value).__name__}"
+            )
+        if value is not None and (value.is_meta or value.layout != torch.strided):
+            raise ValueError(
+                f"frechet_mean: {name} must be an ordinary (dense) tensor with values"
             )
     if points.ndim != manifold.ndim + 1 or not len(points):
         raise ValueError(

@@ -94,7 +94,8 @@ def standardise(x: Tensor) -> AffinePreprocessing:
         x: The data, shape ``(samples, features)``.
 
     Raises:
-        ValueError: Another number of axes, or a feature that is constant.
+        TypeError: ``x`` is no tensor.
+        ValueError: Another dtype or number of axes, or a feature that is constant.
 
     Example:
         >>> import torch
@@ -121,7 +122,8 @@ def whiten(x: Tensor) -> AffinePreprocessing:
         x: The data, shape ``(samples, features)``, more samples than features.
 
     Raises:
-        ValueError: Another number of axes, or features that depend on each other linearly.
+        TypeError: ``x`` is no tensor.
+        ValueError: Another dtype or number of axes, or features that depend on each other linearly.
 
     Example:
         >>> import torch
@@ -144,6 +146,15 @@ def whiten(x: Tensor) -> AffinePreprocessing:
 
 
 def _require_samples(x: Tensor, caller: str) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{caller}: x must be a torch.Tensor, got {type(x).__name__}"
+        )
+    if x.dtype not in (torch.float32, torch.float64) or x.is_meta or x.is_sparse:
+        raise ValueError(
+            f"{caller}: x must be an ordinary tensor of float32 or float64, got {x.dtype} of "
+            f"layout {x.layout} on {x.device}"
+        )
     if x.ndim != 2 or not x.numel() or not torch.isfinite(x).all():
         raise ValueError(
             f"{caller}: x must be finite and of shape (samples, features), got shape "

@@ -98,6 +98,11 @@ def unit_scales(
         [0.1, 0.2, 30.0, 40.0, 50.0, 0.6, 70.0, 0.8]
     """
     group = as_group(group, "unit_scales")
+    if not isinstance(scales, Mapping):
+        raise TypeError(
+            "unit_scales: scales must be a dict of factors by a generator's name or number, got "
+            f"{type(scales).__name__}"
+        )
     numbers = {name: number for number, name in enumerate(group.names)}
     numbers |= {number: number for number in range(group.dimension)}
     t = group.identity()

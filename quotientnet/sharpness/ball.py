@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf
 
 import torch
 from torch import Tensor
 
 from quotientnet.losses import output_invariances
+from quotientnet.options import require_number
 from quotientnet.point import require_point
 from quotientnet.sharpness.arguments import (
     checked_loss,
@@ -115,8 +115,7 @@ def adaptive_sharpness(
     caller = "adaptive_sharpness"
     require_point(point, caller)
     rho = checked_radius(rho, caller, "rho")
-    if not 0 <= eta < inf:
-        raise ValueError(f"{caller}: eta must be finite and at least 0, got {eta}")
+    eta = require_number(eta, caller, "eta")
     ball = _Ball(caller, point, point.w.abs() + eta, rho, generator)
     found = ball.worst(layers, restarts=restarts, **options)
     ignored = output_invariances(point.objective.loss)

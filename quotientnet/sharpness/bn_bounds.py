@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf, log, sqrt
 
+from quotientnet.options import require_count, require_number
 from quotientnet.sharpness.arguments import checked_power, checked_radius
 
 __all__ = [
@@ -55,9 +56,15 @@ def ball_bound(
             :math:`\delta \|\phi(w)\|`, where :math:`\|\phi(w)\|^2 = 1 + \sum_i \|w_i\|^2`.
         p: At least 1.
         delta: ``δ``.
+
+    Raises:
+        TypeError: No number.
+        ValueError: One that is NaN, infinite or out of its range.
     """
     checked_power(p, "ball_bound")
     checked_radius(delta, "ball_bound", "delta")
+    require_number(bn_sharpness, "ball_bound", "bn_sharpness")
+    require_number(largest_change, "ball_bound", "largest_change")
     left = 2 ** (-1 / p) * delta * bn_sharpness
     return Inequality("yi2019 Theorem A.2", left, largest_change)
 
@@ -74,10 +81,15 @@ def power_bound(lower: float, upper: float, p: float, q: float) -> Inequality:
         upper: That of exponent ``q``, at the same ``δ``.
         p: At least 1.
         q: Above ``p``.
+
+    Raises:
+        TypeError: No number.
+        ValueError: One that is NaN, infinite or out of its range.
     """
     checked_power(p, "power_bound")
-    if not p < q < inf:
-        raise ValueError(f"power_bound: q must be above p={p} and finite, got {q}")
+    require_number(q, "power_bound", "q", least=p, strict=True)
+    require_number(lower, "power_bound", "lower")
+    require_number(upper, "power_bound", "upper")
     factor = 2 ** (1 / p - 1 / q)
     return Inequality("yi2019 Theorem A.3, corrected", lower, factor * upper)
 
@@ -98,9 +110,16 @@ def trace_bound(
         direction_norm: :math:`\|\phi(w)\|`, the length of every direction.
         p: At least 1.
         delta: ``δ``.
+
+    Raises:
+        TypeError: No number.
+        ValueError: One that is NaN, infinite or out of its range.
     """
     checked_power(p, "trace_bound")
     checked_radius(delta, "trace_bound", "delta")
+    require_number(bn_sharpness, "trace_bound", "bn_sharpness")
+    require_number(trace, "trace_bound", "trace", least=-inf)
+    require_number(direction_norm, "trace_bound", "direction_norm")
     right = delta / 2 * (2 / (2 * p + 1)) ** (1 / p) * direction_norm**2 * trace
     return Inequality("yi2019 Theorem B.2, corrected", bn_sharpness, right)
 
@@ -136,10 +155,10 @@ def generalisation_bound(
     """
     checked_power(p, "generalisation_bound")
     checked_radius(delta, "generalisation_bound", "delta")
-    if not (divergence >= 0 and samples >= 1 and 0 < confidence < 1):
-        raise ValueError(
-            "generalisation_bound: needs divergence of 0 or more, samples of 1 or more and "
-            f"confidence in (0, 1), got {divergence}, {samples} and {confidence}"
-        )
+    caller = "generalisation_bound"
+    require_number(bn_sharpness, caller, "bn_sharpness")
+    require_number(divergence, caller, "divergence")
+    require_count(samples, caller, "samples")
+    require_number(confidence, caller, "confidence", strict=True, below=1.0)
     spread = 4 * sqrt((divergence + log(2 * samples / confidence)) / samples)
     return 2 ** (-1 / p) * delta * bn_sharpness + spread

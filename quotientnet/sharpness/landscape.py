@@ -73,6 +73,7 @@ def layer_normalised_direction(
         True
     """
     _require_manifold(manifold, "layer_normalised_direction")
+    manifold.layout.check(w, "layer_normalised_direction")
     generator = generator or torch.Generator(w.device).manual_seed(0)
     frame, layout = manifold.frame(w), manifold.layout
     noise = torch.randn(w.shape, generator=generator, dtype=w.dtype, device=w.device)

@@ -7,6 +7,7 @@ from math import inf, log, sqrt
 
 from quotientnet.estimate import Estimate
 from quotientnet.losses import output_invariances
+from quotientnet.options import require_count, require_number
 from quotientnet.point import require_point
 from quotientnet.sharpness.curvatures import parameters_of, traces_of
 
@@ -150,10 +151,10 @@ def gaussian_divergence(
         >>> gaussian_divergence(8.0, 4, 1.0, 1.0)
         4.0
     """
-    if entries < 1 or not (posterior > 0 and prior > 0):
-        raise ValueError(
-            "gaussian_divergence: needs entries and positive variances, got "
-            f"{entries}, {posterior} and {prior}"
-        )
+    caller = "gaussian_divergence"
+    require_number(squares, caller, "squares")
+    require_count(entries, caller, "entries")
+    require_number(posterior, caller, "posterior", strict=True)
+    require_number(prior, caller, "prior", strict=True)
     weight = (squares + entries * posterior) / (2 * prior)
     return entries / 2 * log(prior / posterior) + weight - entries / 2

@@ -182,6 +182,8 @@ def balancing(
             "balancing: norm must be 2 or 'max', and runaways 'raise' or 'exclude', got "
             f"{norm!r} and {runaways!r}"
         )
+    if start is not None:
+        _require_start(start, group)
     w, c = w.detach(), _signs(group) if levels is None else levels_of(group, levels)
     t, found = _minimise(w, group, c, start)
     if not found.attained and levels is None:
@@ -224,7 +226,7 @@ def canonical(w: Tensor, group: ScalingGroup | Symmetry, **options) -> Tensor:
         accurate as the dtype.
 
     Raises:
-        ValueError: As :func:`~quotientnet.symmetry.balancing`.
+        ValueError, NotOnManifoldError, RuntimeError: As :func:`~quotientnet.symmetry.balancing`.
 
     Example:
         >>> import torch
@@ -277,9 +279,8 @@ def balance(
         The balanced model.
 
     Raises:
-        ValueError: As :func:`~quotientnet.symmetry.balancing` and
-            :func:`~quotientnet.transform`; the model is then as
-            it was.
+        ValueError, NotOnManifoldError, RuntimeError: As :func:`~quotientnet.symmetry.balancing` and
+            :func:`~quotientnet.transform`; the model is then as it was.
 
     Example:
         >>> import torch
@@ -372,6 +373,25 @@ def _half_squares(w: Tensor, entry) -> Tensor:
     """The terms ``½ w²`` of an entry in float64; running statistics have none."""
     square = w[entry.slice].to(torch.float64).square()
     return torch.zeros_like(square) if entry.passive else square.mul_(0.5)
+
+
+def _require_start(start: Tensor, group: ScalingGroup) -> None:
+    """Refuse what are no coordinates of one element.
+
+    Raises:
+        TypeError: It is no tensor.
+        ValueError: Another shape, or entries that are not finite.
+    """
+    if not isinstance(start, Tensor):
+        raise TypeError(
+            f"balancing: start must be a torch.Tensor, got {type(start).__name__}"
+        )
+    finite = not start.is_meta and bool(torch.isfinite(start).all())
+    if start.shape != (group.dimension,) or not finite:
+        raise ValueError(
+            f"balancing: start must be finite, of shape ({group.dimension},), got shape "
+            f"{tuple(start.shape)}; leave it out to start from 0"
+        )
 
 
 def _safe_start(w: Tensor, group: ScalingGroup, levels: Tensor) -> Tensor | None:

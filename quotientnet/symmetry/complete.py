@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from quotientnet.group import ScalingGroup, as_group
 from quotientnet.symmetry.candidates import candidate_scalings
+from quotientnet.options import require_count
 from quotientnet.symmetry.discover import call_arguments
 from quotientnet.symmetry.explanation import Symmetry
 from quotientnet.symmetry.replica import Replica
@@ -137,6 +138,9 @@ def verify_complete(
         3
     """
     group = as_group(group, "verify_complete")
+    require_count(seed, "verify_complete", "seed", least=0, most=2**64 - 1)
+    if max_rows is not None:
+        require_count(max_rows, "verify_complete", "max_rows")
     replica, layout = Replica(model, group.layout, "verify_complete"), group.layout
     candidates = candidate_scalings(replica.model, layout)
     inputs = call_arguments(example_inputs, "verify_complete")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from quotientnet.group import ScalingGroup, as_group
+from quotientnet.options import require_count, require_number, seeded
 from quotientnet.symmetry.discover import call_arguments
 from quotientnet.symmetry.exactly import Degenerate
 from quotientnet.symmetry.explanation import Symmetry
@@ -133,8 +134,8 @@ def verify_sound(
     """
     group = as_group(group, "verify_sound")
     require_trials("verify_sound", modes, samples, tolerance, decades)
+    generator = seeded(seed, "verify_sound")
     replica = Replica(model, group.layout, "verify_sound")
-    generator = torch.Generator().manual_seed(seed)
     own, elsewhere = replica.w, replica.random_point(generator)
     cases = list(
         several_inputs(example_inputs, second_inputs, generator, "verify_sound")
@@ -196,13 +197,10 @@ def require_trials(
         raise ValueError(
             f"{caller}: modes must be some of {_MODES}, in a list, got {modes!r}"
         )
-    reach = "" if decades is None else ", decades > 0"
-    if not (samples >= 1 and tolerance >= 0 and (decades is None or decades > 0)):
-        raise ValueError(
-            f"{caller}: needs samples >= 1{reach} and tolerance >= 0, to try anything; got "
-            f"samples {samples}, tolerance {tolerance}"
-            + ("" if decades is None else f", decades {decades}")
-        )
+    require_count(samples, caller, "samples")
+    require_number(tolerance, caller, "tolerance")
+    if decades is not None:
+        require_number(decades, caller, "decades", strict=True)
 
 
 def distinct_modes(model: nn.Module, modes: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from quotientnet.group import ScalingGroup, as_group
+from quotientnet.options import require_number
 from quotientnet.symmetry.discover import call_arguments
 from quotientnet.symmetry.explanation import Symmetry
 from quotientnet.symmetry.replica import (
@@ -104,6 +105,7 @@ def transform(
         20.086
     """
     group = as_group(group, "transform")
+    require_number(tolerance, "transform", "tolerance")
     require_layout(model, group.layout, "transform")
     model = unwrapped(model)
     scales, moved = _moved(model, group, t)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from quotientnet.layout import ParameterLayout
+from quotientnet.options import seeded
 from quotientnet.symmetry.complete import Completeness
 from quotientnet.symmetry.derivative import Differentiable
 from quotientnet.symmetry.discover import call_arguments
@@ -85,7 +86,7 @@ def verify_translations_complete(
             f"{caller}: symmetry must be what discover(model, inputs) returned, got "
             f"{type(symmetry).__name__}"
         )
-    layout, generator = symmetry.group.layout, torch.Generator().manual_seed(seed)
+    layout, generator = symmetry.group.layout, seeded(seed, "verify_translations_complete")
     replica = Replica(model, layout, caller)
     inputs = call_arguments(example_inputs, caller)
     candidates = _candidates(replica.model, layout, weights, generator)

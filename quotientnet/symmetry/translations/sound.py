@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from quotientnet.options import seeded
 from quotientnet.symmetry.explanation import Symmetry
 from quotientnet.symmetry.replica import Replica, relative_change, shapes_of
 from quotientnet.symmetry.sound import (
@@ -75,7 +76,7 @@ def verify_translations(
     translations, layout = translations_of(symmetry, caller)
     require_trials(caller, modes, samples, tolerance)
     replica = Replica(model, layout, caller)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed, caller)
     elsewhere = replica.random_point(generator)
     cases = list(several_inputs(example_inputs, second_inputs, generator, caller))
     if second_inputs is None and not accepts(replica, cases[-1][1]):

@@ -1,0 +1,59 @@
+"""What may stand in for an argument, by the kind of what should be there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf, nan
+
+import torch
+from torch import Tensor
+
+WRONG = {"None": None, "a word": "nonsense", "an object": object(), "a set": {1}}
+
+
+def malformed(value) -> Iterator[tuple[str, object]]:
+    """Labels and stand-ins."""
+    yield from ((label, other) for label, other in WRONG.items() if other is not value)
+    if isinstance(value, bool):
+        return
+    if isinstance(value, Tensor):
+        yield from _tensors(value)
+    elif isinstance(value, int):
+        yield from {"0": 0, "-1": -1, "1.5": 1.5, "nan": nan}.items()
+    elif isinstance(value, float):
+        numbers = (nan, inf, -inf, -1.0, 0.0, 1e308, 5e-324, 1j)
+        yield from ((str(number), number) for number in numbers)
+        yield "two numbers", torch.ones(2)
+    else:
+        yield from (("3", 3), ("a list", []), ("a tensor", torch.ones(2)))
+
+
+def _tensors(x: Tensor) -> Iterator[tuple[str, object]]:
+    yield "3", 3
+    yield "an array", x.numpy()
+    yield "one too many", torch.cat([x, x[:1]])
+    yield "empty", x[:0]
+    yield "a number", torch.ones((), dtype=x.dtype)
+    yield "rows of it", x.expand(1, 1, *x.shape)
+    yield "on meta", x.to("meta")
+    yield "complex", x.to(torch.complex128)
+    yield "sparse", x.to_sparse()
+    if x.is_floating_point():
+        yield "integers", x.long()
+        yield "half", x.half()
+        for number in (nan, inf):
+            other = x.clone()
+            other.view(-1)[-1] = number
+            yield f"with {number}", other
+        yield "zeros", torch.zeros_like(x)
+        yield "subnormal", 5e-324 * torch.ones_like(x)
+        yield "huge", 1e308 * torch.ones_like(x)
+    elif x.dtype == torch.bool:
+        yield "integers", x.long()
+        yield "floats", x.double()
+
+
+def same(x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The same numbers in another guise: no reason to refuse, and the same result."""
+    yield "strided", torch.stack([x, x], -1)[..., 0]
+    yield "requires grad", x.clone().requires_grad_()
