@@ -74,8 +74,8 @@ class Mutant:
 def mutants(path: str | Path) -> list[Mutant]:
     """All mutants of a file, in order, each once.
 
-    Annotations, docstrings, imports, ``__all__`` and the texts of errors are left alone. A change that does
-    not compile is none.
+    Annotations, docstrings, imports, ``__all__`` and the texts of errors are left alone. A change
+    that does not compile is none.
     """
     text = Path(path).read_text()
     lines = text.splitlines(keepends=True)

@@ -38,7 +38,8 @@ ROOMS = {
         (
             "tests/test_laws.py", "tests/test_log_polar.py", "tests/test_balanced.py",
             "tests/test_oblique.py", "tests/test_oblique_blocks.py",
-            "tests/test_without_translations.py", "tests/test_operators.py", "quotientnet/manifolds",
+            "tests/test_without_translations.py", "tests/test_operators.py",
+            "quotientnet/manifolds",
         ),
     ),
     "groups": Room(
