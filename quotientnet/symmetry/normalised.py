@@ -79,7 +79,7 @@ def _perhaps_uniform(group: ScalingGroup, parts) -> np.ndarray:
     found = []
     for terms in parts.values():
         rows = [
-            t.coefficient * group.classes[np.unique(t.index)].tocoo() for t in terms
+            (t.coefficient * group.classes[np.unique(t.index)]).tocoo() for t in terms
         ]
         touched = sum(
             (np.bincount(np.unique(r.col), minlength=group.dimension) for r in rows), 0
