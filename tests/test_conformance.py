@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 
 import geoopt
@@ -43,8 +44,14 @@ X = torch.randn(12, 3, generator=torch.Generator().manual_seed(1)).double()
 DATA = X, torch.arange(12) % 3
 
 
+@cache
+def symmetry():
+    return qn.discover(mlp(), X)
+
+
+@cache
 def node_wise():
-    return qn.NodeWiseQuotient(qn.discover(mlp(), X))
+    return qn.NodeWiseQuotient(symmetry())
 
 
 # -- verdicts ---
@@ -99,7 +106,7 @@ def test_a_law_on_an_order_keeps_the_slope():
 
 
 def test_profiles_cover_what_they_say():
-    manifold = qn.LayerScaleQuotient(qn.discover(mlp(), X))
+    manifold = qn.LayerScaleQuotient(symmetry())
     samples = PROFILES["ci"].samples(manifold)
     assert {s.dtype for s in samples} == {torch.float64, torch.float32}
     assert {s.batch for s in samples} == {(), (2,)}
@@ -131,7 +138,7 @@ def test_antipodal_samples_are_nearly_antipodal(kind, dtype, gap):
         "oblique": lambda: qn.ProductOblique(
             layout, torch.tensor([2.0, 0.5]), {"rows": [[0], [1]]}
         ),
-        "log-polar": lambda: qn.LayerScaleQuotient(qn.discover(mlp(), X)),
+        "log-polar": lambda: qn.LayerScaleQuotient(symmetry()),
     }[kind]()
     (options,) = regime_options(manifold, ("antipodal",), dtype)
     s = Sample(manifold, batch=(3,), dtype=dtype, **options)
@@ -143,11 +150,12 @@ def test_antipodal_samples_are_nearly_antipodal(kind, dtype, gap):
         assert (block[0] + block[1]).norm() < 2 * gap * block[0].norm()
 
 
-@given(pair=strategies.pairs(regime="coincident"))
-@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@given(pair=strategies.pairs(node_wise(), regime="coincident"))
+@settings(max_examples=5, deadline=None, derandomize=True, database=None)
 def test_coincident_pairs_are_near_on_the_quotient(pair):
     x, y = pair
-    assert x.shape == y.shape and torch.isfinite(y).all()
+    assert x.shape == y.shape and not torch.equal(x, y)
+    assert (node_wise().dist(x, y) < 2e-7).all()
 
 
 @given(x=strategies.points(node_wise()), dtype=strategies.dtypes())
@@ -247,7 +255,7 @@ def test_an_acos_distance_is_caught():
 
 
 def test_an_unaligned_transport_is_caught():
-    manifold = Unaligned(qn.discover(mlp(), X))
+    manifold = Unaligned(symmetry())
     found = {v.law for v in check_manifold(manifold) if not v.holds}
     assert "transport_is_equivariant" in found
     assert all(law.startswith(("transport", "batch")) for law in found)
@@ -262,6 +270,7 @@ def test_an_exponential_in_disguise_is_caught():
 # -- measures ---
 
 
+@cache
 def point():
     model = mlp()
     objective = qn.Objective(model, nn.CrossEntropyLoss(), DATA)
@@ -301,14 +310,14 @@ def size(point):
     ],
 )
 def test_claims_are_checked_both_ways(measure, invariant, law, holds):
-    group = qn.discover(mlp(), X)
+    group = symmetry()
     verdict = check_invariance(measure, point(), group, invariant=invariant)
     assert verdict.law == f"measure_{law}" and verdict.holds == holds, str(verdict)
     assert verdict.tried == 3 and "changes by" in str(verdict)
 
 
 def test_the_element_of_the_worst_change_replays_it():
-    here, group = point(), qn.discover(mlp(), X).group
+    here, group = point(), symmetry().group
     verdict = check_invariance(lambda p, g: size(p), here, group, points=5)
     there = float(group.act(here.w, verdict.sample).norm())
     change = abs(there - size(here)) / max(there, size(here))
@@ -316,7 +325,7 @@ def test_the_element_of_the_worst_change_replays_it():
 
 
 def test_standard_errors_are_allowed_for_and_failures_count():
-    here, group = point(), qn.discover(mlp(), X)
+    here, group = point(), symmetry()
 
     def noisy(p, g):
         return qn.Estimate(
@@ -338,7 +347,7 @@ def test_standard_errors_are_allowed_for_and_failures_count():
 
 
 def test_measures_that_cannot_be_checked_are_refused():
-    here, group = point(), qn.discover(mlp(), X).group
+    here, group = point(), symmetry().group
     with pytest.raises(ValueError, match="no generators: no measure could fail"):
         check_invariance(lambda p, g: 1.0, here, group.without([True] * 4))
     with pytest.raises(TypeError, match="returned str, it must return an"):
@@ -380,9 +389,11 @@ def test_a_model_conforms():
 
 def test_a_model_that_does_not_conform_says_where():
     model = mlp(activation=nn.GELU)
-    wrong = qn.discover(mlp(), X).group
+    wrong = symmetry().group
     manifold = Unaligned(wrong)
-    found = outcomes(conformance(model, X, symmetry=wrong, manifold=manifold))
+    cases = conformance(model, X, symmetry=wrong, manifold=manifold)
+    words = ("symmetry", "transport is equi")
+    found = outcomes([c for c in cases if any(word in str(c) for word in words)])
     bad = {name for name, holds in found.items() if not holds}
     assert {"symmetry is sound", "symmetry is complete"} <= bad
     assert "Unaligned: transport is equivariant" in bad
