@@ -70,8 +70,9 @@ def rule(*names: str) -> Callable[[Callable], Callable]:
 
     A rule is called as ``rule(call, *args, **kwargs)`` with the arguments of the operation.
     Tensors that depend on parameters or inputs are :class:`~quotientnet.symmetry.LogScale`,
-    constants are tensors, the rest is as it is. It imposes equations on ``call.equations`` and returns the log-scale of the
-    result. One rule serves all overloads of an operation and its in-place form.
+    constants are tensors, the rest is as it is. It imposes equations on ``call.equations`` and
+    returns the log-scale of the result. One rule serves all overloads of an operation and its
+    in-place form.
 
     Args:
         names: Names of operations, such as ``"aten::relu"`` or ``"mylib::gate"``.
