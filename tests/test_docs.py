@@ -108,7 +108,7 @@ PACKAGES = [quotientnet] + [
     if module.ispkg and module.name != "commands"  # of the command line
 ]
 DIRECTIVE = re.compile(
-    r"\.\. (currentmodule|automodule|autoclass|autofunction|autoexception|py:data):: (\S+)\n"
+    r"\.\. (currentmodule|automodule|autoclass|autofunction|autoexception|autodata|py:data):: (\S+)\n"
     r"((?:   :.*\n)*)"
 )
 
@@ -189,6 +189,7 @@ SETTINGS = {
     "report": {"1e-6", "1e-8", "2e-2"},  # thresholds
     "start": {"3.11"},  # Python
     "symmetry": {"0.001"},  # a threshold
+    "testing": {"1.7", "2.00", "1e-4", "1e-5", "1e-8", "1e-9"},  # the laws' windows and limits
     "training": {
         "0.01", "0.05", "0.1", "0.5", "0.9", "2 %", "1e-3", "1e-4",  # options of the methods
         "1.5 %", "15 %", "0.28 %", "1.3", "3.7",  # the paper's gain, targets, one image of 360
