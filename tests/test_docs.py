@@ -108,7 +108,7 @@ PACKAGES = [quotientnet] + [
     if module.ispkg and module.name != "commands"  # of the command line
 ]
 DIRECTIVE = re.compile(
-    r"\.\. (currentmodule|automodule|autoclass|autofunction|autoexception|autodata|py:data):: (\S+)\n"
+    r"\.\. (currentmodule|auto(?:module|class|function|exception|data)|py:data):: (\S+)\n"
     r"((?:   :.*\n)*)"
 )
 
