@@ -72,7 +72,7 @@ def _objective(model, data, loss, options, processes: Processes) -> Objective:
             model, loss, data, target_key=options.target_key,
             process_group="world" if processes.several else None,
         )  # fmt: skip
-        _example(objective, model)
+        processes.gather("the data", lambda: next(iter(objective.data), None) is None)
     except (ValueError, TypeError) as error:
         raise Refusal(f"--data {options.data}: {error}") from error
     _evaluate_once(objective, model, options)
@@ -134,7 +134,5 @@ def _example(objective: Objective, model):
         return tree_map_only(Tensor, lambda t: t.cpu(), kwargs or args)
 
     found = objective._processes.gather("the first batch", own_example)
-    example = next((each for each in found if each is not None), None)
-    if example is None:
-        raise ValueError("data has no batches")
+    example = next(each for each in found if each is not None)
     return tree_map_only(Tensor, lambda t: t.to(w.device), example)
