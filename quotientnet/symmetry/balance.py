@@ -278,7 +278,8 @@ def balance(
 
     Raises:
         ValueError: As :func:`~quotientnet.symmetry.balancing` and
-            :func:`~quotientnet.transform`; the model is then as it was.
+            :func:`~quotientnet.transform`; the model is then as
+            it was.
 
     Example:
         >>> import torch
