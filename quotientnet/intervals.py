@@ -100,9 +100,10 @@ def kendall_tau(
               {\sqrt{\sum |\operatorname{sign}(x_i - x_j)| \sum |\operatorname{sign}(y_i - y_j)|}}
 
     over all pairs of networks, or over pairs of the same level. For the interval networks are drawn
-    with replacement, as many of each level as there are. Networks of one cluster are not
-    independent, as those that grew from the same seed: then whole clusters are drawn. A network
-    that was drawn twice is tied with itself, which τ-b leaves out.
+    with replacement, as many of each level as there are; one that was drawn twice is tied with
+    itself, which τ-b leaves out. Networks of one cluster are not independent, as those that grew
+    from the same seed: then whole clusters are drawn, and pairs of the same cluster are not
+    compared.
 
     Args:
         x: One number a network, such as its sharpness; infinities are larger than all numbers.
@@ -136,14 +137,16 @@ def kendall_tau(
     levels = _labels(levels, len(x), "levels")
     confidence = _share(confidence, "kendall_tau")
     resamples = require_count(resamples, "kendall_tau", "resamples")
+    generator = np.random.default_rng(seed)
     compared = levels[:, None] == levels if within else np.ones((len(x), len(x)), bool)
-    terms, generator = _terms(x, y, compared), np.random.default_rng(seed)
     if clusters is None:
         counts = _drawn(levels, resamples, generator)
     else:
         own = _labels(clusters, len(x), "clusters")
+        compared &= own[:, None] != own
         every = np.zeros(own.max() + 1, int)
         counts = _drawn(every, resamples, generator)[:, own]
+    terms = _terms(x, y, compared)
     resampled = _tau(counts, terms)
     tau = float(_tau(np.ones((1, len(x))), terms)[0])
     pairs = int(np.triu(compared, 1).sum())

@@ -47,6 +47,16 @@ def test_within_levels_by_hand():
     assert kendall_tau(x, y, levels, within=True, resamples=5).tau == (3 - 1) / 4
 
 
+def test_pairs_of_a_cluster_are_not_compared_by_hand():
+    """Of six pairs two are of one cluster, and these alone are out of order."""
+    x, y, clusters = [1, 2, 3, 4], [2, 1, 4, 3], [5, 5, 7, 7]
+    found = kendall_tau(x, y, clusters=clusters, resamples=20)
+    assert found.tau == 1 and found.pairs == 4
+    assert set(found.resampled[~np.isnan(found.resampled)]) == {1.0}
+    assert np.isnan(found.resampled).any()  # one cluster, drawn twice
+    assert kendall_tau(x, y, resamples=1).tau == pytest.approx(2 / 6)
+
+
 def test_undefined_without_order():
     found = kendall_tau([1, 1, 1], [1, 2, 3], resamples=5)
     assert isnan(found.tau) and isnan(found.low) and isnan(found.high)

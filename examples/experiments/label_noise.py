@@ -34,8 +34,9 @@ MINIATURE = {"shares": [0.0, 0.3, 0.6, 0.9], "epochs": 100}
 RECIPE = {
     "images": 300, "width": 64, "hidden": 3, "batch_size": 100, "learning_rate": 5e-3, "spread": 2.0
 }  # fmt: skip
-RESAMPLES = 10_000
+RESAMPLES = 5_000
 REFERENCE = "trace of the Hessian"
+SHOWN = "normalised sharpness", "minimum sharpness", REFERENCE
 
 
 def settings_of(share: float, seed: int, epochs: int) -> dict:
@@ -125,8 +126,8 @@ def experiment(
 def correlations(values: dict, columns: dict) -> list[dict]:
     """Kendall's τ of every measure with the gap, over all networks and within a share.
 
-    Intervals are from whole seeds drawn with replacement: networks of one seed share their split
-    and their start.
+    Networks of one seed share their split, their start and their scales: only networks of different
+    seeds are compared, and intervals are from whole seeds drawn with replacement.
     """
     gaps, shares, seeds = columns["gap"], columns["share"], columns["seed"]
 

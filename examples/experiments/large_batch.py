@@ -16,7 +16,8 @@ sixty runs, about ten minutes on one core; without, six short ones, in seconds.
 
 from __future__ import annotations
 
-from math import exp, log
+from collections.abc import Sequence
+from math import exp, log, nan
 
 import torch
 from command import Experiment, run
@@ -123,7 +124,7 @@ def lines(at: Measured, settings: dict, straight: bool) -> list[float]:
 
 
 def experiment(
-    journal: Journal, seeds: int, networks: list[str], epochs: int, bound: float
+    journal: Journal, seeds: int, networks: Sequence[str], epochs: int, bound: float
 ) -> dict:
     """All runs, seed by seed, and the table."""
     cells = [(network, batches) for network in networks for batches in BATCHES]
@@ -163,7 +164,7 @@ def row(moment: str, network: str, batches: str, runs: dict) -> dict:
     found["test_accuracy_difference"] = student_interval(
         [own["test_accuracy"] - small["test_accuracy"] for own, small in pairs]
     )
-    found["measures"] = {
+    found["ratios"] = {
         name: _ratio([(o["measures"][name], s["measures"][name]) for o, s in pairs])
         for name in MEASURES
     }
@@ -178,13 +179,15 @@ def row(moment: str, network: str, batches: str, runs: dict) -> dict:
     return found
 
 
-def _ratio(pairs: list[tuple[float, float]]) -> dict:
-    """Geometric means of a measure and of its quotient, with the ends of its interval."""
+def _ratio(pairs: list[tuple[float, float]]) -> list[float]:
+    """The geometric mean of a measure's quotient and the ends of its interval.
+
+    NaN where the measure is not positive, as a trace with the connection can be away from minima.
+    """
+    if min(map(min, pairs)) <= 0:
+        return [nan] * 3
     centre, half = student_interval([log(own / small) for own, small in pairs])
-    return {
-        "value": exp(student_interval([log(own) for own, _ in pairs])[0]),
-        "ratio": [exp(centre), exp(centre - half), exp(centre + half)],
-    }
+    return [exp(centre), exp(centre - half), exp(centre + half)]
 
 
 SHOWN = {
@@ -220,7 +223,7 @@ def accuracy_text(r: dict) -> str:
 
 def ratio_text(r: dict, name: str) -> str:
     """The quotient of a measure and its interval."""
-    ratio, low, high = r["measures"][name]["ratio"]
+    ratio, low, high = r["ratios"][name]
     return f"{SHOWN[name]} × {ratio:.2g} [{low:.2g}, {high:.2g}]"
 
 

@@ -13,11 +13,9 @@ import quotientnet as qn
 from quotientnet import sharpness
 from quotientnet.losses import NormalisedCrossEntropy
 
-CURVATURE = "curvature, Euclidean"
-LAYERS = "curvature, invariant to layer scales"
-UNITS = "curvature, invariant to unit scales"
-NORM = "norm, not invariant"
-FUNCTION = "of the function alone"
+EUCLIDEAN = "not invariant"
+LAYERS = "invariant to layer scales"
+UNITS = "invariant to unit scales"
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,8 @@ def _loss(m: Measured) -> float:
 
 
 MEASURES: dict[str, tuple[str, Callable[[Measured], float]]] = {
-    "trace of the Hessian": (CURVATURE, _euclidean_trace),
-    "largest eigenvalue of the Hessian": (CURVATURE, _largest),
+    "trace of the Hessian": (EUCLIDEAN, _euclidean_trace),
+    "largest eigenvalue of the Hessian": (EUCLIDEAN, _largest),
     "layer-scale trace": (LAYERS, _trace_on(qn.LayerScaleQuotient)),
     "layer-scale spectral norm": (LAYERS, _norm_on(qn.LayerScaleQuotient)),
     "matrix-normalised sharpness": (
@@ -105,14 +103,14 @@ MEASURES: dict[str, tuple[str, Callable[[Measured], float]]] = {
     "balanced trace": (UNITS, _trace_on(qn.BalancedQuotient)),
     "balanced spectral norm": (UNITS, _norm_on(qn.BalancedQuotient)),
     "Fisher–Rao norm": (UNITS, lambda m: sharpness.fisher_rao_norm(m.point).value),
-    "squared norm of the weights": (NORM, lambda m: float(m.w.square().sum())),
+    "squared norm of the weights": (EUCLIDEAN, lambda m: float(m.w.square().sum())),
     "squared norm, balanced": (
         UNITS,
         lambda m: float(qn.canonical(m.w, m.symmetry).square().sum()),
     ),
-    "training loss": (FUNCTION, _loss),
+    "training loss": (UNITS, _loss),
 }
-"""What a measure is and is invariant to, and the measure. Paper by paper: the trace (5), matrix-
+"""What a measure is invariant to, and the measure. Paper by paper: the trace (5), matrix-
 normalised (13) and normalised sharpness (17) of tsuzuku2019, the last with the loss (20) that the
 paper takes and with the cross-entropy; minimum sharpness of ibayashi2021 for the layer scales of
 the paper and for the scales of units; rangamani2019's quotients by layers and by nodes."""
