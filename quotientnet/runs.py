@@ -21,10 +21,9 @@ from quotientnet.version import __version__
 
 try:
     import fcntl
-except (
-    ImportError
-):  # not on this system: nothing sees to it that a journal is open only once
+except ImportError:
     fcntl = None
+"""None where the system has no ``flock``: nothing sees to it that a journal is open only once."""
 
 __all__ = ["Journal"]
 
