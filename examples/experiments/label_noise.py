@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, nan
 
 import torch
 from command import Experiment, run
@@ -159,8 +159,10 @@ def ends(tau: RankCorrelation) -> tuple[float, float, float]:
 
 
 def _of_share(share: float, values: list[float], columns: dict) -> float:
-    """τ over the networks of one share."""
+    """τ over the networks of one share; NaN for a single one."""
     chosen = [i for i, each in enumerate(columns["share"]) if each == share]
+    if len(chosen) < 2:
+        return nan
     gaps = [columns["gap"][i] for i in chosen]
     return float(kendalltau([values[i] for i in chosen], gaps).statistic)
 

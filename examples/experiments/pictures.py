@@ -125,8 +125,14 @@ def large_batch(facts: dict):
             _lines(axis, rows, facts)
             axis.set_title(f"{network}, {moment.replace('_', ' ')}", fontsize="medium")
         _quotients(ratios, facts, network)
-    axes[0, 0].legend(fontsize="small", title="batch; full: straight, dashed: geodesic")
-    axes[0, 2].legend(fontsize="small", loc="lower left", bbox_to_anchor=(-0.6, 1))
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside upper left", fontsize="small",
+        title="batches; full line: straight, dashed: geodesic", ncols=3,
+    )  # fmt: skip
+    figure.legend(
+        *axes[0, 2].get_legend_handles_labels(), loc="outside upper right", fontsize="small",
+        ncols=2,
+    )  # fmt: skip
     return figure
 
 
@@ -172,7 +178,7 @@ def _quotients(axis, facts: dict, network: str) -> None:
             centre, heights, xerr=ends, fmt=MARKERS[number], markersize=4, linewidth=1.2,
             color=COLOURS[list(BATCHES).index(batches)],
             fillstyle="full" if moment == MOMENTS[0] else "none",
-            label=f"{batches} batch, {moment.replace('_', ' ')}",
+            label=f"{batches}, {moment.replace('_', ' ')}",
         )  # fmt: skip
     axis.set_xscale("log")
     axis.axvline(1, color="0.5", linewidth=0.8)
