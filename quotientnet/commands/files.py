@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from quotientnet.commands.refusal import Refusal
+from quotientnet.files import write_text
 
-__all__ = ["require_folder", "write_text", "write_figure", "can_draw"]
+__all__ = ["require_folder", "write_figure", "can_draw"]
 
 
 def require_folder(folder: Path) -> None:
@@ -23,13 +24,6 @@ def require_folder(folder: Path) -> None:
         (folder / ".probe").unlink()
     except OSError as error:
         raise Refusal(f"--output {folder}: {error.strerror}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace the file as a whole, so that an interrupted run leaves the previous one."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def can_draw() -> bool:

@@ -11,15 +11,11 @@ from time import perf_counter
 import torch
 
 from quotientnet.commands.embedded import embedded
-from quotientnet.commands.files import (
-    can_draw,
-    require_folder,
-    write_figure,
-    write_text,
-)
+from quotientnet.commands.files import can_draw, require_folder, write_figure
 from quotientnet.commands.own import own
 from quotientnet.commands.refusal import Refusal
 from quotientnet.commands.subject import Subject
+from quotientnet.files import write_text
 from quotientnet.processes import Processes
 from quotientnet.sharpness import Report, report
 from quotientnet.version import __version__

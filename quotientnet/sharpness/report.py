@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from math import inf, isfinite
+from math import inf
 from statistics import median
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
+from quotientnet.files import plain
 from quotientnet.group import ScalingGroup, as_group
 from quotientnet.orbit import require_invariant
 from quotientnet.point import Point
@@ -87,7 +88,7 @@ class Report:
 
     def to_json(self) -> str:
         """Everything as JSON; numbers that are not finite are null."""
-        return json.dumps(_plain(asdict(self)), ensure_ascii=False, allow_nan=False)
+        return json.dumps(plain(asdict(self)), ensure_ascii=False, allow_nan=False)
 
     def to_frame(self):
         """A pandas data frame, one row a measure and point.
@@ -248,12 +249,3 @@ def gradient_seconds(point: Point, repetitions: int = 5) -> float:
         point.objective.value_and_gradient(point.w)
         times.append(perf_counter() - started)
     return median(times[1:])
-
-
-def _plain(value):
-    """Mappings, lists and numbers for JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not isfinite(value) else value

@@ -15,21 +15,21 @@ all are there. About half an hour on one core.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict, dataclass
 from itertools import product
-from math import ceil, sqrt
+from math import ceil
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from time import process_time
 
 import torch
-from scipy.stats import t as student
 from torch import nn
 
 import quotientnet as qn
 from quotientnet.digits import Digits, load_digits, make_normalised_network
+from quotientnet.intervals import student_interval
 from quotientnet.progress import progress
+from quotientnet.runs import Journal
 from quotientnet.training import ASAM, SAM, SGDS, EntropySGD, NotFiniteError, train
 
 EPOCHS = {32: 8, 512: 32}
@@ -147,27 +147,10 @@ def flatness(network: nn.Module, digits: Digits) -> dict:
     }  # fmt: skip
 
 
-class Journal:
-    """Runs that were made, one a line of a file; the others are made when they are asked for."""
-
-    def __init__(self, path: Path):
-        self.path, self.known = path, {}
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                found = json.loads(line)
-            except json.JSONDecodeError:  # cut short by an interrupt
-                continue
-            self.known[Run(**{name: found[name] for name in Run.__annotations__})] = (
-                found
-            )
-
-    def run(self, run: Run, measure: bool = True) -> dict:
-        """What a run gave, by carrying it out unless it is known."""
-        if run not in self.known:
-            self.known[run] = carried_out(run, measure)
-            with self.path.open("a") as file:
-                file.write(json.dumps(self.known[run]) + "\n")
-        return self.known[run]
+def run(journal: Journal, told: Run, measure: bool = True) -> dict:
+    """What a run gave, by carrying it out unless it is known."""
+    settings = asdict(told) | {"measured": measure}
+    return journal.run(settings, lambda: carried_out(told, measure))
 
 
 def tuned(journal: Journal) -> list[dict]:
@@ -177,7 +160,7 @@ def tuned(journal: Journal) -> list[dict]:
         grid = []
         for rate in RATES[batch]:
             told = [Run(algorithm, batch, 0.0, rate, seed) for seed in TUNING]
-            runs = [journal.run(run, measure=False) for run in told]
+            runs = [run(journal, each, measure=False) for each in told]
             if not any("stopped" in run for run in runs):
                 keys = "test_accuracy", "test_loss"
                 means = {key: mean(run[key] for run in runs) for key in keys}
@@ -189,14 +172,6 @@ def tuned(journal: Journal) -> list[dict]:
     return found
 
 
-def interval(values: list[float]) -> list[float]:
-    """Mean and half width of its 95 % interval after Student."""
-    if len(values) < 2:
-        return [mean(values), float("nan")]
-    width = student.ppf(0.975, len(values) - 1) * stdev(values) / sqrt(len(values))
-    return [mean(values), float(width)]
-
-
 def row(runs: list[dict], references: list[dict], rate: float) -> dict:
     """A line of the tables: intervals of each measure, and of its difference to SGD's, paired."""
     pairs = zip(runs, references)
@@ -206,8 +181,10 @@ def row(runs: list[dict], references: list[dict], rate: float) -> dict:
     found["gradients"] = GRADIENTS[name["algorithm"]]
     found["seconds"] = mean(a["training_seconds"] for a, _ in whole)
     for key in MEASURES:
-        found[key] = interval([a[key] for a, _ in whole])
-        found[f"{key}_difference"] = interval([a[key] - b[key] for a, b in whole])
+        found[key] = student_interval([a[key] for a, _ in whole])
+        found[f"{key}_difference"] = student_interval(
+            [a[key] - b[key] for a, b in whole]
+        )
     return found | {"values": {key: [a[key] for a, _ in whole] for key in MEASURES}}
 
 
@@ -220,13 +197,13 @@ def tables(journal: Journal, seeds: int) -> dict:
     for seed in progress(seeds, "seeds"):
         for batch, decay, algorithm in cells:
             told = Run(algorithm, batch, decay, chosen[algorithm, batch], seed)
-            runs[batch, decay, algorithm].append(journal.run(told))
+            runs[batch, decay, algorithm].append(run(journal, told))
     rows = [
         row(runs[cell], runs[*cell[:2], "SGD"], chosen[cell[2], cell[0]])
         for cell in cells
     ]
     return {
-        "torch": torch.__version__, "threads": torch.get_num_threads(), "seeds": seeds,
+        "threads": torch.get_num_threads(), "seeds": seeds,
         "epochs": EPOCHS, "momentum": MOMENTUM, "images": IMAGES, "rates": RATES,
         "tuning_seeds": TUNING, "tuning": rates, "rows": rows,
     }  # fmt: skip
@@ -249,11 +226,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--output", type=Path, default=Path("benchmark-results"))
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    facts = tables(Journal(options.output / "sgds_runs.jsonl"), options.seeds)
+    with Journal(options.output / "sgds_runs.jsonl") as journal:
+        facts = tables(journal, options.seeds)
+        path = options.output / "sgds_tables.json"
+        journal.write_results(path, facts)
     show(facts)
-    path = options.output / "sgds_tables.json"
-    path.write_text(json.dumps(facts, indent=1) + "\n")
     print(f"wrote {path}")
 
 
