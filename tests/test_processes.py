@@ -133,7 +133,7 @@ def test_the_manuals_script_runs(monkeypatch, capsys):
         ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"), "0 1 localhost 0".split()
     ):
         monkeypatch.setenv(name, value)
-    text = Path(__file__, "../../docs/processes.rst").resolve().read_text()
+    text = Path(__file__, "../../docs/howto/processes.rst").resolve().read_text()
     script = text.split(".. code-block:: python\n\n", 1)[1].split("\n.. code-block", 1)[
         0
     ]
