@@ -195,6 +195,7 @@ SETTINGS = {
     "start": {"3.11"},  # Python
     "symmetry": {"0.001"},  # a threshold
     "testing": {"1.7", "2.00", "1e-4", "1e-5", "1e-8", "1e-9"},  # the laws' windows and limits
+    "howto/processes": {"1e-10"},  # a tolerance
     "training": {
         "0.01", "0.05", "0.1", "0.5", "0.9", "2 %", "1e-3", "1e-4",  # options of the methods
         "1.5 %", "15 %", "0.28 %", "1.3", "3.7",  # the paper's gain, targets, one image of 360
