@@ -92,8 +92,9 @@ assert trace["all_equivalent"][2] < trace["all_as_trained"][1]
 # As these networks were trained, by Adam from torch's initialisation, their scales are much alike,
 # and normalised sharpness is not seen to rank them better than the trace of the Hessian.
 # Minimum sharpness ranks them worse, where [Ibayashi2021]_ finds both invariant measures on a
-# level. Its loss is the cross-entropy; with that, normalised sharpness loses some of its τ, too. The norm
-# of the balanced network, which is no curvature, does about as well as normalised sharpness.
+# level. Its loss is the cross-entropy; with that, normalised sharpness loses some of its τ, too.
+# The norm of the balanced network, which is no curvature, does about as well as normalised
+# sharpness.
 
 NAMES = (
     "normalised sharpness", "normalised sharpness, cross-entropy", "minimum sharpness",
@@ -107,7 +108,8 @@ assert rows["minimum sharpness"]["above_trace"][2] < 0
 
 # %%
 # The share of random labels decides the gap, and most of τ is that the share decides sharpness,
-# too. Among networks with the same share, which differ by split and start, these intervals leave out 0:
+# too. Among networks with the same share, which differ by split and start, these intervals leave
+# out 0:
 
 seen = [name for name, row in rows.items() if row["within_as_trained"][1] > 0]
 print(", ".join(seen) or "none", f"(of {len(rows)} measures)")
