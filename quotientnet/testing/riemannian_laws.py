@@ -37,13 +37,23 @@ def supports(manifold, methods) -> bool:
     """
     parts = getattr(manifold, "parts", (type(manifold),))
     if "out" in methods:
-        return all("out" in inspect.signature(part.proju).parameters for part in parts)
+        return all(_takes_out(part, "proju") for part in parts)
     return all(
         getattr(part, name, None)
         not in (None, getattr(geoopt.Manifold, name, None), _LEFT_OPEN.get(name))
         for name in methods
         for part in parts
     )
+
+
+def _takes_out(written: type, name: str) -> bool:
+    """Whether a method writes to ``out``; one with ``**options`` does what the next class does."""
+    for cls in written.__mro__:
+        if name in vars(cls):
+            found = inspect.signature(vars(cls)[name]).parameters
+            if all(p.kind is not p.VAR_KEYWORD for p in found.values()):
+                return "out" in found
+    return False
 
 
 # -- metric, gradient, projection ---
@@ -279,7 +289,7 @@ def out_is_the_result(s):
     x, u, v = (t.reshape(-1, n)[0] for t in (s.x, s.tangent(4), s.vector(5)))
     total = 0.0
     for name, vector in {"proju": v, "egrad2rgrad": v, "retr": u, "expmap": u}.items():
-        if "out" not in inspect.signature(getattr(m, name)).parameters:
+        if not _takes_out(type(m), name):
             continue
         out = torch.full_like(x, torch.nan)
         found, expected = getattr(m, name)(x, vector, out=out), getattr(m, name)(
