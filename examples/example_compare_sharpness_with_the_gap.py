@@ -76,8 +76,8 @@ plt.show()
 # %%
 # What reproduces
 # ---------------
-# *Invariant measures see random labels, and Euclidean ones only by grace of the training.* At
-# random equivalent points τ of the invariant ones is the same, that of the others far below.
+# Invariant measures see random labels, and Euclidean ones only by grace of the training. At random
+# equivalent points τ of the invariant ones is the same, that of the others far below.
 
 rows = {row["measure"]: row for row in facts["correlations"]}
 for row in label_noise.invariant(facts):
@@ -89,12 +89,11 @@ assert trace["all_equivalent"][2] < trace["all_as_trained"][1]
 # %%
 # What does not
 # -------------
-# As these networks were trained, by Adam from torch's initialisation, their scales are much alike,
-# and normalised sharpness is not seen to rank them better than the trace of the Hessian.
-# Minimum sharpness ranks them worse, where [Ibayashi2021]_ finds both invariant measures on a
-# level. Its loss is the cross-entropy; with that, normalised sharpness loses some of its τ, too.
-# The norm of the balanced network, which is no curvature, does about as well as normalised
-# sharpness.
+# As these networks were trained, by Adam from torch's initialisation, their scales are much
+# alike, and normalised sharpness is not seen to rank them better than the trace of the Hessian.
+# Minimum sharpness ranks them worse, where [Ibayashi2021]_ finds both measures on a level. Its
+# loss is the cross-entropy; with that, normalised sharpness loses some of its τ, too. The norm of
+# the balanced network, which is no curvature, does about as well as normalised sharpness.
 
 NAMES = (
     "normalised sharpness", "normalised sharpness, cross-entropy", "minimum sharpness",
@@ -107,9 +106,9 @@ assert rows["normalised sharpness"]["above_trace"][1] < 0.05
 assert rows["minimum sharpness"]["above_trace"][2] < 0
 
 # %%
-# The share of random labels decides the gap, and most of τ is that the share decides sharpness,
-# too. Among networks with the same share, which differ by split and start, these intervals leave
-# out 0:
+# The share of random labels decides the gap, and most of τ is that it decides sharpness, too.
+# Among networks with the same share, which differ by split and start, these intervals leave out
+# 0:
 
 seen = [name for name, row in rows.items() if row["within_as_trained"][1] > 0]
 print(", ".join(seen) or "none", f"(of {len(rows)} measures)")
