@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from mutation.mutants import mutants
 
 FOLDER = Path(__file__).parent / "mutation"
@@ -63,6 +64,7 @@ for mutant in [None, *mutants("module.py")]:
 """
 
 
+@pytest.mark.slow
 def test_verdicts_on_a_small_module(tmp_path):
     """A boundary that no test looks at survives; an endless loop is a mutant that is noticed."""
     (tmp_path / "module.py").write_text(

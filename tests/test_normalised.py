@@ -58,6 +58,7 @@ def banded(rows, width, seed):
     return [draw(rows, rows, seed=seed + i) * band for i in range(2)]
 
 
+@pytest.mark.slow  # with SciPy 1.12, whose trust region does not end on singular Hessians
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (6, 4), (30, 20)])
 def test_dense_matrices_against_scipy(shape):
     h, v = draw(*shape), draw(*shape, seed=1)
@@ -68,6 +69,7 @@ def test_dense_matrices_against_scipy(shape):
     assert float((h * s + v / s).sum()) == pytest.approx(found.value, rel=1e-13)
 
 
+@pytest.mark.slow  # as above
 @pytest.mark.parametrize("rows, width", [(20, 1), (60, 1), (60, 2)])
 def test_banded_matrices_against_scipy(rows, width):
     h, v = banded(rows, width, seed=3)
@@ -76,6 +78,7 @@ def test_banded_matrices_against_scipy(rows, width):
     assert found.value == pytest.approx(reference(h, v), rel=1e-10)
 
 
+@pytest.mark.slow  # as above
 @pytest.mark.parametrize("seed", range(4))
 def test_sparse_matrices_with_rows_of_zeros(seed):
     generator = torch.Generator().manual_seed(seed)

@@ -15,6 +15,8 @@ from torch import nn
 import quotientnet as qn
 from quotientnet.__main__ import main
 
+pytestmark = pytest.mark.slow  # they start processes
+
 FAILURES = {
     "NaN in a batch": ("ValueError", "loss is nan at this point on the batches of rank 1"),
     "label of no class": ("ValueError", "rank 1 of 2, at a value: Objective: 1 targets are no"),

@@ -314,6 +314,7 @@ def matrix():
     return invariance_matrix(kept, elements=1)
 
 
+@pytest.mark.slow
 def test_every_claim_agrees_with_the_computed_matrix(matrix):
     """A measure says that it is invariant only where the run shows it."""
     wrong = [
@@ -327,11 +328,13 @@ def test_every_claim_agrees_with_the_computed_matrix(matrix):
     assert claimed >= 15
 
 
+@pytest.mark.slow
 def test_every_cross_is_a_demonstrated_change(matrix):
     changes = [c.change for row in matrix.cells for c in row if c.invariant is False]
     assert len(changes) >= 30 and min(changes) > 1e-5
 
 
+@pytest.mark.slow
 def test_the_matrix_knows_exact_moves_from_approximate_ones(matrix):
     for name, drift in zip(matrix.trials, matrix.drifts):
         if "eps = 1e-05" in name:
