@@ -79,7 +79,7 @@ plt.show()
 # ---------------
 # Invariant measures see random labels, and Euclidean ones only by grace of the training. At random
 # equivalent points τ of the invariant ones is the same, that of the others far below. A little is
-# left of it, as random factors on traces that differ by orders of magnitude leave some of the order.
+# left of it: random factors on traces that differ by orders of magnitude keep some of the order.
 
 rows = {row["measure"]: row for row in facts["correlations"]}
 for row in label_noise.invariant(facts):
