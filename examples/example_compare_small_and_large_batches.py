@@ -12,11 +12,11 @@ this example reads.
 """
 
 import sys
-from pathlib import Path
 
+import experiments
 import matplotlib.pyplot as plt
 
-sys.path.insert(0, str(Path(__file__).parent / "experiments"))
+sys.path.extend(experiments.__path__)  # the folder beside this file
 import large_batch  # noqa: E402
 import pictures  # noqa: E402
 
@@ -62,27 +62,37 @@ figure = pictures.large_batch(facts)
 plt.show()
 
 # %%
-# What reproduces
-# ---------------
-# The paper's spectral norms with large batches are larger by a factor of 16 to a million. Here no
-# interval of a spectral norm's quotient reaches a hundred at the same loss, on either quotient,
-# with ten times the learning rate or with the same one. After the same number of epochs large
-# batches with the same rate are less accurate, but they have been trained less, and their loss is
-# higher: that alone makes the curvature of the cross-entropy larger. These are the differences of
-# accuracy and quotients of spectral norms whose intervals leave out 0 and 1:
+# What does not reproduce
+# -----------------------
+# The paper's spectral norms are larger with large batches by factors from 16 to above 700,000, and
+# test accuracies are lower by half a point to seven points. Here, with ten times the learning rate
+# as in the paper, no interval of an accuracy's difference or of a spectral norm's quotient shows
+# large batches to be worse, at either moment.
 
 NORMS = "layer-scale spectral norm", "node-wise spectral norm"
 for row in facts["table"]:
-    if row["batches"] == large_batch.SMALL:
-        continue
-    where = f"{row['network']}, {row['batches']}, {row['moment'].replace('_', ' ')}"
-    change, half = row["test_accuracy_difference"]
-    if abs(change) > half:
-        print(f"{where}: accuracy {100 * change:+.1f} ± {100 * half:.1f} points")
-    for name in NORMS:
-        ratio, low, high = row["ratios"][name]
-        if low > 1 or high < 1:
-            print(f"{where}: {name} × {ratio:.2f} [{low:.2f}, {high:.2f}]")
-        assert row["moment"] == "equal_epochs" or high < 100
-    if row["moment"] == "equal_loss":
-        assert max(row["values"]["train_loss"]) <= facts["recipe"]["bound"]
+    if row["batches"] == "large":
+        change, half = row["test_accuracy_difference"]
+        assert change + half > 0
+        assert all(row["ratios"][name][1] < 1 for name in NORMS)
+
+# %%
+# What does
+# ---------
+# Large batches with the rate of the small ones take fewer steps that are no longer. After the same
+# number of epochs they have been trained less, are less accurate, and have a loss so much higher
+# that this alone may make them sharper. At the same loss they are still sharper, also on the
+# quotients, and their lines are above the others as in Figure 2 of the paper; but no less accurate.
+
+for row in facts["table"]:
+    if row["batches"] == "large, same rate":
+        where = f"{row['network']}, {row['moment'].replace('_', ' ')}"
+        change, half = (100 * each for each in row["test_accuracy_difference"])
+        print(f"{where}: accuracy {change:+.1f} ± {half:.1f} points")
+        for name in NORMS:
+            ratio, low, high = row["ratios"][name]
+            print(f"    {name} × {ratio:.2f} [{low:.2f}, {high:.2f}]")
+            assert 1 < low < high < 16
+        if row["moment"] == "equal_loss":
+            assert max(row["values"]["train_loss"]) <= facts["recipe"]["bound"]
+            assert abs(change) < half
