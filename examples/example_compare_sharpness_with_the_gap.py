@@ -16,16 +16,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-import experiments
 import matplotlib.pyplot as plt
 
-sys.path.extend(experiments.__path__)  # the folder beside this file
+sys.path += [str(Path(place) / "experiments") for place in sys.path]  # beside this file
 import label_noise  # noqa: E402
 import pictures  # noqa: E402
 
 from quotientnet.runs import Journal  # noqa: E402
 
-SEEDS = 1
+SEED = 0
 SHARES = [0.0, 0.4, 0.8]
 
 # %%
@@ -35,7 +34,7 @@ SHARES = [0.0, 0.4, 0.8]
 # measured as it was trained, and at an equivalent point where each unit has another scale.
 
 with Journal(Path(tempfile.mkdtemp()) / "runs.jsonl") as journal:
-    live = label_noise.experiment(journal, seeds=SEEDS, shares=SHARES, epochs=80)
+    live = label_noise.experiment(journal, seeds=[SEED], shares=SHARES, epochs=80)
 
 for number, share in enumerate(SHARES):
     values = {name: live["measures"][name] for name in label_noise.SHOWN}

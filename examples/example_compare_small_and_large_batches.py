@@ -12,11 +12,11 @@ this example reads.
 """
 
 import sys
+from pathlib import Path
 
-import experiments
 import matplotlib.pyplot as plt
 
-sys.path.extend(experiments.__path__)  # the folder beside this file
+sys.path += [str(Path(place) / "experiments") for place in sys.path]  # beside this file
 import large_batch  # noqa: E402
 import pictures  # noqa: E402
 

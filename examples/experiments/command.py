@@ -53,7 +53,7 @@ def run(experiment: Experiment) -> None:
     seeds = options.seeds or experiment.seeds[not options.full]
     path = options.output / f"{name}.json"
     with Journal(path.with_suffix(".jsonl")) as journal:
-        facts = experiment.make(journal, seeds=seeds, **size)
+        facts = experiment.make(journal, seeds=range(seeds), **size)
         journal.write_results(path, facts)
     experiment.show(facts)
     print(f"wrote {path}")

@@ -95,10 +95,10 @@ def learn(network: nn.Module, digits: Digits, settings: dict) -> None:
 
 
 def experiment(
-    journal: Journal, seeds: int, shares: Sequence[float], epochs: int
+    journal: Journal, seeds: Sequence[int], shares: Sequence[float], epochs: int
 ) -> dict:
     """All networks, seed by seed, and what the ranks of measures and gaps say."""
-    every = [(seed, share) for seed in range(seeds) for share in shares]
+    every = [(seed, share) for seed in seeds for share in shares]
     rows = []
     for seed, share in progress(every, "networks"):
         settings = settings_of(share, seed, epochs)
@@ -117,7 +117,7 @@ def experiment(
         for name in MEASURES
     }
     return {
-        "recipe": RECIPE | {"epochs": epochs}, "shares": list(shares), "seeds": seeds,
+        "recipe": RECIPE | {"epochs": epochs}, "shares": list(shares), "seeds": len(seeds),
         "resamples": RESAMPLES, "correlations": correlations(values, columns),
         "networks": columns, "measures": values,
     }  # fmt: skip

@@ -124,12 +124,16 @@ def lines(at: Measured, settings: dict, straight: bool) -> list[float]:
 
 
 def experiment(
-    journal: Journal, seeds: int, networks: Sequence[str], epochs: int, bound: float
+    journal: Journal,
+    seeds: Sequence[int],
+    networks: Sequence[str],
+    epochs: int,
+    bound: float,
 ) -> dict:
     """All runs, seed by seed, and the table."""
     cells = [(network, batches) for network in networks for batches in BATCHES]
     runs = {cell: [] for cell in cells}
-    every = [(seed, cell) for seed in range(seeds) for cell in cells]
+    every = [(seed, cell) for seed in seeds for cell in cells]
     for seed, cell in progress(every, "runs"):
         settings = settings_of(*cell, seed, epochs, bound)
         runs[cell].append(journal.run(settings, lambda: carried_out(settings)))
@@ -140,7 +144,7 @@ def experiment(
     ]
     return {
         "recipe": RECIPE | {"epochs": epochs, "bound": bound, "rates": RATES, "batches": BATCHES},
-        "seeds": seeds, "table": table,
+        "seeds": len(seeds), "table": table,
     }  # fmt: skip
 
 
