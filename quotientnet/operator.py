@@ -207,8 +207,9 @@ def require_vectors(operator: Operator, value: Tensor, caller: str, name: str) -
         )
     own = (operator.dtype, operator.device, torch.strided)
     if (value.dtype, value.device, value.layout) != own:
+        kind = "" if value.layout == torch.strided else f" of layout {value.layout}"
         raise ValueError(
-            f"{caller}: {name} is {value.dtype} on {value.device}, {value.layout}; the operator is "
+            f"{caller}: {name} is {value.dtype} on {value.device}{kind}, the operator is "
             f"{operator.dtype} on {operator.device}; use a dense tensor and .to(...)"
         )
     if not torch.isfinite(value).all():

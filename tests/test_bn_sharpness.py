@@ -273,7 +273,7 @@ def test_bad_input_is_refused():
             bn_sharpness(point, symmetry, 2.0, delta)
     with pytest.raises(ValueError, match="nodes must be at least 1"):
         bn_sharpness(point, symmetry, nodes=0)
-    with pytest.raises(ValueError, match="q must be above p"):
+    with pytest.raises(ValueError, match="q must be above 2 and finite"):
         power_bound(1.0, 1.0, 2.0, 2.0)
 
 

@@ -157,7 +157,7 @@ def test_a_step_for_each_tensor():
 def test_finite_differences_refuse():
     point = at(NETWORKS["mlp"].build(), nn.CrossEntropyLoss(), NETWORKS["mlp"].data())
     with pytest.raises(
-        ValueError, match="at least 2 samples and a positive relative_step"
+        ValueError, match="samples must be an integer of at least 2, got 1"
     ):
         finite_difference_diagonal(point, samples=1)
 

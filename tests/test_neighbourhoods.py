@@ -307,7 +307,7 @@ def test_other_bad_input_is_refused():
         riemannian_sharpness(point, qn.BalancedQuotient(symmetry), 0.1)
     with pytest.raises(ValueError, match="subspace must have"):
         box_sharpness(point, 0.1, torch.ones(3, 2))
-    with pytest.raises(ValueError, match="eta must be finite and at least 0"):
+    with pytest.raises(ValueError, match="eta must be at least 0 and finite"):
         adaptive_sharpness(point, 0.1, -1.0)
     low = qn.Objective(objective.model, lambda out, y: out.mean() - 50, objective.data)
     with pytest.raises(ValueError, match="divided by 1 . f"):

@@ -65,7 +65,7 @@ def test_the_bound_over_orbits_and_bad_input():
         pac_bayes_terms(point, samples=0)
     with pytest.raises(ValueError, match="lambda_ must be positive"):
         pac_bayes_terms(point, samples=10, lambda_=-1.0)
-    with pytest.raises(ValueError, match="positive variances"):
+    with pytest.raises(ValueError, match="posterior must be above 0"):
         gaussian_divergence(1.0, 2, 0.0, 1.0)
 
 

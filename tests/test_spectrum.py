@@ -321,19 +321,19 @@ class Late(qn.Operator):
 def test_refusals():
     operator = symmetric(1, 2, 3)
     for options, message in [
-        ({"count": 0}, "count=0 must lie between 1 and the size, 3"),
+        ({"count": 0}, "count must be an integer of at least 1, got 0"),
         ({"count": 4}, "count=4 must lie between 1 and the size, 3"),
         ({"which": "largest"}, "'smallest' or 'magnitude', got 'largest'"),
-        ({"tolerance": 0}, "tolerance and block must be positive"),
-        ({"block": 0}, "tolerance and block must be positive"),
+        ({"tolerance": 0}, "tolerance must be above 0 and finite, got 0"),
+        ({"block": 0}, "block must be an integer of at least 1, got 0"),
         ({"count": 2, "max_products": 1}, "every eigenvalue needs"),
         ({"basis": 2}, "basis=2 is too small, count=1 and block=1 need 5"),
-        ({"start": torch.ones(2)}, r"start has shape \(2,\), it needs \(3,\) or"),
-        ({"start": torch.ones(3, 3)}, "with m at most 2"),
+        ({"start": torch.ones(2).double()}, r"start has shape \(2,\), it needs \(3,\) or"),
+        ({"start": torch.ones(3, 3).double()}, "with m at most 2"),
         ({"start": torch.ones(3)}, "start is torch.float32 on cpu, the operator is"),
         ({"start": torch.zeros(3).double()}, "nothing is left of the start"),
         ({"start": torch.ones(3).double() / 0}, "start has NaN or infinite"),
-        ({"deflate": torch.ones(4, 1)}, r"deflate has shape \(4, 1\)"),
+        ({"deflate": torch.ones(4, 1).double()}, r"deflate has shape \(4, 1\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             lanczos(operator, **options)

@@ -170,13 +170,13 @@ def test_refusals():
         (hutch_plus_plus_trace, 6),
         (hutchinson_diagonal, 2),
     ):
-        with pytest.raises(ValueError, match=f"samples must be at least {least}"):
+        with pytest.raises(ValueError, match=f"samples must be an integer of at least {least}"):
             measure(operator, samples=least - 1)
-        with pytest.raises(ValueError, match="block and tolerance must be positive"):
+        with pytest.raises(ValueError, match="block must be an integer of at least 1"):
             measure(operator, block=0)
         with pytest.raises(ValueError, match=f"{measure.__name__}: a product is NaN"):
             measure(broken)
-    with pytest.raises(ValueError, match="block and tolerance must be positive"):
+    with pytest.raises(ValueError, match="tolerance must be above 0"):
         hutchinson_trace(operator, tolerance=0)
 
 

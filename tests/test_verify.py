@@ -275,7 +275,7 @@ def test_constant_channels_are_refused():
 def test_options_that_check_nothing_are_refused():
     model, inputs, group = derive("mlp")
     for options in ({"samples": 0}, {"decades": -1.0}, {"tolerance": -1.0}):
-        with pytest.raises(ValueError, match="needs samples >= 1, decades > 0"):
+        with pytest.raises(ValueError, match=f"verify_sound: {next(iter(options))} must be"):
             qn.verify_sound(model, group, inputs, **options)
     for modes in ((), ("training",), "train"):
         with pytest.raises(ValueError, match="modes must be some of"):
