@@ -52,7 +52,7 @@ nitpicky = (
 nitpick_ignore_regex = [
     (
         "py:.*",
-        r"(torch|geoopt|numpy|np|scipy|sparse|hypothesis|nn|collections|abc)\..*",
+        r"(torch|geoopt|numpy|np|scipy|sparse|hypothesis|nn|collections|abc|os)\..*",
     ),
     ("py:class", r"Tensor|optional|callable"),
     (

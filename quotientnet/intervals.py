@@ -117,7 +117,7 @@ def kendall_tau(
         seed: Of the draws.
 
     Returns:
-        τ-b and its interval: percentiles of the resamples in which τ-b is defined.
+        τ-b and its interval, percentiles of the resamples in which τ-b is defined.
 
     Raises:
         ValueError: Different numbers of networks, levels or clusters, or fewer than two networks;

@@ -59,7 +59,8 @@ class Objective:
             machine's memory, or of the accelerator's.
         process_group: None, and the objective is this process's own. ``"world"``, or a group of
             ``torch.distributed``: the data are this rank's part of them, and every call is one of
-            all ranks, who get the value, derivative or measure of all data (:doc:`processes`).
+            all ranks, who get the value, derivative or measure of all data
+            (:doc:`/howto/processes`).
 
     Raises:
         ValueError: No data, a batch of another form, an iterator that can be read only once, or

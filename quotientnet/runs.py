@@ -96,7 +96,7 @@ class Journal:
             carry_out: Makes the run; returns a mapping for JSON. NaN and infinities are kept.
 
         Returns:
-            The result as the file has it, the same on the first call and on later ones: tuples
+            The result as the file has it, the same on the first call and on later ones. Tuples
             are lists, and keys are strings.
 
         Raises:

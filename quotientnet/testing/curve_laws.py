@@ -1,7 +1,7 @@
 """Laws of curves on a manifold: metric, retractions and transports by slope, geodesics by energy.
 
-Orders are fitted over a range of steps, see :mod:`quotientnet.testing.slopes`; none of these laws
-needs more than the methods it is about.
+Orders are fitted over a range of steps, see :func:`~quotientnet.testing.fit_slope`; none of these
+laws needs more than the methods it is about.
 """
 
 from __future__ import annotations

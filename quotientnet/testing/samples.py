@@ -54,8 +54,8 @@ class Sample:
 
     @property
     def rounding(self) -> float:
-        """The relative error that rounding explains at this length: ends of short vectors, and of
-        those that nearly reach an antipode, tell the vector with so many digits fewer.
+        """The relative error that rounding explains at this length, since ends of short vectors,
+        and of those that nearly reach an antipode, tell the vector with so many digits fewer.
         """
         room = min(self.length, inf if self.antipodal is None else self.antipodal, 1.0)
         return 200 * torch.finfo(self.dtype).eps / room
