@@ -157,7 +157,8 @@ def generalisation_bound(
     checked_radius(delta, "generalisation_bound", "delta")
     caller = "generalisation_bound"
     require_number(bn_sharpness, caller, "bn_sharpness")
-    require_number(divergence, caller, "divergence")
+    if divergence != inf:  # that of a segment from a density
+        require_number(divergence, caller, "divergence")
     require_count(samples, caller, "samples")
     require_number(confidence, caller, "confidence", strict=True, below=1.0)
     spread = 4 * sqrt((divergence + log(2 * samples / confidence)) / samples)

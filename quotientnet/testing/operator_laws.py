@@ -133,8 +133,8 @@ def operator_keeps_shape_and_dtype(s):
 
 @law(double=1e-8, single=1e-3)
 def known_null_directions_are_null(s):
-    """What :meth:`Operator.project` takes away, the operator sends to zero; it takes it away once,
-    and no product has any of it."""
+    """What :meth:`~quotientnet.Operator.project` takes away, the operator sends to zero; it takes
+    it away once, and no product has any of it."""
     operator, v = s.operator, s.block[:, 0]
     kept = operator.project(v.clone())
     return worst(
