@@ -227,7 +227,7 @@ def good():
         (lambda w: w.float(), "w is torch.float32 on cpu, the model is torch.float64"),
         (
             lambda w: w.to("meta"),
-            "w is torch.float64 on meta, the model is torch.float64 on cpu",
+            "w is on the meta device, it must be an ordinary",
         ),
         (
             lambda w: torch.where(torch.arange(83) == 3, torch.nan, w),
