@@ -346,12 +346,15 @@ class Objective:
             targets,
         )
 
+    @contextmanager
     def _preserved(self, w: Tensor):
-        """Give back every random generator that a pass through the data may draw from."""
+        """Give back every random generator that a pass through the data may draw from; nothing
+        that is compiled is run so."""
         owners = (self.data, getattr(self.data, "sampler", None))
         found = (getattr(owner, "generator", None) for owner in owners)
         own = [g for g in found if isinstance(g, torch.Generator)]
-        return _preserved_random_states(w.device, own)
+        with _preserved_random_states(w.device, own), eagerly(self.model, self.loss):
+            yield
 
     def _modes(self) -> tuple[bool, ...]:
         return tuple(module.training for module in self.model.modules())
@@ -445,7 +448,7 @@ def _preserved_random_states(device: torch.device, generators: list[torch.Genera
         [g.get_state() for g in generators],
     )
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), eagerly():
+    with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:

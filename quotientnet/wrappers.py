@@ -24,9 +24,24 @@ def unwrapped(model):
             return model
 
 
-def eagerly():
-    """Without compiled code, which has no second derivatives, in modules that are compiled in
-    place or inside; where nothing has been compiled, nothing is imported for it."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+def eagerly(*functions):
+    """Without compiled code, which has no second derivatives, where one of the functions is
+    compiled, or a module inside of one. Elsewhere nothing changes: operations of higher order, as
+    ``scan``, compile what they are given and do not run without."""
+    if "torch._dynamo" in sys.modules and any(map(_has_compiled_code, functions)):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
+
+
+def _has_compiled_code(function) -> bool:
+    if not isinstance(function, nn.Module):
+        return hasattr(function, _COMPILED)
+    return any(
+        module._compiled_call_impl is not None
+        or hasattr(type(module).forward, _COMPILED)
+        or any(callable(v) and hasattr(v, _COMPILED) for v in vars(module).values())
+        for module in function.modules()
+    )
+
+
+_COMPILED = "_torchdynamo_orig_callable"

@@ -27,7 +27,8 @@ def test_law(law, case, dtype):
 @pytest.mark.parametrize("options", [{"batch": (2, 3)}, {"length": 1e-3}, {"seed": 3}])
 def test_laws_on_batches_and_short_vectors(options):
     verdicts = check_manifold(DIRECTIONS["filters"](), **options)
-    assert {v.law for v in verdicts} == set(RIEMANNIAN_LAWS)
+    of_one_point = {"projection_has_rank_dimension"} if "batch" in options else set()
+    assert {v.law for v in verdicts} == RIEMANNIAN_LAWS.keys() - of_one_point
     for verdict in verdicts:
         verdict.require()
 

@@ -89,7 +89,7 @@ CASES = {
         0, written(lambda m, h: h.as_strided((6, 3), (6, 1)).mul_(2.0))),
     "a write through a reshaped view": (
         4, written(lambda m, h: h.view(h.shape[0], 2, 3)[:, :, 1].sigmoid_())),
-    "out= into a view": (0, out_into_a_view),
+    "out= into a view": (6, out_into_a_view),
     "unsqueezed in place": (5, lambda m, h, x: m.b(_unsqueezed(h))),
     "a write to an input": (6, lambda m, h, x: m.b(F.relu(m.a(_first_zero(x.clone()))))),
     "a write through a view of a strided copy": (0, strided),

@@ -195,8 +195,8 @@ def test_errors(monkeypatch):
     # The law broken by hand: what the check refuses is no isometry.
     monkeypatch.setattr(without, "_require_uniform", lambda *args: None)
     manifold = qn.without_translations(MANIFOLDS["entries"](), ALL)
-    with pytest.raises(qn.NotOnManifoldError, match="translations are not fixed"):
-        check_manifold(manifold)
+    violated = [v for v in check_manifold(manifold) if not v.holds]
+    assert any("translations are not fixed" in str(v) for v in violated)
 
 
 def test_scalings_map_translations_to_translations():

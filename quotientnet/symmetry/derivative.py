@@ -165,8 +165,7 @@ class Differentiable(Exact):
         if function is torch._C._set_grad_enabled:
             return None
         if (kwargs or {}).get("out") is not None:
-            with torch.no_grad():
-                return function(*args, **kwargs)
+            return self._into(function, types, args, kwargs)
         if function in (Tensor.numpy, Tensor.__array__):
             return function(args[0].detach(), *args[1:], **kwargs or {})
         if function in (Tensor.detach, torch.detach, Tensor.data.__get__):
@@ -180,6 +179,17 @@ class Differentiable(Exact):
         if function is F.instance_norm:
             return self._instance_norm(*args, **kwargs or {})
         return super().__torch_function__(function, types, args, kwargs)
+
+    def _into(self, function, types, args, kwargs):
+        """What autograd does not follow, a result that is written into a tensor, as a copy."""
+        out, options = kwargs["out"], {k: v for k, v in kwargs.items() if k != "out"}
+        if not isinstance(out, Tensor):
+            with torch.no_grad():
+                return function(*args, **kwargs)
+        result = self.__torch_function__(function, types, args, options)
+        if out.shape != result.shape:  # as torch does, with a warning
+            out.resize_(result.shape)
+        return out.copy_(result)
 
     def _batch_norm(
         self, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1,

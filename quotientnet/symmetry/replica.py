@@ -98,7 +98,7 @@ class Replica:
         """The floating-point outputs where the copy is now."""
         devices = [self.w.device] if self.w.is_cuda else []
         try:
-            with torch.random.fork_rng(devices=devices), eagerly(), mode:
+            with torch.random.fork_rng(devices=devices), eagerly(self.model), mode:
                 torch.manual_seed(0)
                 outputs = self.model(*_copied(args), **_copied(dict(kwargs)))
         except Degenerate:
