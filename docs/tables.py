@@ -125,7 +125,7 @@ def _ratios(name: str) -> str:
         ratio, target, *rest = ("" if x is None else f"{x:.2f}" for x in numbers)
         rows.append([m["task"], ratio, target, f"{m['milliseconds']:.1f}", *rest])
     return (
-        f"{_table(rows)}\ntorch {facts['torch']}, {facts['threads']} threads, "
+        f"{_table(rows)}\ntorch {facts['torch']}, threads: {facts['threads']}, "
         f"{facts['gpu'] or 'no GPU'}, peak memory {facts['peak_mebibytes']} MiB.\n"
     )
 
@@ -255,7 +255,7 @@ def _sgds_tables() -> str:
     stopped = sum(r["stopped"] for r in facts["rows"])
     return "\n".join(tables) + (
         f"\nMeans over {facts['seeds']} seeds with 95 % intervals; bold: the interval of the "
-        f"paired difference to SGD leaves out 0. {stopped} runs stopped at a NaN.\n"
+        f"paired difference to SGD leaves out 0. Runs that stopped at a NaN: {stopped}.\n"
     )
 
 
