@@ -36,7 +36,7 @@ def decay(w: Tensor, manifold: QuotientManifold) -> Decay:
     With :math:`w^* = E w` the canonical point of the orbit, the value is
     :math:`\tfrac{1}{2} \|w^*\|^2`, and the gradient is :math:`E P w^*`, where :math:`P` projects to
     the orthogonal complement of the orbit of :math:`w^*`. It is what ambient L2,
-    :math:`\tfrac{1}{2} \|w\|^2`, is not: the same for all networks of an orbit, so that an optimizer
+    :math:`\tfrac{1}{2} \|w\|^2`, is not: the same for all networks of an orbit, so an optimizer
     that is led by it stays equivariant.
 
     Where no generator has a level (see :func:`~quotientnet.symmetry.default_levels`) it is the

@@ -115,7 +115,7 @@ def _require_sound(known: dict, seconds: float = 60.0) -> None:
             break
         tests.append(test)
     if verdict(None, tests, 10 + 4 * seconds) != SURVIVED:
-        raise RuntimeError(f"{len(tests)} tests, one of which fails without a change; judge nothing")
+        raise RuntimeError(f"one of {len(tests)} tests fails without a change; mend it first")
     print(f"{len(tests)} of {len(known['seconds'])} tests pass without a change", flush=True)
 
 
