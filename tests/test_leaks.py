@@ -1,9 +1,9 @@
 """A thousand calls leave a process as it was: no object, tensor or memory that stays.
 
 All 1,000 of each with ``LEAKS=all`` in the environment. Without, as many as a fraction of a second
-allows: 1,000 of a group's actions, 200 of the node-wise geometry, of the others 3 to 50, which shows
-what stays at every call and not what stays at every hundredth. ``tests/benchmarks/soak.py`` makes
-them all for an hour.
+allows: 1,000 of a group's actions, 200 of the node-wise geometry, of the others 3 to 50. That shows
+what stays at every call, and not what stays at every hundredth.
+``tests/benchmarks/soak.py`` makes them all for an hour.
 """
 
 import os

@@ -39,8 +39,11 @@ BATCH, CLASSES, INPUTS, DEEP = 16, 10, 64, 256
 CLEAR, LEAST = 10, 4
 """A size counts if its cost is so many times the overhead; there must be so many of them."""
 
-NOISE = 1.0
+NOISE = 0.25
 """MiB by which the memory of a process varies by itself."""
+
+MORE = 1.05
+"""What is above this, with its whole interval, is more than linear."""
 
 SLOW, BLINK = 1.0, 0.02
 """Seconds of a task that is run once only; of what is repeated until it takes as long."""
@@ -229,7 +232,9 @@ class Exponent:
         """In words."""
         if self.value is None:
             return "overhead"
-        return "superlinear" if self.value - self.half_width > 1.05 else "linear"
+        if self.value + self.half_width <= MORE:
+            return "at most linear"
+        return "more than linear" if self.value - self.half_width > MORE else "undecided"
 
 
 def exponent(sizes: list[float], costs: list[float], noise: float = 0.0) -> Exponent:
