@@ -65,6 +65,33 @@ def write() -> None:
         ])  # fmt: skip
     (target / "discover.rst").write_text(_table(rows))
     (target / "discover_sizes.rst").write_text(_discover_sizes())
+    (target / "scaling.rst").write_text(_scaling())
+
+
+def _scaling() -> str:
+    """The exponents with their intervals, and the costs at the largest size."""
+    facts = json.loads((FOLDER / "results/scaling.json").read_text())
+    largest = {row["family"]: row for row in facts["rows"]}
+    rows = [[
+        "Networks", "Operation", "Exponent of time", "Of memory", "Seconds at the largest",
+        "MiB at the largest",
+    ]]  # fmt: skip
+    for r in facts["exponents"]:
+        cost = largest[r["family"]]["costs"][r["task"]]
+        fits = (_exponent(r[key]) for key in ("seconds", "mebibytes"))
+        numbers = f"{cost['seconds']:.3f}", f"{cost['mebibytes']:.0f}"
+        rows.append([r["family"], r["task"], *fits, *numbers])
+    sizes = ", ".join(f"{f}: {r['parameters']:,}" for f, r in largest.items())
+    return (
+        f"{_table(rows)}\nLargest sizes {sizes}; torch {facts['versions'][0]['torch']}, one thread "
+        "of the processor, which others used, too.\n"
+    )
+
+
+def _exponent(fit: dict) -> str:
+    if fit["value"] is None:
+        return f"× {fit['growth']:.0f} for × {fit['span']:.0f}"
+    return f"{fit['value']:.2f} ± {fit['half_width']:.2f}, {fit['verdict']}"
 
 
 def _discover_sizes() -> str:
