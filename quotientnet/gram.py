@@ -147,7 +147,8 @@ class Gram:
             sparse.csr_array((self._classes.shape[0],) * 2),
         )
         coupled = self._classes.T @ coupled @ self._classes
-        return (self._sparse + self._left @ self._right.T + coupled).toarray()
+        total = self._sparse + self._left @ self._right.T + coupled
+        return total.toarray().astype(np.float64)
 
     def _product(self, matrix: ExponentMatrix) -> np.ndarray:
         """``M`` from ``A`` itself, where that is small."""
