@@ -141,7 +141,7 @@ class Gram:
         """``M`` as an array; for tests and small groups."""
         matrix = exponent_matrix(self._group)
         if matrix is not None:
-            return self._product(matrix)
+            return self._product(matrix).astype(np.float64)
         coupled = sum(
             (c.to_sparse(self._classes.shape[0]) for c in self._matrices),
             sparse.csr_array((self._classes.shape[0],) * 2),

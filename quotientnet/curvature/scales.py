@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 import torch
 from torch import Tensor
 
 from quotientnet.manifolds.vectors import listed
 from quotientnet.point import Point
 
-__all__ = ["badly_scaled", "require_finite_diagonal", "require_resolved", "widened"]
+__all__ = [
+    "badly_scaled", "finite", "require_finite_diagonal", "require_resolved", "widened",
+]  # fmt: skip
 
 REMEDY = (
     "use float64, or move along the orbit to a point of moderate scales first: "
@@ -42,6 +46,17 @@ def widened(tensor: Tensor) -> Tensor:
     if ((sizes > info.max**0.5) | ((sizes > 0) & (sizes < info.tiny**0.5))).any():
         raise ValueError(f"ggn: squares of derivatives leave float64; {REMEDY}")
     return tensor
+
+
+def finite(value: float, caller: str) -> float:
+    """The value of a measure.
+
+    Raises:
+        ValueError: It is NaN or infinite.
+    """
+    if not isfinite(value):
+        raise ValueError(f"{caller}: the sum is {value}: it overflows; {REMEDY}")
+    return value
 
 
 def require_finite_diagonal(point: Point, diagonal: Tensor, caller: str) -> None:
@@ -84,6 +99,6 @@ def require_resolved(point: Point, diagonal: Tensor, caller: str) -> None:
         worst = torch.zeros(point.layout.size, dtype=torch.bool, device=w.device)
         worst[: len(w)] = lost == lost.max()
         raise ValueError(
-            f"{caller}: second derivatives underflow {point.w.dtype}, against parameters as large "
-            f"as those of {listed(point.layout.count(worst))}; {REMEDY}"
+            f"{caller}: squares of derivatives underflow {point.w.dtype}, against parameters as "
+            f"large as those of {listed(point.layout.count(worst))}; {REMEDY}"
         )

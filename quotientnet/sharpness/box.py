@@ -9,6 +9,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from quotientnet.curvature.draws import normal
 from quotientnet.estimate import Estimate
 from quotientnet.point import require_point
 from quotientnet.reparametrisation import DisjointBoxes, disjoint_boxes
@@ -94,9 +95,7 @@ def _columns(caller: str, point, subspace, generator: torch.Generator) -> Tensor
         raise ValueError(
             f"{caller}: subspace must have 1 to {count} columns, got {subspace}"
         )
-    drawn = torch.randn(
-        count, subspace, generator=generator, dtype=w.dtype, device=w.device
-    )
+    drawn = normal(count, subspace, like=w, generator=generator)
     return drawn / drawn.norm(dim=0)
 
 
