@@ -39,12 +39,13 @@ def widened(tensor: Tensor) -> Tensor:
     """The tensor in float64, in which every square of it is a normal number or 0.
 
     Raises:
-        ValueError: It has entries that float64 cannot square.
+        ValueError: It has entries that have lost digits, or that float64 cannot square.
     """
+    least = torch.finfo(tensor.dtype).tiny
     tensor, info = tensor.double(), torch.finfo(torch.float64)
-    sizes = tensor.abs()
-    if ((sizes > info.max**0.5) | ((sizes > 0) & (sizes < info.tiny**0.5))).any():
-        raise ValueError(f"ggn: squares of derivatives leave float64; {REMEDY}")
+    least, sizes = max(least, info.tiny**0.5), tensor.abs()
+    if ((sizes > info.max**0.5) | ((sizes > 0) & (sizes < least))).any():
+        raise ValueError(f"ggn: derivatives or their squares leave the dtype's range; {REMEDY}")
     return tensor
 
 

@@ -63,7 +63,10 @@ def box_sharpness(
         centre, columns = own, None
     else:
         columns = _columns(caller, point, subspace, generator)
-        centre = torch.linalg.lstsq(columns, own[:, None]).solution[:, 0]
+        # The default driver on CPUs is not repeatable to the bit.
+        driver = "gelsd" if own.device.type == "cpu" else "gels"
+        solved = torch.linalg.lstsq(columns, own[:, None], driver=driver)
+        centre = solved.solution[:, 0]
 
     def chart(z: Tensor) -> Tensor:
         step = z if columns is None else columns @ z
