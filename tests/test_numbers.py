@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from math import isfinite, log
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def point_of(name, dtype=torch.float64, train=True):
     return objective.at(objective.layout.flatten(objective.model))
 
 
+@cache
 def symmetry_of(name, train=True):
     return qn.discover(NETWORKS[name].build().train(train), NETWORKS[name].data()[0])
 
@@ -118,23 +120,28 @@ def element(group, power, by_layer, seed):
     return t / t.abs().max() * power * log(10)
 
 
+@cache
+def at_balanced(label, dtype):
+    point, group = point_of("deep", dtype), symmetry_of("deep").group
+    return value(label, point.objective.at(qn.canonical(point.w, group)), group).value
+
+
 @pytest.mark.parametrize("by_layer", [True, False], ids=["layers", "units"])
 @pytest.mark.parametrize(
     "dtype, power, refused", [
-        (torch.float64, 6, 0), (torch.float64, 150, 7), (torch.float32, 6, 0),
-        (torch.float32, 9, 0), (torch.float32, 12, 7), (torch.float32, 15, 7),
+        (torch.float64, 6, 0), (torch.float64, 150, 7), (torch.float32, 9, 0),
+        (torch.float32, 15, 7),
     ], ids=str,
 )  # fmt: skip
 def test_measures_agree_with_the_balanced_point_or_refuse(dtype, power, refused, by_layer):
     point, group = point_of("deep", dtype), symmetry_of("deep").group
-    balanced = point.objective.at(qn.canonical(point.w, group))
     moved = [
         point.objective.at(group.act(point.w, element(group, power, by_layer, seed)))
         for seed in range(2)
     ]
     bound = 1e4 * torch.finfo(dtype).eps
     for label in INVARIANT:
-        expected, count = value(label, balanced, group).value, 0
+        expected, count = at_balanced(label, dtype), 0
         for there in moved:
             try:
                 found = value(label, there, group)
@@ -205,7 +212,7 @@ def test_what_overflows_is_said():
     assert isfinite(trace.value) and isfinite(trace.error) and trace.value > 1e100
     there = point.objective.at(group.act(point.w, element(group, 150, False, 0)))
     for label in ("relative flatness", "matrix-normalised sharpness", "PAC-Bayes bound"):
-        with pytest.raises(ValueError, match="overflow.*move along the orbit"):
+        with pytest.raises(ValueError, match=r"overflow.*qn\.canonical\(w, group\)"):
             value(label, there, group)
     ball = qn.sharpness.ball_sharpness(large, 0.05, restarts=0, max_iterations=2)
     assert ball.value > 1e100  # the gradient's own norm overflows
@@ -225,9 +232,17 @@ def test_a_group_without_generators_has_a_balanced_trace():
 # -- the same bits ---
 
 
+digests = {}
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_twice_the_same_bits(name):
-    check_repeatable(FUNCTIONS[name]).require()
+    def kept():
+        result = FUNCTIONS[name]()
+        digests[name] = fingerprint(result)
+        return result
+
+    check_repeatable(kept).require()
 
 
 @pytest.mark.slow
@@ -237,7 +252,8 @@ def test_another_process_finds_the_same_bits():
         [sys.executable, Path(__file__).with_name("repeated.py")],
         env=os.environ | {"PYTHONHASHSEED": other}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert json.loads(done.stdout) == {n: fingerprint(f()) for n, f in FUNCTIONS.items()}
+    here = {n: digests.get(n) or fingerprint(f()) for n, f in FUNCTIONS.items()}
+    assert json.loads(done.stdout) == here
 
 
 def test_what_is_not_repeated_is_found_out():

@@ -16,7 +16,7 @@ __all__ = [
 
 REMEDY = (
     "use float64, or move along the orbit to a point of moderate scales first: "
-    "objective.at(qn.canonical(group, w))"
+    "objective.at(qn.canonical(w, group))"
 )
 """What to do about scales that leave a dtype's range."""
 
