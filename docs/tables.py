@@ -346,7 +346,9 @@ def _precision() -> str:
     from quotientnet.testing import BOUNDS
 
     facts = json.loads((FOLDER / "results/precision.json").read_text())
-    rows = [["Quantity", "Bound, eps √n", "Relative to", "Besides", "Measured", "Bound there", "Of"]]
+    rows = [[
+        "Quantity", "Bound, eps √n", "Relative to", "Besides", "Measured", "Bound there", "Of",
+    ]]  # fmt: skip
     for r in facts["rows"]:
         bound = BOUNDS[r["kind"]]
         rows.append([

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import NETWORKS
-from repeated import FUNCTIONS
+from repeated import FUNCTIONS, QUICK
 from torch import nn
 
 import quotientnet as qn
@@ -137,7 +137,7 @@ def test_measures_agree_with_the_balanced_point_or_refuse(dtype, power, refused,
     point, group = point_of("deep", dtype), symmetry_of("deep").group
     moved = [
         point.objective.at(group.act(point.w, element(group, power, by_layer, seed)))
-        for seed in range(2)
+        for seed in range(1 if dtype == torch.float64 else 2)
     ]
     bound = 1e4 * torch.finfo(dtype).eps
     for label in INVARIANT:
@@ -247,12 +247,13 @@ def test_twice_the_same_bits(name):
 
 @pytest.mark.slow
 def test_another_process_finds_the_same_bits():
+    names = list(FUNCTIONS) if ALL else QUICK
     other = {"1": "2"}.get(os.environ.get("PYTHONHASHSEED", ""), "1")
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("repeated.py")],
+        [sys.executable, Path(__file__).with_name("repeated.py"), *names],
         env=os.environ | {"PYTHONHASHSEED": other}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    here = {n: digests.get(n) or fingerprint(f()) for n, f in FUNCTIONS.items()}
+    here = {name: digests.get(name) or fingerprint(FUNCTIONS[name]()) for name in names}
     assert json.loads(done.stdout) == here
 
 
