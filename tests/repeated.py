@@ -34,7 +34,8 @@ def _alternative():
 
 
 def _numerically():
-    found = symmetry.discover_numerically(NETWORKS[NAME].build(), NETWORKS[NAME].data()[0])
+    network = NETWORKS["one-unit"]
+    found = symmetry.discover_numerically(network.build(), network.data()[0])
     return found.group.to_dense(), found.group.names
 
 
@@ -64,7 +65,7 @@ FUNCTIONS = {
     "report": _report,
     "power method": lambda: curvature.power_method(_point().hessian),
     "lanczos": lambda: curvature.lanczos(_point().hessian, 2),
-    "spectral density": lambda: curvature.spectral_density(_point().hessian),
+    "spectral density": lambda: curvature.spectral_density(_point().hessian, samples=2),
     "Hutchinson": lambda: curvature.hutchinson_trace(_point().hessian, samples=9),
     "Hutch++": lambda: curvature.hutch_plus_plus_trace(_point().hessian, samples=9),
     "diagonal": lambda: curvature.hutchinson_diagonal(_point().hessian, samples=9),
@@ -72,9 +73,6 @@ FUNCTIONS = {
     "alternative": _alternative,
     "discover": lambda: (_symmetry().group.to_dense(), _symmetry().group.names),
     "discover_numerically": _numerically,
-    "verify": lambda: str(
-        symmetry.verify_complete(NETWORKS[NAME].build(), _symmetry(), NETWORKS[NAME].data()[0])
-    ),
     "SGDS": _sgds,
 }
 """By name; each is called without arguments, with fresh models and generators."""
