@@ -30,6 +30,7 @@ def write() -> None:
     (target / "families.rst").write_text(_families())
     (target / "laws.rst").write_text(_laws())
     (target / "regimes.rst").write_text(_regimes())
+    (target / "precision.rst").write_text(_precision())
     (target / "geoopt_manifolds.rst").write_text(_geoopt_manifolds())
     (target / "small_distances.rst").write_text(_small_distances())
     rows = [
@@ -365,6 +366,24 @@ def _regimes() -> str:
     from quotientnet.testing import REGIMES
 
     return _table([["Regime", "What"], *([f"``{k}``", v] for k, v in REGIMES.items())])
+
+
+def _precision() -> str:
+    """The bounds of single precision, and the quantity that uses most of each."""
+    from quotientnet.testing import BOUNDS
+
+    facts = json.loads((FOLDER / "results/precision.json").read_text())
+    rows = [[
+        "Quantity", "Bound, eps √n", "Relative to", "Besides", "Measured", "Bound there", "Of",
+    ]]  # fmt: skip
+    for r in facts["rows"]:
+        bound = BOUNDS[r["kind"]]
+        rows.append([
+            r["kind"], f"{bound.units:g}", bound.relative_to, bound.plus or "—",
+            f"{r['difference']:.0e}", f"{r['bound']:.0e}",
+            f"{r['name']}, {r['network']}; worst of {r['quantities']}",
+        ])  # fmt: skip
+    return f"{_table(rows)}\ntorch {facts['torch']}, {len(facts['networks'])} networks.\n"
 
 
 def _geoopt_manifolds() -> str:

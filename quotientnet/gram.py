@@ -141,13 +141,14 @@ class Gram:
         """``M`` as an array; for tests and small groups."""
         matrix = exponent_matrix(self._group)
         if matrix is not None:
-            return self._product(matrix)
+            return self._product(matrix).astype(np.float64)
         coupled = sum(
             (c.to_sparse(self._classes.shape[0]) for c in self._matrices),
             sparse.csr_array((self._classes.shape[0],) * 2),
         )
         coupled = self._classes.T @ coupled @ self._classes
-        return (self._sparse + self._left @ self._right.T + coupled).toarray()
+        total = self._sparse + self._left @ self._right.T + coupled
+        return total.toarray().astype(np.float64)
 
     def _product(self, matrix: ExponentMatrix) -> np.ndarray:
         """``M`` from ``A`` itself, where that is small."""

@@ -9,6 +9,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from quotientnet.curvature.draws import normal
 from quotientnet.estimate import Estimate
 from quotientnet.point import require_point
 from quotientnet.reparametrisation import DisjointBoxes, disjoint_boxes
@@ -62,7 +63,10 @@ def box_sharpness(
         centre, columns = own, None
     else:
         columns = _columns(caller, point, subspace, generator)
-        centre = torch.linalg.lstsq(columns, own[:, None]).solution[:, 0]
+        # The default driver on CPUs is not repeatable to the bit.
+        driver = "gelsd" if own.device.type == "cpu" else "gels"
+        solved = torch.linalg.lstsq(columns, own[:, None], driver=driver)
+        centre = solved.solution[:, 0]
 
     def chart(z: Tensor) -> Tensor:
         step = z if columns is None else columns @ z
@@ -94,9 +98,7 @@ def _columns(caller: str, point, subspace, generator: torch.Generator) -> Tensor
         raise ValueError(
             f"{caller}: subspace must have 1 to {count} columns, got {subspace}"
         )
-    drawn = torch.randn(
-        count, subspace, generator=generator, dtype=w.dtype, device=w.device
-    )
+    drawn = normal(count, subspace, like=w, generator=generator)
     return drawn / drawn.norm(dim=0)
 
 

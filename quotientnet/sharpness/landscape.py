@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from quotientnet.curvature.draws import normal
 from quotientnet.manifolds.base import QuotientManifold
 
 __all__ = ["Line", "Plane", "layer_normalised_direction", "loss_along", "loss_over"]
@@ -76,7 +77,7 @@ def layer_normalised_direction(
     manifold.layout.check(w, "layer_normalised_direction")
     generator = generator or torch.Generator(w.device).manual_seed(0)
     frame, layout = manifold.frame(w), manifold.layout
-    noise = torch.randn(w.shape, generator=generator, dtype=w.dtype, device=w.device)
+    noise = normal(*w.shape, like=w, generator=generator)
     pieces = [
         torch.zeros_like(piece) if entry.passive else _unit(piece)
         for entry, piece in zip(layout.entries, layout.split(noise))

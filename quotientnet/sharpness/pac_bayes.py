@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf, log, sqrt
 
+from quotientnet.curvature.scales import finite
 from quotientnet.estimate import Estimate
 from quotientnet.losses import output_invariances
 from quotientnet.options import require_count, require_number
@@ -112,6 +113,7 @@ def pac_bayes_terms(
         lambda_**2 / (2 * samples),
     )
     value = empirical + noise + (divergence + confidence + deviation) / lambda_
+    finite(value, caller)
     cost = max(trace.cost for trace in traces.values())
     error = sum(e**2 for e in errors) ** 0.5 / sqrt(
         lambda_
