@@ -308,9 +308,8 @@ def test_nothing_of_the_users_changes():
 
 @pytest.fixture(scope="module")
 def matrix():
-    kept = [
-        m for m in MEASURES if "volume" not in m.label
-    ]  # which claims nothing, slowly
+    # Volumes and boxes claim nothing, slowly.
+    kept = [m for m in MEASURES if not {"volume", "box"} & set(m.label.replace(",", "").split())]
     return invariance_matrix(kept, digits_trials(images=20), elements=1)
 
 
