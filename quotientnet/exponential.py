@@ -17,6 +17,7 @@ from quotientnet.exponents import compact_group, fixed_entries
 from quotientnet.gram import Gram
 from quotientnet.group import ScalingGroup, as_group
 from quotientnet.layout import Entry
+from quotientnet.options import require_number
 from quotientnet.recession import Recession, recession
 
 __all__ = ["Minimum", "minimise_exponentials"]
@@ -90,6 +91,7 @@ def minimise_exponentials(
         The minimum; where it is not attained, the infimum and the generators that run away.
 
     Raises:
+        TypeError: ``coefficients`` is no tensor or function, ``factor`` no number.
         ValueError: Coefficients that are negative, NaN or infinite, named by entry; ``linear`` of
             another shape or not finite; a factor of 0.
 
@@ -139,6 +141,7 @@ class _Program(Descent):
     """
 
     def __init__(self, whole: ScalingGroup, coefficients, linear, factor: float):
+        require_number(factor, "minimise_exponentials", "factor", least=-inf, most=inf)
         if not factor or not np.isfinite(factor):
             raise ValueError(
                 f"minimise_exponentials: factor must be finite and not 0, got {factor}"
@@ -146,6 +149,11 @@ class _Program(Descent):
         level = _checked_linear(whole, linear) / factor
         if not callable(coefficients):
             whole.layout.check(coefficients, "minimise_exponentials", "coefficients")
+            if coefficients.ndim != 1:
+                raise ValueError(
+                    f"minimise_exponentials: coefficients must have shape ({whole.layout.size},), "
+                    f"got {tuple(coefficients.shape)}"
+                )
             coefficients = partial(_piece, coefficients.detach())
         self._source = whole, coefficients
         _check_coefficients(whole, coefficients)

@@ -34,6 +34,13 @@ HAND_ON = {
 """Arithmetic on entries, where a number that is NaN or too large is handed on as NaN."""
 
 
+MAY_BE_NAN = "error", "violation", "slope", "losses"
+"""Fields that say so: no error is known, a law does not hold, a loss that is none on a line."""
+
+ON_THE_WAY = "train", "training.SGDS", "training.SAM", "training.ASAM", "training.EntropySGD"
+"""Calls that run the user's own module and loss, and hand their exceptions on."""
+
+
 class TooLong(BaseException):
     """A call is still running; no ``except Exception`` on the way takes it for its own."""
 
@@ -107,17 +114,23 @@ def _answer(label: str, call: Call, given: dict, seconds: int) -> tuple[str | No
             result = call.function(**given)
     except TooLong:
         return f"still running after {seconds} s", True
-    except DOCUMENTED as error:
-        last = traceback.extract_tb(error.__traceback__)[-1].filename
-        named = last.startswith(LIBRARY)
-        return None if named else f"another library's error: {error!r}", True
     except Exception as error:
-        if type(error).__name__ in documentation(label):
-            return None, True
-        return f"undocumented: {error!r}", True
+        return _judged(label, error), True
     if label not in HAND_ON and any(x.isnan().any() for x in numbers(result)):
         return "NaN without a word", False
     return None, False
+
+
+def _judged(label: str, error: Exception) -> str | None:
+    """What is wrong with an exception."""
+    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if label in ON_THE_WAY and any(name.endswith("nn/modules/module.py") for name in frames):
+        return None
+    if isinstance(error, DOCUMENTED):
+        return None if frames[-1].startswith(LIBRARY) else f"another library's error: {error!r}"
+    if type(error).__name__ in documentation(label):
+        return None
+    return f"undocumented: {error!r}"
 
 
 def _held(value, depth: int = 0):
@@ -164,7 +177,7 @@ def numbers(value, depth: int = 0) -> Iterator[torch.Tensor]:
             yield from numbers(part, depth + 1)
     elif is_dataclass(value) and depth < 3:
         for field in fields(value):
-            if field.name != "error":  # NaN where a measure has none
+            if field.name not in MAY_BE_NAN:
                 yield from numbers(getattr(value, field.name), depth + 1)
 
 
@@ -174,7 +187,8 @@ def documentation(label: str) -> str:
     if not method:
         return inspect.getdoc(CALLS[label].function) or ""
     if kind == "training":
-        return inspect.getdoc(getattr(qn.training, method)) or ""
+        owner = getattr(qn.training, method)
+        return f"{inspect.getdoc(owner)}{inspect.getdoc(owner.step)}"
     owner = type(getattr(shared_world(), kind))
     owner = qn.ProductOblique if method.startswith("ProductOblique") else owner
     return f"{inspect.getdoc(owner)}{inspect.getdoc(getattr(owner, method.split('.')[-1]))}"

@@ -103,7 +103,8 @@ class Branches(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a = nn.Linear(3, 2).double()
+        with torch.random.fork_rng(devices=[]):
+            self.a = nn.Linear(3, 2).double()
         self.b = copy.deepcopy(self.a)
 
     def forward(self, x):
@@ -181,7 +182,7 @@ def _add_testing(add) -> None:
 
     add(testing.conformance, lambda o: {
         "model": o.model, "inputs": o.x, "data": o.data, "loss": o.loss, "symmetry": o.symmetry,
-        "manifold": qn.LayerScaleQuotient, "measures": ["minimum sharpness"], "profile": "quick",
+        "manifold": o.manifold, "measures": ["minimum sharpness"], "profile": "quick",
         "seed": 0})
     add(testing.check_group, lambda o: {"manifold": o.manifold, "profile": "quick", "seed": 0})
     add(testing.check_manifold, lambda o: {
@@ -198,7 +199,7 @@ def _add_testing(add) -> None:
         "moves": "unit scales", "points": 1, "spread": 1.0, "tolerance": 1e-6, "seed": 0})
     add(testing.check_equivariant_training, lambda o: {
         "make_optimizer": sgd, "model": copy.deepcopy(o.model), "group": o.symmetry,
-        "batches": [o.data], "loss": o.loss, "points": 1, "spread": 1.0, "seed": 0,
+        "batches": [o.data, o.data], "loss": o.loss, "points": 1, "spread": 1.0, "seed": 0,
         "tolerance": 1e-8})
     add(testing.fit_slope, lambda o: {
         "steps": [0.1**k for k in range(8)], "errors": [0.01**k for k in range(8)],
@@ -209,7 +210,8 @@ def _add_testing(add) -> None:
 
 def _add_plot(add) -> None:
     steps = torch.linspace(-1, 1, 3).double()
-    add(plot.plot_lines, lambda o: {"lines": {"a": [1.0, 2.0]}, "log": True})
+    add(plot.plot_lines, lambda o: {
+        "lines": {"a": [sharpness.loss_along(o.point, o.manifold, o.xi, steps)]}, "log": True})
     add(plot.plot_plane, lambda o: {
         "plane": sharpness.loss_over(o.point, o.manifold, o.xi, o.xi.flip(0), steps),
         "title": ""})

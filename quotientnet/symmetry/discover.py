@@ -101,12 +101,14 @@ def layout_of(
             f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}"
         )
     if layout is None:
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ValueError(
-                f"{caller}: {type(model).__name__} has no parameters that require a gradient; pass "
+        parameters = list(model.parameters())
+        if not any(parameter.requires_grad for parameter in parameters):
+            remedy = "at all, so there is nothing to scale" if not parameters else (
+                "that require a gradient; pass "
                 "layout=ParameterLayout.from_module(model, include_frozen=True) to scale frozen "
                 "ones"
             )
+            raise ValueError(f"{caller}: {type(model).__name__} has no parameters {remedy}")
         layout = ParameterLayout.from_module(model)
     if not isinstance(layout, ParameterLayout):
         raise TypeError(

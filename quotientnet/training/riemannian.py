@@ -126,10 +126,9 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     def require_range(self, options: dict, name: str, low: float, high: float) -> None:
         """Raise ValueError unless ``low <= options[name] < high``, TypeError for no number."""
-        if not isinstance(options[name], (Real, Tensor)):
-            raise TypeError(
-                f"{type(self).__name__}: {name} must be a number, got {options[name]!r}"
-            )
+        value = options[name]
+        if not (isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)):
+            raise TypeError(f"{type(self).__name__}: {name} must be a number, got {value!r}")
         if not low <= options[name] < high:
             raise ValueError(
                 f"{type(self).__name__}: {name} must be at least {low} and less than {high}, got "
