@@ -93,7 +93,8 @@ def minimise_exponentials(
     Raises:
         TypeError: ``coefficients`` is no tensor or function, ``factor`` no number.
         ValueError: Coefficients that are negative, NaN or infinite, named by entry; ``linear`` of
-            another shape or not finite; a factor of 0.
+            another shape or not finite; a factor of 0; a minimum or coefficients, all of them,
+            beyond the range of float64.
 
     Note:
         Each iteration reads the coefficients a few times, after summing them over axes along which
@@ -112,6 +113,11 @@ def minimise_exponentials(
     """
     group = as_group(group, "minimise_exponentials")
     program = _Program(group, coefficients, linear, factor)
+    if 0 < float(program.terms.max()) < torch.finfo(torch.float64).tiny:
+        raise ValueError(
+            "minimise_exponentials: all coefficients are below 2e-308, where float64 loses its "
+            "digits; multiply linear and coefficients by a number"
+        )
     lost, compact = (
         recession(program.group, program.terms, program.linear),
         program.group.layout,
@@ -128,6 +134,11 @@ def minimise_exponentials(
         program.restart(lost)
         state = program.minimise(max_iterations)
         state.value += program.constant
+    if np.isnan(state.value):
+        raise ValueError(
+            "minimise_exponentials: the minimum is beyond all numbers; divide linear and "
+            "coefficients by a number"
+        )
     t = torch.from_numpy(np.where(lost.moving, nan, program.coordinates) / factor)
     masks = {e.name: lost.vanishing[e.slice].reshape(e.shape) for e in compact.entries}
     return Minimum(t, state.value, names, *astuple(state)[1:], masks if names else {})

@@ -37,7 +37,10 @@ HAND_ON = {
 MAY_BE_NAN = "error", "violation", "slope", "losses"
 """Fields that say so: no error is known, a law does not hold, a loss that is none on a line."""
 
-ON_THE_WAY = "train", "training.SGDS", "training.SAM", "training.ASAM", "training.EntropySGD"
+ON_THE_WAY = {
+    "train", "training.SGDS", "training.SAM", "training.ASAM", "training.EntropySGD",
+    "check_equivariant_training",
+}  # fmt: skip
 """Calls that run the user's own module and loss, and hand their exceptions on."""
 
 
@@ -124,13 +127,13 @@ def _answer(label: str, call: Call, given: dict, seconds: int) -> tuple[str | No
 def _judged(label: str, error: Exception) -> str | None:
     """What is wrong with an exception."""
     frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    if label in ON_THE_WAY and any(name.endswith("nn/modules/module.py") for name in frames):
+    inside = max((n for n, name in enumerate(frames) if name.startswith(LIBRARY)), default=0)
+    theirs = (str(Path(__file__).parent), str(Path(nn.__file__).parent))
+    if label in ON_THE_WAY and any(name.startswith(theirs) for name in frames[inside + 1 :]):
         return None
-    if isinstance(error, DOCUMENTED):
-        return None if frames[-1].startswith(LIBRARY) else f"another library's error: {error!r}"
-    if type(error).__name__ in documentation(label):
-        return None
-    return f"undocumented: {error!r}"
+    if not (isinstance(error, DOCUMENTED) or type(error).__name__ in documentation(label)):
+        return f"undocumented: {error!r}"
+    return None if frames[-1].startswith(LIBRARY) else f"another library's error: {error!r}"
 
 
 def _held(value, depth: int = 0):

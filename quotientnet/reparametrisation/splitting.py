@@ -81,6 +81,7 @@ def share_branches(
     args, kwargs = call_arguments(inputs, "share_branches")
     layout = ParameterLayout.from_module(model, include_frozen=True)
     w = layout.flatten(model)
+    layout.check(w, "share_branches", "the model")
     first, second = _parallel(layout, w, branches)
     total, moved = w[first] + w[second], w.clone()
     moved[first], moved[second] = (1 - share) * total, share * total

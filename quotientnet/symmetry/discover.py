@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from scipy import sparse
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -56,7 +57,7 @@ def discover(
 
     Raises:
         TypeError: ``model`` is not a module, or ``layout`` no layout.
-        ValueError: The module cannot be exported, or a shape in it depends on data (the message
+        ValueError: The module cannot be exported, returns no tensor, or a shape in it depends on data (the message
             names the place); the layout is another model's; an input is empty; a rule fails.
 
     Note:
@@ -96,6 +97,11 @@ def layout_of(
     model: nn.Module, layout: ParameterLayout | None, caller: str
 ) -> ParameterLayout:
     """A layout that fits the model, by default that of all that requires a gradient."""
+    if torch.get_default_device().type == "meta":
+        raise ValueError(
+            f"{caller}: torch's default device is meta, where nothing has values; call it outside "
+            "of torch.device('meta')"
+        )
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}"

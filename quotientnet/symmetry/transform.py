@@ -133,6 +133,7 @@ def _copied(model: nn.Module) -> nn.Module:
 def _moved(model, group: ScalingGroup, t: Tensor) -> tuple[Tensor, Tensor]:
     """``A t`` in float64, and the point ``t·w`` in the model's dtype."""
     w = group.layout.flatten(model)
+    group.layout.check(w, "transform", "the model")
     if not isinstance(t, Tensor) or tuple(t.shape) != (group.dimension,):
         got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
         raise ValueError(

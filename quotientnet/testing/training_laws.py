@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 
 import torch
 from torch import Tensor, nn
 
 from quotientnet.group import as_group
+from quotientnet.options import (
+    require_count,
+    require_kind,
+    require_module,
+    require_number,
+    require_seed,
+)
 from quotientnet.symmetry import transform
 from quotientnet.testing.laws import Verdict, worst
 
@@ -58,6 +65,7 @@ def check_equivariant_training(
         it in a test.
 
     Raises:
+        TypeError: An argument of another kind.
         ValueError: Fewer than two batches, no points, or a group without generators.
         Exception: What the run from the model's own parameters raises.
 
@@ -80,6 +88,12 @@ def check_equivariant_training(
         [True, False]
     """
     group = as_group(group, "check_equivariant_training")
+    require_module(model, "check_equivariant_training", "model")
+    require_kind(batches, Sized, "check_equivariant_training", "batches")
+    require_count(points, "check_equivariant_training", "points", least=0)
+    require_number(spread, "check_equivariant_training", "spread")
+    require_number(tolerance, "check_equivariant_training", "tolerance")
+    require_seed(seed, "check_equivariant_training")
     if len(batches) < 2 or points < 1 or not group.dimension:
         raise ValueError(
             "check_equivariant_training: needs two batches or more, a point or more and a group "

@@ -116,7 +116,9 @@ def train(
         (20, True)
     """
     epochs = require_count(epochs, "train", "epochs")
-    require_module(module, "train")
+    for name, parameter in require_module(module, "train").named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"train: {name!r} is uninitialised; run the module once")
     _require_kinds(optimizer, scheduler)
     _require_callables(loss, on_epoch)
     _require_repeatable(batches, epochs)
