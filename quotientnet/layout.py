@@ -194,7 +194,7 @@ class ParameterLayout:
         dimensions, if all have the same).
 
         Raises:
-            TypeError: ``tensors`` is neither a module nor a mapping.
+            TypeError: ``tensors`` is neither a module nor a mapping to tensors.
             ValueError: A tensor is missing, or its trailing shape is not the layout's; dtypes
                 or devices are mixed.
         """
@@ -212,7 +212,9 @@ class ParameterLayout:
                     f"ParameterLayout.flatten: {entry.name!r} is missing; this layout needs "
                     f"{', '.join(self.names)}"
                 )
-            tensor = tensors[entry.name].detach()
+            tensor = require_kind(
+                tensors[entry.name], Tensor, "ParameterLayout.flatten", repr(entry.name)
+            ).detach()
             batch = tensor.shape[: tensor.ndim - len(entry.shape)]
             if (*batch, *entry.shape) != tuple(tensor.shape):
                 raise ValueError(

@@ -271,7 +271,7 @@ def _add_sharpness(add) -> None:
         "point": o.point, "rho": 1e-2, "eta": 0.0, **quick})
     add(sharpness.volume_flatness, lambda o: {
         "point": o.point, "group": o.symmetry, "epsilon": 0.5, "boxes": 1, "tolerance": 0.5,
-        **quick})
+        "max_iterations": 3, **quick})
     add(sharpness.riemannian_spectral_norm, lambda o: {
         "point": o.point, "manifold": o.manifold, "which": "algebraic"})
     add(sharpness.riemannian_trace, lambda o: {

@@ -158,7 +158,8 @@ def generalisation_bound(
     checked_radius(delta, "generalisation_bound", "delta")
     caller = "generalisation_bound"
     require_number(bn_sharpness, caller, "bn_sharpness")
-    if divergence != inf:  # that of a segment from a density
+    infinite = isinstance(divergence, float) and divergence == inf
+    if not infinite:  # that of a segment from a density is
         require_number(divergence, caller, "divergence")
     require_count(samples, caller, "samples")
     require_number(confidence, caller, "confidence", strict=True, below=1.0)

@@ -188,7 +188,9 @@ def _require_manifold(manifold, caller: str) -> None:
 def _require_directions(point, caller: str, **directions) -> None:
     require_point(point, caller)
     for name, xi in directions.items():
-        if not isinstance(xi, Tensor) or xi.shape != point.w.shape:
+        if isinstance(xi, Tensor) and xi.shape == point.w.shape:
+            point.layout.check(xi, caller, name)
+        else:
             got = tuple(xi.shape) if isinstance(xi, Tensor) else type(xi).__name__
             raise ValueError(
                 f"{caller}: {name} must be a tangent vector of shape {tuple(point.w.shape)}, got "

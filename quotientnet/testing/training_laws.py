@@ -90,6 +90,9 @@ def check_equivariant_training(
     group = as_group(group, "check_equivariant_training")
     require_module(model, "check_equivariant_training", "model")
     require_kind(batches, Sized, "check_equivariant_training", "batches")
+    for batch in batches:
+        remedy = "pass pairs (inputs, targets)"
+        require_kind(batch, Sequence, "check_equivariant_training", "each of batches", remedy)
     require_count(points, "check_equivariant_training", "points", least=0)
     require_number(spread, "check_equivariant_training", "spread")
     require_number(tolerance, "check_equivariant_training", "tolerance")
@@ -134,6 +137,12 @@ class _Run:
                 model.zero_grad()
                 outputs = model(inputs)
                 value = self.loss(outputs, targets)
+                require_kind(value, Tensor, "check_equivariant_training", "what loss returns")
+                if not value.requires_grad:
+                    raise ValueError(
+                        "check_equivariant_training: the loss depends on no parameter that requires "
+                        "a gradient; is the model frozen?"
+                    )
                 value.backward()
                 seen.append((value.detach(), outputs.detach().clone()))
                 return value
