@@ -75,7 +75,7 @@ def plot_plane(plane, *, title: str = ""):
         TypeError: ``plane`` is something else.
         ValueError: The loss is nowhere positive and finite.
     """
-    require_results("plot_plane", "plane", [plane], "loss_over", "losses", "first", "second")
+    require_results("plot_plane", "plane", [plane], "loss_over", "losses")
     losses = plane.losses.cpu().numpy().astype(float)
     fine = np.isfinite(losses) & (losses > 0)
     if not fine.any():
