@@ -242,8 +242,8 @@ class DenseOperator(Operator):
 
     Raises:
         TypeError: No tensor, or another dtype.
-        ValueError: Not square, without values, sparse, or not symmetric to 1e-5 (float32) or 1e-10 (float64), relative
-            to the largest entry.
+        ValueError: Not square, without values, sparse, or not symmetric to 1e-5 (float32) or 1e-10
+            (float64), relative to the largest entry.
     """
 
     def __init__(self, matrix: Tensor):

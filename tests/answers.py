@@ -89,8 +89,8 @@ def guises(label: str) -> Iterator[tuple[str, str, torch.Tensor]]:
             yield from ((name, kind, other) for kind, other in same(value))
 
 
-def fault(label: str, name: str, other, seconds: int) -> str | None:
-    """What is wrong with the answer, or None."""
+def fault(label: str, name: str, other, seconds: int, answered: bool = False) -> str | None:
+    """What is wrong with the answer, or None; ``answered`` if an exception is no answer."""
     world = shared_world()
     call, before = CALLS[label], world.state()
     given = call.arguments(world) | {name: other}
@@ -100,8 +100,8 @@ def fault(label: str, name: str, other, seconds: int) -> str | None:
     finally:
         changed = [] if label in World.WRITES else world.changes(before)
         world.restore(before)
-    if found:
-        return found
+    if found or (answered and raised):
+        return found or "refused"
     if changed:
         return f"changed {changed}"
     if raised and label not in World.WRITES and not _equal(passed, _held(given)):

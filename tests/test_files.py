@@ -1,4 +1,4 @@
-"""Checkpoints, reports and journals that are damaged, hostile, or cut off while they are written."""
+"""Checkpoints, reports and journals: damaged, hostile, or cut off while they are written."""
 
 import errno
 import json

@@ -152,8 +152,8 @@ def disjoint_boxes(
     Raises:
         TypeError: ``radius`` is no number, ``w`` no tensor.
         ValueError: A point of another shape, or so large that its double is no number; a radius
-            that is not positive and finite; a group without generators; a direction along which volumes fall, or along which no nonzero
-            parameter grows.
+            that is not positive and finite; a group without generators; a direction along which
+            volumes fall, or along which no nonzero parameter grows.
 
     Example:
         >>> import torch

@@ -57,8 +57,9 @@ def discover(
 
     Raises:
         TypeError: ``model`` is not a module, or ``layout`` no layout.
-        ValueError: The module cannot be exported, returns no tensor, or a shape in it depends on data (the message
-            names the place); the layout is another model's; an input is empty; a rule fails.
+        ValueError: The module cannot be exported, returns no tensor, or a shape in it depends on
+            data (the message names the place); the layout is another model's; an input is empty; a
+            rule fails; torch's default device is meta.
 
     Note:
         Beyond the time of the export, linear in the number of operations and channels. One run of

@@ -24,8 +24,8 @@ def export(model: nn.Module, args: tuple, kwargs: Mapping) -> ExportedProgram:
     """The model's graph, with an error that names the place where there is none.
 
     Raises:
-        ValueError: The model does not run on the inputs, returns no tensor, or cannot be exported: it branches on
-            data, say.
+        ValueError: The model does not run on the inputs, returns no tensor, or cannot be exported:
+            it branches on data, say.
     """
     model = unwrapped(model)
     try:

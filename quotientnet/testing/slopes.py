@@ -96,7 +96,8 @@ def fit_slope(steps, errors, wanted: float, *, rounding: float = 0.0) -> Slope:
 
     Raises:
         TypeError: ``wanted`` or ``rounding`` is no number.
-        ValueError: One of them is NaN; fewer than seven steps, steps that do not fall, or another number of errors.
+        ValueError: One of them is NaN; fewer than seven steps, steps that do not fall, or another
+            number of errors.
     """
     require_number(wanted, "fit_slope", "wanted", least=-inf)
     require_number(rounding, "fit_slope", "rounding")

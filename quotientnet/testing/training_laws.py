@@ -140,8 +140,8 @@ class _Run:
                 require_kind(value, Tensor, "check_equivariant_training", "what loss returns")
                 if not value.requires_grad:
                     raise ValueError(
-                        "check_equivariant_training: the loss depends on no parameter that requires "
-                        "a gradient; is the model frozen?"
+                        "check_equivariant_training: the loss depends on no parameter that "
+                        "requires a gradient; is the model frozen?"
                     )
                 value.backward()
                 seen.append((value.detach(), outputs.detach().clone()))

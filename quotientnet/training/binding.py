@@ -152,7 +152,8 @@ def bind(module: nn.Module, manifold: LayoutManifold) -> BoundParameter:
 
     Raises:
         TypeError: A manifold without a layout, or no module.
-        ValueError: A tensor without values; the layout has a tensor that the module lacks, or of another shape.
+        ValueError: A tensor without values; the layout has a tensor that the module lacks, or of
+            another shape.
         NotOnManifoldError: The module's parameters are no point of the manifold.
         RuntimeError: On a balanced quotient, weights so far apart in scale that float64 finds no
             canonical network.

@@ -95,8 +95,8 @@ def train(
         TypeError: A batch that is no pair; a loss that is no scalar; no number of epochs; a
             module, loss, optimizer, schedule or ``on_epoch`` that is none, or a schedule that needs
             a loss.
-        ValueError: ``epochs`` below 1; a loss that depends on no parameter; an epoch without batches, such as the second one through a
-            generator.
+        ValueError: ``epochs`` below 1; a loss that depends on no parameter; an uninitialised
+            module; an epoch without batches, such as the second one through a generator.
 
     Note:
         Memory for one more copy of the parameters and of the optimizer's state and two of the

@@ -93,8 +93,8 @@ def _listed(params, caller: str) -> list:
     """Parameters, or groups of them, one or more."""
     if isinstance(params, (Tensor, str, Mapping)) or not isinstance(params, Iterable):
         raise TypeError(
-            f"{caller}: params must be a list of tensors, or of dicts with them under 'params', got "
-            f"{type(params).__name__}; for a bound module pass [bind(module, manifold)]"
+            f"{caller}: params must be a list of tensors, or of dicts with them under 'params', "
+            f"got {type(params).__name__}; for a bound module pass [bind(module, manifold)]"
         )
     found = list(params)
     if not found:
