@@ -128,7 +128,7 @@ def minimise_exponentials(
     else:
         program.drop(lost)
         if start is not None:
-            program.begin(factor * start.cpu().numpy())
+            program.begin(factor * start.detach().cpu().numpy())
         program.descend(max_iterations)
         # Once more from the coefficients themselves: what over- or underflowed on the way is right.
         program.restart(lost)

@@ -77,20 +77,18 @@ def chosen(label: str, part: int | None) -> list[tuple[str, str, object]]:
         (name, kind, other)
         for name, value in given.items()
         if name != "self_"
-        for kind, other in malformed(value)
+        for kind, other in (*malformed(value), *_guises(value))
     ]
     return found if part is None else random.Random(label).sample(found, min(part, len(found)))
 
 
-def guises(label: str) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """The tensors among the arguments, strided or requiring gradients."""
-    for name, value in CALLS[label].arguments(shared_world()).items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim:
-            yield from ((name, kind, other) for kind, other in same(value))
+def _guises(value) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim:
+        yield from same(value)
 
 
-def fault(label: str, name: str, other, seconds: int, answered: bool = False) -> str | None:
-    """What is wrong with the answer, or None; ``answered`` if an exception is no answer."""
+def fault(label: str, name: str, other, seconds: int) -> str | None:
+    """What is wrong with the answer, or None."""
     world = shared_world()
     call, before = CALLS[label], world.state()
     given = call.arguments(world) | {name: other}
@@ -100,8 +98,8 @@ def fault(label: str, name: str, other, seconds: int, answered: bool = False) ->
     finally:
         changed = [] if label in World.WRITES else world.changes(before)
         world.restore(before)
-    if found or (answered and raised):
-        return found or "refused"
+    if found:
+        return found
     if changed:
         return f"changed {changed}"
     if raised and label not in World.WRITES and not _equal(passed, _held(given)):
@@ -155,7 +153,7 @@ def _held(value, depth: int = 0):
 
 def _bits(x: torch.Tensor) -> torch.Tensor:
     """Its bytes, of which NaN are equal to themselves."""
-    return x.detach().to_dense().clone().resolve_conj().reshape(-1).view(torch.uint8)
+    return torch.cat([x.detach().to_dense().resolve_conj().reshape(-1)]).view(torch.uint8)
 
 
 def _equal(a, b) -> bool:

@@ -266,7 +266,8 @@ def _add_sharpness(add) -> None:
     add(sharpness.trace, lambda o: {"point": o.point, "samples": 2, "block": 1})
     add(sharpness.second_order_sharpness, lambda o: {"point": o.point, "epsilon": 1e-2})
     for function in (sharpness.ball_sharpness, sharpness.box_sharpness):
-        add(function, lambda o: {"point": o.point, "epsilon": 1e-2, **quick})
+        add(function, lambda o: {
+            "point": o.point, "epsilon": 1e-2, "max_iterations": 3, **quick})
     add(sharpness.adaptive_sharpness, lambda o: {
         "point": o.point, "rho": 1e-2, "eta": 0.0, **quick})
     add(sharpness.volume_flatness, lambda o: {

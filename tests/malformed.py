@@ -104,6 +104,6 @@ def _batches(pair: tuple) -> Iterator[tuple[str, object]]:
 
 
 def same(x: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The same numbers in another guise: no reason to refuse, and the same result."""
+    """The same numbers in another guise."""
     yield "strided", torch.stack([x, x], -1)[..., 0]
     yield "requires grad", x.clone().requires_grad_()

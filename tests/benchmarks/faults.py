@@ -4,7 +4,7 @@ Every argument of every call in ``tests/hostile.py`` is replaced by every value 
 ``tests/malformed.py``; every byte of a checkpoint and of a journal has a bit flipped, and every
 length is cut off. Writes ``docs/results/faults.json``:
 
-    python tests/benchmarks/faults.py --before 5441f63
+    python tests/benchmarks/faults.py --before 1e8fc1f
 
 With ``--before`` the same inputs are given to the library of an earlier commit as well: what was
 wrong then, and is answered now, has been found and mended.
