@@ -24,6 +24,9 @@ _INSIDE = ("state_dict", "model_state_dict", "model")
 _PREFIX = "module."
 """What ``nn.DataParallel`` puts before every name."""
 
+_FOLDER = 0x10
+"""The bit of a zip record's attributes that makes it one."""
+
 _TRAILING = (
     "Please file an issue",
     "This is an internal miniz error",
@@ -146,20 +149,23 @@ def _require_whole(path: Path) -> None:
         if not zipfile.is_zipfile(path):
             return
         with zipfile.ZipFile(path) as archive:
-            claimed = sum(record.file_size for record in archive.infolist())
+            records = archive.infolist()
+            claimed = sum(record.file_size for record in records)
             if claimed > path.stat().st_size:
                 raise Refusal(
                     f"--checkpoint {path}: its records claim {claimed} bytes, more than the file "
                     "has; it is damaged, or compressed as torch.save does not: save it again"
                 )
-            damaged = archive.testzip()
+            # torch leaves the memory of what is marked as a folder as it finds it.
+            folders = (r.filename for r in records if r.external_attr & _FOLDER)
+            damaged = archive.testzip() or next(folders, None)
     except Refusal:
         raise
     except Exception as error:  # zipfile, too, raises any
         raise Refusal(f"--checkpoint {path}: cannot be read: {_reason(error)}") from error
     if damaged is not None:
         raise Refusal(
-            f"--checkpoint {path}: is damaged: the record {damaged!r} does not have its checksum. "
+            f"--checkpoint {path}: is damaged: the record {damaged!r} is not as it was written. "
             "Copy the file again, or save it again without set_crc32_options(False)"
         )
 

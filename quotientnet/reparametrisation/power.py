@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from quotientnet.options import require_number, require_values
+from quotientnet.options import require_kind, require_values
 from quotientnet.reparametrisation.bijections import Bijection
 
 __all__ = ["PowerTransformation"]
@@ -48,7 +49,7 @@ class PowerTransformation(Bijection):
     def __post_init__(self):
         require_values(self.centre, "PowerTransformation", "centre")
         for name in "a", "b":
-            require_number(getattr(self, name), "PowerTransformation", name, least=-inf)
+            require_kind(getattr(self, name), Real, "PowerTransformation", name)
         if not (-0.5 < self.a < inf and 0 <= self.b < inf):
             raise ValueError(
                 f"PowerTransformation: needs a > -1/2 and b >= 0, finite, got a={self.a} and "

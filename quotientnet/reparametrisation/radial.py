@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from quotientnet.options import require_number, require_values
+from quotientnet.options import require_kind, require_values
 from quotientnet.reparametrisation.bijections import Bijection
 
 __all__ = ["RadialTransformation"]
@@ -51,7 +52,7 @@ class RadialTransformation(Bijection):
     def __post_init__(self):
         require_values(self.centre, "RadialTransformation", "centre", ndim=1)
         for name in "delta", "rho", "r_hat":
-            require_number(getattr(self, name), "RadialTransformation", name)
+            require_kind(getattr(self, name), Real, "RadialTransformation", name)
         if not (0 < self.rho < self.delta < inf and 0 < self.r_hat < self.delta):
             raise ValueError(
                 "RadialTransformation: rho and r_hat must lie strictly between 0 and delta, got "
