@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from math import inf, nan
 
@@ -75,7 +76,7 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, object]]:
         "without parameters": nn.Sequential(nn.ReLU()),
         "frozen": copy.deepcopy(model).requires_grad_(False),
         "half": copy.deepcopy(model).half(),
-        "complex": copy.deepcopy(model).to(torch.complex128),
+        "complex": _complex(model),
         "on meta": copy.deepcopy(model).to("meta"),
         "another": nn.Linear(5, 1).double(),
         "uninitialised": nn.LazyLinear(2),
@@ -90,6 +91,12 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, object]]:
         for parameter in list(other.parameters())[:1]:
             parameter.data.view(-1)[-1] = number
         yield f"with {number}", other
+
+
+def _complex(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls it new
+        return copy.deepcopy(model).to(torch.complex128)
 
 
 def _batches(pair: tuple) -> Iterator[tuple[str, object]]:
