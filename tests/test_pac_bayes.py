@@ -61,7 +61,7 @@ def test_the_bound_over_orbits_and_bad_input():
     assert there.value == pytest.approx(
         pac_bayes_terms(point, samples=100).value, rel=1e-8
     )
-    with pytest.raises(ValueError, match="(samples must be an integer|delta must be above 0 and at most 1)"):
+    with pytest.raises(ValueError, match="samples must be an integer of at least 1"):
         pac_bayes_terms(point, samples=0)
     with pytest.raises(ValueError, match="lambda_ must be above 0"):
         pac_bayes_terms(point, samples=10, lambda_=-1.0)
