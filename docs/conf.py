@@ -1,6 +1,7 @@
 """Sphinx settings; warnings are errors."""
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -71,9 +72,29 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "capture_repr": (),
     "show_memory": False,
+    "show_signature": False,
+    "write_computation_times": False,
+    "within_subsection_order": "FileNameSortKey",
+    "image_srcset": ["2x"],
+    "parallel": 2,
     "download_all_examples": False,
     "plot_gallery": True,
     "reset_modules": ("matplotlib", "timing.record"),
     "reset_modules_order": "both",
 }
+
+
+def _let_figures_scroll(app, pagename, templatename, context, doctree):
+    """Figures of examples in boxes of their own; see manual.css."""
+    image = r'<img [^>]*class = "sphx-glr-single-img"/>'
+    context["body"] = re.sub(
+        image, r'<div class="wide-figure">\g<0></div>', context.get("body", "")
+    )
+
+
+def setup(app):
+    """Register what is changed on each page."""
+    app.connect("html-page-context", _let_figures_scroll)
+
+
 warnings.filterwarnings("ignore", message="Matplotlib is currently using agg")

@@ -14,5 +14,6 @@ def write() -> None:
     for name, command in zip(
         ("first", "second"), re.findall(r"^\$ .*$", text, re.MULTILINE), strict=True
     ):
+        command = command.replace(" && ", " && \\\n       ")
         block = f".. code-block:: console\n\n   {command}\n"
         (FOLDER / "_generated" / f"{name}_command.rst").write_text(block)

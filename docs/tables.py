@@ -31,6 +31,7 @@ def write() -> None:
     (target / "families.rst").write_text(_families())
     (target / "laws.rst").write_text(_laws())
     (target / "regimes.rst").write_text(_regimes())
+    (target / "precision.rst").write_text(_precision())
     (target / "geoopt_manifolds.rst").write_text(_geoopt_manifolds())
     (target / "small_distances.rst").write_text(_small_distances())
     rows = [
@@ -66,6 +67,33 @@ def write() -> None:
         ])  # fmt: skip
     (target / "discover.rst").write_text(_table(rows))
     (target / "discover_sizes.rst").write_text(_discover_sizes())
+    (target / "scaling.rst").write_text(_scaling())
+
+
+def _scaling() -> str:
+    """The exponents with their intervals, and the costs at the largest size."""
+    facts = json.loads((FOLDER / "results/scaling.json").read_text())
+    largest = {row["family"]: row for row in facts["rows"]}
+    rows = [[
+        "Networks", "Operation", "Exponent of time", "Of memory", "Seconds at the largest",
+        "MiB at the largest",
+    ]]  # fmt: skip
+    for r in facts["exponents"]:
+        cost = largest[r["family"]]["costs"][r["task"]]
+        fits = (_exponent(r[key]) for key in ("seconds", "mebibytes"))
+        numbers = f"{cost['seconds']:.3f}", f"{cost['mebibytes']:.0f}"
+        rows.append([r["family"], r["task"], *fits, *numbers])
+    sizes = ", ".join(f"{f}: {r['parameters']:,}" for f, r in largest.items())
+    return (
+        f"{_table(rows)}\nLargest sizes {sizes}; torch {facts['versions'][0]['torch']}, one thread "
+        "of the processor, which others used, too.\n"
+    )
+
+
+def _exponent(fit: dict) -> str:
+    if fit["value"] is None:
+        return f"× {fit['growth']:.0f} for × {fit['span']:.0f}"
+    return f"{fit['value']:.2f} ± {fit['half_width']:.2f}, {fit['verdict']}"
 
 
 def _discover_sizes() -> str:
@@ -134,7 +162,7 @@ def _ratios(name: str) -> str:
         ratio, target, *rest = ("" if x is None else f"{x:.2f}" for x in numbers)
         rows.append([m["task"], ratio, target, f"{m['milliseconds']:.1f}", *rest])
     return (
-        f"{_table(rows)}\ntorch {facts['torch']}, {facts['threads']} threads, "
+        f"{_table(rows)}\ntorch {facts['torch']}, threads: {facts['threads']}, "
         f"{facts['gpu'] or 'no GPU'}, peak memory {facts['peak_mebibytes']} MiB.\n"
     )
 
@@ -264,7 +292,7 @@ def _sgds_tables() -> str:
     stopped = sum(r["stopped"] for r in facts["rows"])
     return "\n".join(tables) + (
         f"\nMeans over {facts['seeds']} seeds with 95 % intervals; bold: the interval of the "
-        f"paired difference to SGD leaves out 0. {stopped} runs stopped at a NaN.\n"
+        f"paired difference to SGD leaves out 0. Runs that stopped at a NaN: {stopped}.\n"
     )
 
 
@@ -347,6 +375,24 @@ def _regimes() -> str:
     from quotientnet.testing import REGIMES
 
     return _table([["Regime", "What"], *([f"``{k}``", v] for k, v in REGIMES.items())])
+
+
+def _precision() -> str:
+    """The bounds of single precision, and the quantity that uses most of each."""
+    from quotientnet.testing import BOUNDS
+
+    facts = json.loads((FOLDER / "results/precision.json").read_text())
+    rows = [[
+        "Quantity", "Bound, eps √n", "Relative to", "Besides", "Measured", "Bound there", "Of",
+    ]]  # fmt: skip
+    for r in facts["rows"]:
+        bound = BOUNDS[r["kind"]]
+        rows.append([
+            r["kind"], f"{bound.units:g}", bound.relative_to, bound.plus or "—",
+            f"{r['difference']:.0e}", f"{r['bound']:.0e}",
+            f"{r['name']}, {r['network']}; worst of {r['quantities']}",
+        ])  # fmt: skip
+    return f"{_table(rows)}\ntorch {facts['torch']}, {len(facts['networks'])} networks.\n"
 
 
 def _geoopt_manifolds() -> str:

@@ -126,7 +126,7 @@ axes[0].legend(loc="upper center", fontsize="small")
 
 # %%
 # The mean of three networks with different starts: the point of the quotient with the least mean
-# squared distance. It computes something only if channels are matched, and then less well than its
+# squared distance. It computes little unless channels are matched, and then less well than its
 # members: so small a network leaves a barrier.
 
 members = torch.stack([first, other_start, third])

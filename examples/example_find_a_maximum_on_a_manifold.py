@@ -68,7 +68,7 @@ for method, optimum in optima.items():
     spent = [e.gradients + 2 * e.hessian_products for e in optimum.history.evaluations]
     axis.semilogy(spent, optimum.history.gradient_norms[:, 0], label=method)
 axis.set_xlabel("gradients, or their worth in products with the Hessian")
-axis.set_ylabel("length of the Riemannian gradient (units of the loss)")
+axis.set_ylabel("length of the Riemannian\ngradient (units of the loss)")
 axis.legend()
 
 # %%

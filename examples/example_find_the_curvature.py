@@ -47,8 +47,8 @@ for value, residual in zip(top.values, top.residuals):
 print(f"{top.products} products")
 
 # %%
-# With ten classes, nine eigenvalues stand apart. The density tells where all the others are: within
-# a tenth of zero. (On finer scales, sixty Lanczos steps do not tell eigenvalues apart.)
+# With ten classes, nine eigenvalues stand apart. The density tells where nearly all others are:
+# within a tenth of zero. (On finer scales, sixty Lanczos steps do not tell eigenvalues apart.)
 
 density = spectral_density(point.hessian, samples=8, steps=60)
 below, error = density.cumulative(torch.tensor([-0.1, 0.1]).double())

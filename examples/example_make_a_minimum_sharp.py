@@ -64,7 +64,7 @@ for bound, sharp in zip(bounds, sharper):
     )
 
 # %%
-# Measures of three kinds, at the network as trained and at each of the four. The first three are
+# Measures of two kinds, at the network as trained and at each of the four. The first three are
 # Euclidean; the others claim to be the same for all equivalent networks. Each Riemannian spectral
 # norm is found from a random start of its own.
 
@@ -83,7 +83,7 @@ INVARIANT = {
     "Riemannian trace": lambda p: sharpness.riemannian_trace(p, manifold).value,
     "minimum sharpness": lambda p: sharpness.minimum_sharpness(p, symmetry).value,
     "normalised sharpness": lambda p: sharpness.normalised_sharpness(surrogate.at(p.w)).value,
-    "Fisher-Rao norm": lambda p: sharpness.fisher_rao_norm(p).value,
+    "Fisher–Rao norm": lambda p: sharpness.fisher_rao_norm(p).value,
 }  # fmt: skip
 values = {
     name: [float(measure(point)) for point in points]

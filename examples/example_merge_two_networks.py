@@ -3,8 +3,8 @@ Merge two networks
 ==================
 
 Two networks that were trained apart compute much the same, with their hidden units in another
-order and at other scales. Their average computes nothing. What does it compute once both are
-written down alike?
+order and at other scales. Their average computes much worse than either. What does it compute once
+both are written down alike?
 """
 
 import matplotlib.pyplot as plt

@@ -123,7 +123,7 @@ for (name, slope), color in zip(slopes.items(), ("C0", "C3")):
 left.axhline(slope.floor, color="k", linestyle=":", label="rounding")
 left.set_xlabel("step along the geodesic (units of the metric)")
 left.set_ylabel("loss less its quadratic model (units of the loss)")
-left.legend(title="Hessian", loc="lower right")
+left.legend(title="Hessian; shaded: fitted", loc="upper left")
 shown = broken[:12]
 right.barh(
     [v.law.replace("_", " ") for v in shown], [min(v.violation, 1e3) for v in shown]
@@ -131,6 +131,7 @@ right.barh(
 right.set_xscale("log")
 right.invert_yaxis()
 right.tick_params(axis="y", labelsize=7)
+right.set_ylabel("law")
 right.set_xlabel("relative violation, or what is missing of an order")
 right.set_title("laws that the hasty manifold violates", fontsize=9)
 

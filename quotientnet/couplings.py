@@ -224,14 +224,11 @@ def _spanning_rows_of(terms, kept, shape, count: int) -> sparse.csr_array:
     coefficients = [term.coefficient for term in terms]
     if len(terms) == 2 and sum(coefficients) == 0:
         # Differences along the edges of a graph span the differences within its components.
-        graph = sparse.coo_array(
-            (np.ones(len(classes[0])), tuple(classes)), shape=(count, count)
-        )
+        vertices, where = np.unique(np.concatenate(classes), return_inverse=True)
+        edges = (np.ones(len(classes[0])), where.reshape(2, -1))
+        graph = sparse.coo_array(edges, shape=(len(vertices),) * 2)
         labels = connected_components(graph, directed=False)[1]
-        vertices = np.flatnonzero(np.bincount(np.concatenate(classes), minlength=count))
-        _, first, inverse = np.unique(
-            labels[vertices], return_index=True, return_inverse=True
-        )
+        _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
         rows = np.stack([vertices, vertices[first][inverse]], axis=1)
     else:
         rows = np.unique(np.stack(classes, axis=1), axis=0)

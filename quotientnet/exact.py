@@ -13,19 +13,77 @@ __all__ = ["rank", "free_columns", "echelon", "null_space"]
 
 
 def rank(matrix: sparse.sparray) -> int:
-    """The rank over the rationals, by fraction-free elimination on the rows.
-
-    Near-linear on graph-like matrices (two entries a row), which are the ones that occur.
-    """
-    return len(echelon(rows_of(matrix)))
+    """The rank over the rationals."""
+    return matrix.shape[1] - len(free_columns(matrix))
 
 
 def free_columns(matrix: sparse.sparray) -> np.ndarray:
-    """Columns that are combinations of the others, as few as can be left out for full rank."""
-    pivots = echelon(rows_of(matrix))
-    return np.setdiff1d(
-        np.arange(matrix.shape[1]), np.fromiter(pivots, int, len(pivots))
+    """Columns that are combinations of the others, as few as can be left out for full rank.
+
+    Rows of one or two entries, which almost all are, say that a column vanishes or is a multiple
+    of another: they are joined into trees in near-linear time, however deep the network. What is
+    left of longer rows is eliminated.
+    """
+    multiples, longer = _Multiples(), []
+    for row in rows_of(matrix):
+        if len(row) > 2:
+            longer.append(row)
+        elif row:
+            multiples.join(row)
+    pivots = echelon(multiples.reduced(row) for row in longer)
+    return np.array(
+        [
+            column
+            for column in range(matrix.shape[1])
+            if multiples.is_free(column) and column not in pivots
+        ],
+        dtype=np.int64,
     )
+
+
+class _Multiples:
+    """Columns as multiples of others: each tree's root is its least column."""
+
+    def __init__(self):
+        self._parent: dict[int, tuple[int, int | Fraction]] = {}
+        self._vanishing: set[int] = set()
+
+    def find(self, column: int) -> tuple[int, int | Fraction]:
+        """The root of a column, and what multiple of it the column is."""
+        path = []
+        while column in self._parent:
+            path.append(column)
+            column = self._parent[column][0]
+        total: int | Fraction = 1
+        for own in reversed(path):
+            total = self._parent[own][1] * total
+            self._parent[own] = column, total
+        return column, total
+
+    def join(self, row: dict[int, int]) -> None:
+        """Take in a row of one or two entries."""
+        row = self.reduced(row)
+        if not row:
+            return
+        root, other = min(row), max(row)
+        if root == other:
+            self._vanishing.add(root)
+            return
+        self._parent[other] = root, _quotient(-row[root], row[other])
+
+    def reduced(self, row: dict[int, int]) -> dict[int, int]:
+        """A row in terms of roots that do not vanish, in whole numbers."""
+        total: dict[int, int | Fraction] = {}
+        for column, value in row.items():
+            root, factor = self.find(column)
+            if root not in self._vanishing:
+                total[root] = total.get(root, 0) + value * factor
+        scale = lcm(*(c.denominator for c in total.values()))
+        return {column: int(c * scale) for column, c in total.items() if c}
+
+    def is_free(self, column: int) -> bool:
+        """Whether no row so far gives a column by lesser ones."""
+        return column not in self._parent and column not in self._vanishing
 
 
 def rows_of(matrix: sparse.sparray) -> Iterable[dict[int, int]]:
@@ -72,8 +130,7 @@ def null_space(pivots: dict[int, dict[int, int]], count: int) -> sparse.csc_arra
         for other, value in row.items():
             if other == column:
                 continue
-            # Whole numbers, which almost all are, are quicker than fractions.
-            factor = Fraction(-value, own) if value % own else -value // own
+            factor = _quotient(-value, own)
             if other not in solved:
                 total[other] = total.get(other, 0) + factor
                 continue
@@ -98,6 +155,11 @@ def null_space(pivots: dict[int, dict[int, int]], count: int) -> sparse.csc_arra
     columns = np.searchsorted(free, np.array(columns, dtype=np.int64))
     values, shape = np.array(values, dtype=np.int64), (count, len(free))
     return sparse.csc_array(sparse.coo_array((values, (rows, columns)), shape=shape))
+
+
+def _quotient(a: int | Fraction, b: int) -> int | Fraction:
+    """``a / b``; whole numbers, which almost all are, are quicker than fractions."""
+    return Fraction(a, b) if a % b else a // b
 
 
 def _eliminate(

@@ -86,7 +86,6 @@ def largest_by_side(group: ScalingGroup, values: Tensor):
         Three arrays of shape ``(2, dimension)``, growing entries first: the largest value
         (``-inf`` if there is none), its entry and that entry's exponent.
     """
-    links = group.classes.tocoo()
     found = [[], [], [], []]
     for name, terms in group.incidence.items():
         entry = group.layout[name]
@@ -96,14 +95,11 @@ def largest_by_side(group: ScalingGroup, values: Tensor):
         )
         for term in terms:
             top, where = _largest(view, numbers, term)
-            column = np.full(group.classes.shape[0], -1)
             top, where, classes = _largest_of_each(top, where, term.index.reshape(-1))
-            column[classes] = np.arange(len(classes))
-            own = column[links.row] >= 0
-            place = column[links.row[own]]
-            exponent = term.coefficient * links.data[own]
+            links = group.classes[classes].tocoo()
+            exponent = term.coefficient * links.data
             for part, piece in zip(
-                found, (links.col[own], exponent, top[place], where[place])
+                found, (links.col, exponent, top[links.row], where[links.row])
             ):
                 part.append(piece)
     generator, exponent, top, where = (np.concatenate([*p, []]) for p in found)
@@ -127,17 +123,19 @@ def entries_above(
         values: Shape ``(size,)``.
         bounds: Shape ``(2, dimension)``: for entries that grow with a generator, and that shrink.
     """
-    links = group.classes.tocoo()
     found = torch.zeros(len(values), dtype=torch.bool, device=values.device)
     for name, terms in group.incidence.items():
         entry = group.layout[name]
         view = values[entry.slice].reshape(entry.shape)
         mask = found[entry.slice].reshape(entry.shape)
         for term in terms:
+            classes, place = np.unique(term.index, return_inverse=True)
+            links = group.classes[classes].tocoo()
             side = (term.coefficient * links.data < 0).astype(int)
-            lowest = np.full(group.classes.shape[0], np.inf)
+            lowest = np.full(len(classes), np.inf)
             np.minimum.at(lowest, links.row, bounds[side, links.col])
-            bound = torch.from_numpy(np.asarray(lowest[term.index])).to(values.device)
+            lowest = lowest[place].reshape(term.index.shape)
+            bound = torch.from_numpy(lowest).to(values.device)
             mask |= (view >= bound) & torch.isfinite(view)
     return found.cpu().numpy()
 

@@ -144,13 +144,14 @@ class Gram:
         """``M`` as an array; for tests and small groups."""
         matrix = exponent_matrix(self._group)
         if matrix is not None:
-            return self._product(matrix)
+            return self._product(matrix).astype(np.float64)
         coupled = sum(
             (c.to_sparse(self._classes.shape[0]) for c in self._matrices),
             sparse.csr_array((self._classes.shape[0],) * 2),
         )
         coupled = self._classes.T @ coupled @ self._classes
-        return (self._sparse + self._left @ self._right.T + coupled).toarray()
+        total = self._sparse + self._left @ self._right.T + coupled
+        return total.toarray().astype(np.float64)
 
     def _product(self, matrix: ExponentMatrix) -> np.ndarray:
         """``M`` from ``A`` itself, where that is small."""
@@ -202,12 +203,14 @@ class Gram:
         ridge = np.where(own > 0, 1e-8 * own, 1.0)
         if self._sparse.nnz > np.count_nonzero(own):
             solve = splu((self._sparse + sparse.diags_array(ridge)).tocsc()).solve
+            reduced = sparse.csr_array(solve(left.toarray()))
         else:
-            inverse = (1 / (own + ridge))[:, None]
-            solve = lambda r: inverse * r  # noqa: E731
-        reduced = solve(left.toarray())
-        core = np.linalg.inv(np.eye(left.shape[1]) + right.T @ reduced)
-        return lambda r: (base := solve(r)) - reduced @ (core @ (right.T @ base))
+            inverse = 1 / (own + ridge)
+            solve = lambda r: inverse[:, None] * r  # noqa: E731
+            reduced = sparse.csr_array(sparse.diags_array(inverse) @ left)
+        # A layer's factors meet those of its neighbours only: sparse, however many there are.
+        core = splu((sparse.eye_array(left.shape[1]) + right.T @ reduced).tocsc())
+        return lambda r: (base := solve(r)) - reduced @ core.solve(right.T @ base)
 
     def _apply(self, x: np.ndarray) -> np.ndarray:
         """``M x`` for columns ``x``."""

@@ -65,7 +65,7 @@ def test_mode_is_asked_for_by_normalisation_and_dropout_alone():
 
 @pytest.mark.slow
 @settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     database=None,

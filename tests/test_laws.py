@@ -49,7 +49,7 @@ def test_law(law, case, dtype):
 @pytest.mark.parametrize(
     "law", {**GROUP_LAWS, **MANIFOLD_LAWS}.values(), ids=lambda law: law.name
 )
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=8, deadline=None, derandomize=True, database=None)
 @given(sample=strategies.samples())
 def test_law_on_drawn_manifolds(law, sample):
     assume(supports(sample.manifold, law.requires))

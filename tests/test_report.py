@@ -311,7 +311,7 @@ def matrix():
     kept = [
         m for m in MEASURES if "volume" not in m.label
     ]  # which claims nothing, slowly
-    return invariance_matrix(kept, elements=1)
+    return invariance_matrix(kept, digits_trials(images=20), elements=1)
 
 
 @pytest.mark.slow

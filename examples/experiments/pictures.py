@@ -125,6 +125,7 @@ def large_batch(facts: dict):
             _lines(axis, rows, facts)
             axis.set_title(f"{network}, {moment.replace('_', ' ')}", fontsize="medium")
         _quotients(ratios, facts, network)
+        ratios.set_title(network, fontsize="medium")
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside upper left", fontsize="small",
         title="batches; full line: straight, dashed: geodesic", ncols=3,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quotientnet.curvature.draws import normal
 from quotientnet.estimate import Estimate
 from quotientnet.operator import Operator, require_operator
 from quotientnet.progress import progress
@@ -170,9 +171,8 @@ def spectral_density(
 
 def _probes(operator: Operator, number: int, generator) -> Tensor:
     """Uniform on the unit sphere of the complement, as rows."""
-    kind = {"dtype": operator.dtype, "device": operator.device}
     rows = [
-        torch.randn(operator.size, generator=generator, **kind) for _ in range(number)
+        normal(operator.size, like=operator, generator=generator) for _ in range(number)
     ]
     rows = torch.stack(rows)
     projected = operator.project(rows.T).T

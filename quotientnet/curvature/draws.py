@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+from math import hypot, isfinite, sqrt
 
 import torch
 from torch import Tensor
 
 from quotientnet.operator import Operator
 
-__all__ = ["LEAST", "Mean", "multiply", "quadratic", "signs"]
+__all__ = ["LEAST", "Mean", "multiply", "normal", "quadratic", "signs"]
 
 LEAST = 12  # draws before a standard error may end the sampling
+
+
+def normal(*shape: int, like, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers, the same in every dtype up to its rounding.
+
+    Args:
+        shape: Of the result.
+        like: A tensor or an operator that has the dtype and the device.
+        generator: Source of randomness; torch's global one if None.
+    """
+    kind = {"dtype": torch.float64, "device": like.device}
+    return torch.randn(shape, generator=generator, **kind).to(like.dtype)
 
 
 def signs(operator: Operator, number: int, generator: torch.Generator) -> Tensor:
@@ -45,8 +57,15 @@ def multiply(operator: Operator, columns: Tensor, name: str) -> Tensor:
 
 
 def quadratic(operator: Operator, columns: Tensor, name: str) -> list[float]:
-    """``⟨x, H x⟩`` for each column."""
-    return (columns * multiply(operator, columns, name)).sum(0).tolist()
+    """``⟨x, H x⟩`` for each column.
+
+    Raises:
+        ValueError: One that is NaN or infinite.
+    """
+    found = (columns * multiply(operator, columns, name)).sum(0).tolist()
+    if not all(map(isfinite, found)):
+        raise ValueError(f"{name}: a product overflows in this dtype")
+    return found
 
 
 @dataclass
@@ -70,8 +89,8 @@ class Mean:
     def error(self) -> float:
         """One standard error."""
         mean = sum(self.draws) / len(self.draws)
-        squares = sum((draw - mean) ** 2 for draw in self.draws)
-        return sqrt(squares / (len(self.draws) - 1) / len(self.draws))
+        spread = hypot(*(draw - mean for draw in self.draws))
+        return spread / sqrt((len(self.draws) - 1) * len(self.draws))
 
     def within(self, tolerance: float | None) -> bool:
         """Whether the standard error is at most ``tolerance · |value|``, after enough draws to

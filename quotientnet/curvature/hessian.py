@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quotientnet.curvature.layers import LayerTraces, ggn_traces, labelled_diagonal
+from quotientnet.curvature.scales import require_finite_diagonal, require_resolved
 from quotientnet.estimate import Estimate
 from quotientnet.options import require_count
 from quotientnet.point import Point, require_point
@@ -49,7 +50,9 @@ def hessian_diagonal(point: Point, *, limit: int = 20_000) -> Tensor:
         >>> round(hessian_diagonal(objective.at(torch.tensor([2.0]).double())).item(), 9)
         48.0
     """
-    return exact_diagonal(point, limit, "hessian_diagonal").values
+    values = exact_diagonal(point, limit, "hessian_diagonal").values
+    require_finite_diagonal(point, values, "hessian_diagonal")
+    return values
 
 
 def hessian_traces(point: Point, *, limit: int = 20_000) -> LayerTraces:
@@ -83,6 +86,7 @@ def hessian_traces(point: Point, *, limit: int = 20_000) -> LayerTraces:
     if closed is not None and set(closed.kinds.values()) == {"Hessian"}:
         return closed
     found = exact_diagonal(point, limit, "hessian_traces")
+    require_resolved(point, found.values, "hessian_traces")
     sums = {name: float(found.of(point, name).sum()) for name in found.products}
     traces = {
         name: Estimate(value, 0.0, True, found.cost) for name, value in sums.items()

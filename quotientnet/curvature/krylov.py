@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quotientnet.curvature.draws import normal
 from quotientnet.operator import Operator
 
 __all__ = ["Krylov", "Ritz"]
@@ -124,12 +125,7 @@ class Krylov:
         """Add random vectors; returns how many, 0 where no direction is left."""
         self.fresh[:] = False
         rows = [
-            torch.randn(
-                self._operator.size,
-                dtype=self._operator.dtype,
-                device=self._operator.device,
-                generator=self._generator,
-            )
+            normal(self._operator.size, like=self._operator, generator=self._generator)
             for _ in range(number)
         ]
         rows = torch.stack(rows) / self._operator.size**0.5

@@ -23,6 +23,7 @@ from quotientnet.curvature.forward import (
 from quotientnet.curvature.graph import agreed
 from quotientnet.curvature.per_sample import squares
 from quotientnet.curvature.plan import Plan, make_plan
+from quotientnet.curvature.scales import badly_scaled, require_finite_diagonal, widened
 from quotientnet.estimate import Estimate
 from quotientnet.losses import normaliser, refuse_linear
 from quotientnet.point import Point
@@ -137,7 +138,9 @@ def ggn_diagonal(point: Point, *, chunk: int | None = None) -> Tensor:
         >>> ggn_diagonal(objective.at(torch.zeros(3).double())).round().tolist()
         [2.0, 8.0, 2.0]
     """
-    return labelled_diagonal(point, chunk)[0]
+    diagonal = labelled_diagonal(point, chunk)[0]
+    require_finite_diagonal(point, diagonal, "ggn_diagonal")
+    return diagonal
 
 
 def labelled_diagonal(
@@ -232,6 +235,7 @@ class LayerRun:
         self.leaves, self.chunk, self.what = Leaves(point), chunk, what
         require_separate_samples(point.objective.model)
         self.loss, self.factor = point.objective.loss, factor
+        self.wide = badly_scaled(point)
         self.plan: Plan | None = None
         self.kinds = dict.fromkeys(self.leaves.parameters, "Hessian")
         self.ways: dict[str, str] = {}
@@ -345,7 +349,7 @@ class LayerRun:
         tensors = self.plan.readout.tensors(run.outputs)
         found = self.plan.kinds_of(tensors, self.leaves.parameters)
         self.kinds = agreed(self.kinds, found)
-        rules = [duty.rule(run, part.n) for duty in self.plan.duties]
+        rules = [duty.rule(run, part.n, self.wide) for duty in self.plan.duties]
         edges = [run.uses[duty.place].edge for duty in self.plan.duties]
         run.uses.clear()
         for sign, rows in factor.blocks(width):
@@ -355,11 +359,12 @@ class LayerRun:
                 for duty, rule, delta in zip(
                     self.plan.duties, rules, self._pull(tensors, edges, seeds)
                 ):
+                    delta = widened(delta) if self.wide else delta
                     found = getattr(rule, self.what)(delta, duty.names)
                     for role, value in found.items():
                         self._add(duty.names[role], sign, value)
             if self.plan.generic:
-                found = squares(self.leaves, self.plan, part, rows)
+                found = squares(self.leaves, self.plan, part, rows, self.wide)
                 for name, value in found.items():
                     self._add(
                         name, sign, value.sum() if self.what == "traces" else value

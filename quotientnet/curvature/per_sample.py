@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from quotientnet.curvature.forward import Batch, Leaves
 from quotientnet.curvature.plan import Plan
+from quotientnet.curvature.scales import widened
 
 __all__ = ["squares"]
 
@@ -17,7 +18,7 @@ _WORKING_SET = 1 << 24  # entries of derivatives at a time
 
 
 def squares(
-    leaves: Leaves, plan: Plan, batch: Batch, rows: Tensor
+    leaves: Leaves, plan: Plan, batch: Batch, rows: Tensor, wide: bool = False
 ) -> dict[str, Tensor]:
     """Squared derivatives of ``⟨seed, outputs⟩`` in each parameter, summed over samples and seeds.
 
@@ -26,6 +27,7 @@ def squares(
         plan: Where samples are, and which parameters are asked for.
         batch: The samples.
         rows: Seeds, shape ``(columns, samples, outputs)``.
+        wide: Whether squares are taken in float64.
 
     Returns:
         By name, in the shape of the parameter.
@@ -36,12 +38,12 @@ def squares(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*performance drop.*")
-            return _vectorised(leaves, plan, batch, rows, theta, step)
+            return _vectorised(leaves, plan, batch, rows, theta, step, wide)
     except (RuntimeError, UserWarning):
-        return _one_by_one(leaves, plan, batch, rows, theta)
+        return _one_by_one(leaves, plan, batch, rows, theta, wide)
 
 
-def _vectorised(leaves, plan, batch, rows, theta, step):
+def _vectorised(leaves, plan, batch, rows, theta, step, wide):
     tensors, form = tree_flatten((batch.args, batch.kwargs))
     own = [isinstance(t, Tensor) and t.ndim > 0 and len(t) == batch.n for t in tensors]
 
@@ -58,7 +60,7 @@ def _vectorised(leaves, plan, batch, rows, theta, step):
         values, pull = torch.func.vjp(outputs, theta)
         cotangents = plan.readout.unrows(seeds[:, None], list(values))
         (grads,) = torch.func.vmap(lambda *c: pull(c))(*cotangents)
-        return {name: g.square().sum(0) for name, g in grads.items()}
+        return {n: (g.double() if wide else g).square().sum(0) for n, g in grads.items()}
 
     samples = [t for o, t in zip(own, tensors) if o]
     total: dict[str, Tensor] = {}
@@ -71,9 +73,9 @@ def _vectorised(leaves, plan, batch, rows, theta, step):
     return total
 
 
-def _one_by_one(leaves, plan, batch, rows, theta):
+def _one_by_one(leaves, plan, batch, rows, theta, wide):
     wanted = [leaves.parameters[name] for name in theta]
-    total = {name: torch.zeros_like(p) for name, p in theta.items()}
+    total: dict[str, Tensor] = {}
     for i in range(batch.n):
         with torch.enable_grad():
             outputs = plan.readout.tensors(leaves.call(batch.take(slice(i, i + 1))))
@@ -82,7 +84,7 @@ def _one_by_one(leaves, plan, batch, rows, theta):
                 outputs, wanted, seeds, retain_graph=True, materialize_grads=True
             )
             for name, g in zip(theta, grads):
-                total[name] += g.square()
+                total[name] = total.get(name, 0) + (widened(g) if wide else g).square()
     return total
 
 

@@ -41,7 +41,7 @@ class Duty:
     x_axis: SampleAxis | None
     out_axis: SampleAxis
 
-    def rule(self, run: Pass, n: int) -> Rule:
+    def rule(self, run: Pass, n: int, wide: bool = False) -> Rule:
         """The rule on a new forward pass."""
         use = run.uses[self.place] if self.place < len(run.uses) else None
         if use is None or use.key != self.key:
@@ -49,7 +49,7 @@ class Duty:
                 "ggn: the model called other layers than for its first samples; its graph must "
                 "be the same for all batches"
             )
-        return rule_for(use.call)(use.call, self.x_axis, self.out_axis, n)
+        return rule_for(use.call)(use.call, self.x_axis, self.out_axis, n, wide)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quotientnet.curvature.samples import SampleAxis
+from quotientnet.curvature.scales import widened
 from quotientnet.curvature.uses import Call
 
 __all__ = ["Rule", "rule_for"]
@@ -26,12 +27,15 @@ class Rule(ABC):
         x_axis: Where the samples are in its input.
         out_axis: Where they are in its output.
         n: Their number.
+        wide: Whether inputs are read in float64, for points whose squares leave the dtype's range;
+            derivatives have to come in the same.
     """
 
     def __init__(
-        self, call: Call, x_axis: SampleAxis | None, out_axis: SampleAxis, n: int
+        self, call: Call, x_axis: SampleAxis | None, out_axis: SampleAxis, n: int, wide=False
     ):
         self.call, self.n = call, n
+        self.read = widened if wide else lambda tensor: tensor
         self.x_axis, self.out_axis = x_axis, out_axis
 
     @staticmethod
@@ -64,7 +68,7 @@ class _Product(Rule):
     @cached_property
     def x(self) -> Tensor:
         """The input as ``(n, groups, T, I)``."""
-        return self._input()
+        return self.read(self._input())
 
     @cached_property
     def _x_gram(self) -> Tensor:
@@ -240,7 +244,7 @@ class _Scaling(Rule):
 
     @cached_property
     def _factor(self) -> Tensor:
-        return self.call.options["factor"](self.call.x)
+        return self.read(self.call.options["factor"](self.call.x))
 
     def _sums(self, delta: Tensor, role: str) -> Tensor:
         """Each sample's derivatives, ``(columns, n, *rest)``, summed over what is broadcast."""

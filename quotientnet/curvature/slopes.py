@@ -15,6 +15,7 @@ from quotientnet.curvature.forward import (
 from quotientnet.curvature.layers import LayerRun
 from quotientnet.curvature.plan import make_plan
 from quotientnet.curvature.samples import Readout
+from quotientnet.curvature.scales import require_finite_diagonal
 from quotientnet.kinds import twice_differentiable
 from quotientnet.losses import divisor, normaliser
 from quotientnet.point import Point, require_point
@@ -57,7 +58,9 @@ def squared_gradients(point: Point, *, chunk: int | None = None) -> Tensor:
     diagonal = torch.zeros_like(point.w)
     for name, value in run().items():
         diagonal[point.layout[name].slice] = value.flatten().to(diagonal)
-    return diagonal * _mean_of_squares(run.weights, run.samples)
+    diagonal *= _mean_of_squares(run.weights, run.samples)
+    require_finite_diagonal(point, diagonal, "squared_gradients")
+    return diagonal
 
 
 def sample_slopes(point: Point, direction: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from quotientnet.curvature.draws import normal
 from quotientnet.operator import Operator, require_operator, require_vectors
 from quotientnet.options import require_count, require_number
 from quotientnet.progress import progress
@@ -130,12 +131,7 @@ def _start(operator: Operator, start, generator) -> Tensor:
     if operator.size == 0:
         raise ValueError("power_method: the operator has size 0")
     if start is None:
-        start = torch.randn(
-            operator.size,
-            dtype=operator.dtype,
-            device=operator.device,
-            generator=generator,
-        )
+        start = normal(operator.size, like=operator, generator=generator)
     require_vectors(operator, start, "power_method", "start")
     if start.shape != (operator.size,) or not start.norm() > 0:
         raise ValueError(

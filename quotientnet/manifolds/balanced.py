@@ -56,7 +56,7 @@ class BalancedQuotient(QuotientManifold):
 
     Raises:
         NotOnManifoldError: In methods, at a point that has no canonical network.
-        RuntimeError: In methods, at a point whose scales are too far apart for float64.
+        ValueError: In methods, at a point whose scales are too far apart for float64.
 
     Example:
         >>> import torch

@@ -24,7 +24,7 @@ def frechet_mean(
     tolerance: float = 1e-11,
     max_iterations: int = 500,
 ) -> Optimum:
-    r"""The point with the smallest mean squared distance, :math:`\tfrac12 \sum_i p_i d(x, x_i)^2`.
+    r"""The point with the least mean squared distance, :math:`\tfrac{1}{2} \sum_i p_i d(x, x_i)^2`.
 
     Its gradient is :math:`-\sum_i p_i \log_x x_i`; :func:`minimize` does the rest, along
     geodesics. On a quotient it is a mean of orbits: moving points along their orbits does not move

@@ -29,7 +29,7 @@ class Model(Rows):
 def truncated_cg(
     problem: Problem, here: Iterate, hessian: Product, radius: Tensor, forcing: Tensor
 ) -> Model:
-    r"""Minimise :math:`\langle g, \eta\rangle + \tfrac12 \langle \eta, H \eta\rangle` over
+    r"""Minimise :math:`\langle g, \eta\rangle + \tfrac{1}{2} \langle \eta, H \eta\rangle` over
     :math:`\|\eta\| \le` ``radius``, all rows at once (Algorithm 11 of [Absil2008]_).
 
     Args:

@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from quotientnet.curvature.draws import normal
 from quotientnet.estimate import Estimate
 from quotientnet.options import require_number
 from quotientnet.point import require_finite, require_point
@@ -166,9 +167,7 @@ class _Search:
         point, slope, self.losses = self.point, torch.zeros_like(s), []
         self._generator.set_state(self._seed)
         for _ in progress(range(self.samples), "noise"):
-            noise = torch.randn(
-                s.shape, dtype=s.dtype, device=s.device, generator=self._generator
-            )
+            noise = normal(*s.shape, like=s, generator=self._generator)
             pair = 0.0
             for sign in (1.0, -1.0):
                 value, gradient = point.objective.value_and_gradient(

@@ -129,7 +129,8 @@ def bn_sharpness(
 
     Returns:
         The sharpness in units of loss; its ``error`` is the slope left at the end, per radian, and
-        the difference that twice the nodes make.
+        the difference that twice the nodes make, plus the rounding of differences of the loss over
+        ``δ``.
 
     Raises:
         ValueError: ``p`` below 1 or infinite, ``δ`` not positive and finite; a loss that is NaN or
@@ -164,9 +165,11 @@ def bn_sharpness(
     with torch.no_grad():
         best = float(value(direction))
         finer = integral_diameter(point, p, delta, nodes=2 * nodes)(direction)
+    differences = 4 * torch.finfo(w.dtype).eps * abs(float(point.value)) / delta
+    rounding = 2 ** (1 / p) * differences
     return BNSharpness(
         best,
-        abs(best - float(finer)) + scale * float(found.gradient_norm),
+        abs(best - float(finer)) + scale * float(found.gradient_norm) + rounding,
         found.converged,
         2 * nodes * (found.evaluations.values + found.evaluations.gradients),
         _invariant_to(point),

@@ -9,6 +9,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from quotientnet.curvature.draws import normal
 from quotientnet.estimate import Estimate
 from quotientnet.options import require_count, require_number
 from quotientnet.point import require_point
@@ -63,7 +64,10 @@ def box_sharpness(
         centre, columns = own, None
     else:
         columns = _columns(caller, point, subspace, generator)
-        centre = torch.linalg.lstsq(columns, own[:, None]).solution[:, 0]
+        # The default driver on CPUs is not repeatable to the bit.
+        driver = "gelsd" if own.device.type == "cpu" else "gels"
+        solved = torch.linalg.lstsq(columns, own[:, None], driver=driver)
+        centre = solved.solution[:, 0]
 
     def chart(z: Tensor) -> Tensor:
         step = z if columns is None else columns @ z
@@ -95,9 +99,7 @@ def _columns(caller: str, point, subspace, generator: torch.Generator) -> Tensor
         raise ValueError(
             f"{caller}: subspace must have 1 to {count} columns, got {subspace}"
         )
-    drawn = torch.randn(
-        count, subspace, generator=generator, dtype=w.dtype, device=w.device
-    )
+    drawn = normal(count, subspace, like=w, generator=generator)
     return drawn / drawn.norm(dim=0)
 
 

@@ -58,7 +58,7 @@ def _on(quotient, measure, **options):
 
     def function(point, group, generator):
         rest = group
-        if not _coupled(point):
+        if not couples_samples(point.objective.model):
             rest = group.without(moves_statistics(group))
         held = {} if quotient is BalancedQuotient else {"frozen_zeros": point.w}
         manifold = quotient(rest, **held)
@@ -71,11 +71,11 @@ def _on(quotient, measure, **options):
     return function
 
 
-def _coupled(point) -> bool:
+def couples_samples(model: nn.Module) -> bool:
     """Whether samples interact through the statistics of their batch."""
     return any(
         isinstance(module, nn.modules.batchnorm._NormBase) and module.training
-        for module in point.objective.model.modules()
+        for module in model.modules()
     )
 
 
@@ -89,7 +89,7 @@ def _trace(point, manifold, generator):
 
 def _dear(point) -> bool:
     """Whether the exact diagonal takes more products with the Hessian than a report can wait."""
-    return _coupled(point) and point.layout.parameter_size > PRODUCTS
+    return couples_samples(point.objective.model) and point.layout.parameter_size > PRODUCTS
 
 
 def _curvature(point) -> str:

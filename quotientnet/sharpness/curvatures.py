@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 import torch
 from torch import Tensor
 
 from quotientnet.curvature.hessian import exact_diagonal, hessian_traces
 from quotientnet.curvature.layers import LayerTraces, ggn_traces, labelled_diagonal
+from quotientnet.curvature.scales import REMEDY, require_resolved
 from quotientnet.estimate import Estimate
 
 __all__ = ["diagonal_of", "traces_of", "parameters_of"]
@@ -34,9 +37,10 @@ def traces_of(point, curvature, caller: str) -> dict[str, Estimate]:
         return dict(curvature.traces)
     if isinstance(curvature, str) and curvature == "hessian":
         found = point.known("hessian traces", lambda: hessian_traces(point))
-        return dict(found.traces)
+        return _finite(found.traces, caller)
     if isinstance(curvature, str) and curvature == "gauss-newton":
-        return dict(point.known("ggn traces", lambda: ggn_traces(point)).traces)
+        found = point.known("ggn traces", lambda: ggn_traces(point))
+        return _finite(found.traces, caller)
     values, cost = diagonal_of(point, curvature, caller)
     return {
         entry.name: Estimate(float(values[entry.slice].sum()), 0.0, True, cost)
@@ -73,14 +77,28 @@ def diagonal_of(point, curvature, caller: str) -> tuple[Tensor, int]:
     if curvature == "hessian":
         key = "hessian diagonal"
         found = point.known(key, lambda: exact_diagonal(point, _LIMIT, caller))
+        require_resolved(point, found.values, caller)
         return found.values, found.cost
     if curvature == "gauss-newton":
         found = point.known("ggn diagonal", lambda: labelled_diagonal(point))
         values, _, cost = found
+        require_resolved(point, values, caller)
         return values, cost
     raise ValueError(
         f"{caller}: curvature must be 'hessian', 'gauss-newton' or a diagonal, got {curvature!r}"
     )
+
+
+def _finite(traces: dict[str, Estimate], caller: str) -> dict[str, Estimate]:
+    """The traces.
+
+    Raises:
+        ValueError: One is NaN or infinite.
+    """
+    bad = [name for name, trace in traces.items() if not isfinite(trace.value)]
+    if bad:
+        raise ValueError(f"{caller}: the trace of {bad[0]!r} overflows; {REMEDY}")
+    return dict(traces)
 
 
 def parameters_of(point) -> list:

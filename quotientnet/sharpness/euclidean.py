@@ -9,6 +9,7 @@ import torch
 
 from quotientnet.curvature.draws import Mean, multiply, signs
 from quotientnet.curvature.lanczos import lanczos
+from quotientnet.curvature.scales import finite
 from quotientnet.estimate import Estimate
 from quotientnet.point import require_point
 from quotientnet.sharpness.arguments import (
@@ -89,7 +90,7 @@ def trace(point, *, samples: int = 100, block: int = 1, generator=None) -> Estim
 
     def estimate(values: list[float]) -> Estimate:
         mean = Mean(0.0, values)
-        return Estimate(mean.value, mean.error, True, samples, translations(point))
+        return Estimate(finite(mean.value, "trace"), mean.error, True, samples, translations(point))
 
     layers = {name: estimate(values) for name, values in zip(names, draws[1:])}
     return replace(estimate(draws[0]), layers=layers)

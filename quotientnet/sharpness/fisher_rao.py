@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quotientnet.curvature.scales import require_resolved
 from quotientnet.curvature.slopes import sample_slopes, squared_gradients
 from quotientnet.estimate import Estimate
 from quotientnet.losses import output_invariances
@@ -89,7 +90,9 @@ def diagonal_fisher_rao_norm(point) -> Estimate:
         (32.0, 64.0)
     """
     require_point(point, "diagonal_fisher_rao_norm")
-    products = (point.w.square() * squared_gradients(point)).double()
+    squares = squared_gradients(point)
+    require_resolved(point, squares, "diagonal_fisher_rao_norm")
+    products = (point.w.double() * squares.double().sqrt()).square()
     layers = {
         entry.name: Estimate(
             float(products[entry.slice].sum()), 0.0, True, 1, _SYMMETRIES

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from quotientnet.curvature.draws import normal
 from quotientnet.manifolds.base import QuotientManifold
 from quotientnet.point import require_point
 
@@ -81,7 +82,7 @@ def layer_normalised_direction(
         )
     generator = generator or torch.Generator(w.device).manual_seed(0)
     frame, layout = manifold.frame(w), manifold.layout
-    noise = torch.randn(w.shape, generator=generator, dtype=w.dtype, device=w.device)
+    noise = normal(*w.shape, like=w, generator=generator)
     pieces = [
         torch.zeros_like(piece) if entry.passive else _unit(piece)
         for entry, piece in zip(layout.entries, layout.split(noise))

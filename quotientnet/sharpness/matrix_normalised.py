@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import sqrt
 
+from quotientnet.curvature.scales import finite
 from quotientnet.estimate import Estimate
 from quotientnet.losses import output_invariances
 from quotientnet.point import require_point
@@ -64,7 +65,7 @@ def matrix_normalised_sharpness(
         if biases or len(entry.shape) > 1
     }
     return Estimate(
-        sum(part.value for part in layers.values()),
+        finite(sum(part.value for part in layers.values()), "matrix_normalised_sharpness"),
         sum(part.error**2 for part in layers.values()) ** 0.5,
         all(part.converged for part in layers.values()),
         max((trace.cost for trace in traces.values()), default=0),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import cos, sin
+from math import cos, inf, sin
 
 import geoopt
 import torch
 from torch import Tensor
 
+from quotientnet.curvature.draws import normal
 from quotientnet.estimate import Estimate
 from quotientnet.layout import ParameterLayout
 from quotientnet.manifolds.oblique import ProductOblique
@@ -118,9 +119,9 @@ class Neighbourhood:
         """
         directions = [self.slope(), *map(project, self._random(restarts, generator))]
         starts = [
-            torch.cat([cos(_INWARD) * d / d.norm(), d.new_full((1,), sin(_INWARD))])
+            torch.cat([cos(_INWARD) * _unit(d), d.new_full((1,), sin(_INWARD))])
             for d in directions
-            if d.norm() > 0
+            if d.any()
         ]
         methods = "power", "conjugate-gradient"
         return self._climb(
@@ -207,6 +208,11 @@ class Neighbourhood:
     def _random(self, count: int, generator: torch.Generator | None) -> Tensor:
         w, count = self.point.w, checked_restarts(count, self.caller)
         generator = generator or torch.Generator(w.device).manual_seed(0)
-        return torch.randn(
-            count, self.count, generator=generator, dtype=w.dtype, device=w.device
-        )
+        return normal(count, self.count, like=w, generator=generator)
+
+
+def _unit(d: Tensor) -> Tensor:
+    """The unit vector along ``d``, of any size."""
+    if not 0 < d.norm() < inf:
+        d = d / d.abs().max()
+    return d / d.norm()

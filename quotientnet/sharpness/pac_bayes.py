@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf, log, sqrt
 
+from quotientnet.curvature.scales import finite
 from quotientnet.estimate import Estimate
 from quotientnet.losses import output_invariances
 from quotientnet.options import require_count, require_number
@@ -21,7 +22,7 @@ class PacBayesTerms(Estimate):
     Attributes:
         empirical: The loss at the point, :math:`\mathcal L_S(f)`.
         noise: What noise adds to it, term (C):
-            :math:`\sum_l \tfrac12 \sigma_l^2 \operatorname{tr} H_l`.
+            :math:`\sum_l \tfrac{1}{2} \sigma_l^2 \operatorname{tr} H_l`.
         divergence: Term (B) times λ, :math:`\sum_l \|W_l\|^2/(2 \sigma_l^2)`: the divergence from a
             prior of the posterior's variances.
         confidence: :math:`\ln(1/\delta)`.
@@ -45,12 +46,12 @@ def pac_bayes_terms(
 ) -> PacBayesTerms:  # fmt: skip
     r"""The PAC-Bayesian bound at the best variance for each matrix, to second order.
 
-    .. math:: \mathcal L_S(f) + \sum_l \tfrac12 \sigma_l^2 H_l + \frac1\lambda \left(\sum_l
+    .. math:: \mathcal L_S(f) + \sum_l \tfrac{1}{2} \sigma_l^2 H_l + \frac1\lambda \left(\sum_l
               \frac{\|W_l\|^2}{2 \sigma_l^2} + \ln \frac1\delta + \frac{\lambda^2}{2m}\right),
               \qquad \sigma_l^2 = \sqrt{\frac{\|W_l\|^2}{\lambda H_l}}
 
     Eqs. (1)–(12) of [Tsuzuku2019]_ with the traces :math:`H_l`, 0 where they are negative, and the
-    factor ½ of the second order, which (5) lost. Both sums are :math:`\tfrac12 \lambda^{-1/2}`
+    factor ½ of the second order, which (5) lost. Both sums are :math:`\tfrac{1}{2} \lambda^{-1/2}`
     times :func:`matrix_normalised_sharpness`. No certificate: it is of second order, leaves out
     term (A) and the constant for choosing variances afterwards, takes the loss for a 0-1 loss, and
     λ has to be chosen before the data are seen. (Hoeffding's lemma gives :math:`\lambda^2/(8m)`;
@@ -108,6 +109,7 @@ def pac_bayes_terms(
         lambda_**2 / (2 * samples),
     )
     value = empirical + noise + (divergence + confidence + deviation) / lambda_
+    finite(value, caller)
     cost = max(trace.cost for trace in traces.values())
     error = sum(e**2 for e in errors) ** 0.5 / sqrt(
         lambda_

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from quotientnet.curvature.scales import finite
 from quotientnet.estimate import Estimate
 from quotientnet.losses import output_invariances
 from quotientnet.point import require_point
@@ -79,7 +80,7 @@ def relative_flatness(
         whole[place.flatten()] = directions.flatten(1).T
         total += float((whole * (point.hessian @ whole)).double().sum())
     invariant_to = ("layer scales", *output_invariances(point.objective.loss))
-    return Estimate(total, 0.0, True, count, invariant_to)
+    return Estimate(finite(total, "relative_flatness"), 0.0, True, count, invariant_to)
 
 
 def _matrix(point, layer: str | None):

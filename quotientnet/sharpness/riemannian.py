@@ -140,7 +140,8 @@ def _diagonal(point, manifold, flat: bool) -> Tensor:
             "method='hutchinson'"
         )
     hessian, _ = diagonal_of(point, "hessian", "riemannian_trace")
-    diagonal = hessian.double() / manifold.frame(w).double() ** 2
+    frame = manifold.frame(w).double()
+    diagonal = hessian.double() / frame / frame
     if not flat:
         blocks, slopes = manifold.blocks, w.double() * gradient
         along = blocks.dot(slopes, torch.ones_like(slopes))

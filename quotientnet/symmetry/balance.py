@@ -162,7 +162,7 @@ def balancing(
             ``norm`` or ``runaways``.
         NotOnManifoldError: Units that run away, by name: all weights on one side are zero, or a
             set of units has weights to or from the others on one side only.
-        RuntimeError: No convergence: the weights' scales are too far apart for float64.
+        ValueError: No convergence: the weights' scales are too far apart for float64.
 
     Note:
         For ten dense layers of 2,048 units about 5 gradient units at batch size 512 with
@@ -226,7 +226,7 @@ def canonical(w: Tensor, group: ScalingGroup | Symmetry, **options) -> Tensor:
         accurate as the dtype.
 
     Raises:
-        ValueError, NotOnManifoldError, RuntimeError: As :func:`~quotientnet.symmetry.balancing`.
+        ValueError, NotOnManifoldError: As :func:`~quotientnet.symmetry.balancing`.
 
     Example:
         >>> import torch
@@ -279,7 +279,7 @@ def balance(
         The balanced model.
 
     Raises:
-        ValueError, NotOnManifoldError, RuntimeError: As :func:`~quotientnet.symmetry.balancing` and
+        ValueError, NotOnManifoldError: As :func:`~quotientnet.symmetry.balancing` and
             :func:`~quotientnet.transform`; the model is then as it was.
 
     Example:
@@ -346,7 +346,7 @@ def _minimise(
         # What was lost beside its neighbours may have mattered: look again from there.
         if not found.attained or group.exponents(found.t).abs().max() < 1e-12:
             return start, found
-    raise RuntimeError(_TOO_FAR)
+    raise ValueError(_TOO_FAR)
 
 
 def _converged(
@@ -355,7 +355,7 @@ def _converged(
     squares = partial(_half_squares, w)
     found = minimise_exponentials(group, squares, levels, factor=2.0, start=start)
     if not found.converged:
-        raise RuntimeError(
+        raise ValueError(
             "balancing: Newton's method stopped at exponents good to "
             f"{found.error:.1e} only; the weights' scales are too far apart for float64"
         )
@@ -417,7 +417,7 @@ def _within_range(w: Tensor, t: Tensor, group: ScalingGroup, levels: Tensor) -> 
     seen = group.magnitudes().adjoint((moved.abs() > 1 / _SAFE).double())
     idle = group.magnitudes().adjoint((w != 0).double()) == 0
     if ((seen == 0) & ~idle).any() or not torch.isfinite(moved[:n].square().sum()):
-        raise RuntimeError(_TOO_FAR)
+        raise ValueError(_TOO_FAR)
     return torch.where((w != 0) & (moved.abs() < 1 / _SAFE), 1 / _SAFE, moved)
 
 

@@ -22,6 +22,13 @@ __all__ = ["Completeness", "verify_complete"]
 _NEGLIGIBLE = 1e-9
 """Singular values and column norms below this, relative to the largest, are zeros."""
 
+_AT_A_POINT, _POINTS = 4, 128
+"""Combinations of the outputs at a random point, at most: a backward is cheaper than a forward. But
+a branch that few inputs take is not seen at a few points; there are so many at least."""
+
+_LEAST = 32
+"""Rows to add at a time, at least: before the rank is looked at, and to leave it as it is."""
+
 
 @dataclass(frozen=True)
 class Completeness:
@@ -38,7 +45,7 @@ class Completeness:
             columns"``.
         gap: The smallest nonzero singular value over the largest that counts as zero: how clear
             the answer is.
-        rows: The number of random points.
+        rows: The number of derivatives.
         jump: If something is missing, how far a random scaling of that kind changes the outputs
             when it is applied in full: if at all, it crosses a jump that derivatives do not see.
     """
@@ -96,11 +103,11 @@ def verify_complete(
     r"""Compare a group with all scalings that leave the outputs unchanged to first order.
 
     A scaling with constant exponents ``a`` is a symmetry iff ``∂f(w) · (a ⊙ w) = 0`` at every
-    ``w``. Random combinations of the outputs' derivatives, each at its own random ``w`` and on
-    its own random inputs, are stacked until their rank stops growing; the null space is compared
-    with the group. This uses nothing of how the group was derived. Running statistics that the
-    forward updates count as outputs: they must scale as they are said to. Entries without any
-    effect do not count.
+    ``w``. Random combinations of the outputs' derivatives, up to four at each random ``w`` on its
+    own random inputs, are stacked until their rank stops growing; the null space is compared with
+    the group. This uses nothing of how the group was derived. Running statistics that the forward
+    updates count as outputs: they must scale as they are said to. Entries without any effect do
+    not count.
 
     Candidates are single entries if there are no more than 1500, else rows, columns (by groups of a
     convolution) and entries of vectors.
@@ -124,8 +131,8 @@ def verify_complete(
             inputs; no parameter has an effect; a derivative is not finite.
 
     Note:
-        One forward and backward for each candidate at least, and a factorisation of a square
-        matrix of their number every so often: for small copies of an architecture. Jumps (of a
+        One backward for each candidate at least, and a factorisation of a square matrix of their
+        number every so often: for small copies of an architecture. Jumps (of a
         threshold, a comparison) are invisible to derivatives; see ``jump``.
 
     Example:
@@ -178,6 +185,7 @@ class _Stack:
     def __init__(self, source: RandomRows, candidates, group: ScalingGroup):
         self.source, self.candidates, self.group = source, candidates, group
         self.count = candidates.group.dimension
+        self._together = min(max(self.count // _POINTS, 1), _AT_A_POINT)
         self.along, self.slopes = (
             np.zeros((0, n)) for n in (self.count, group.dimension)
         )
@@ -186,19 +194,25 @@ class _Stack:
     def grow(self, max_rows: int | None) -> None:
         """Add rows until their rank stops growing."""
         limit = 4 * self.count + 256 if max_rows is None else max_rows
-        while True:
-            previous = self.rank
-            self._add(max(self.count // 4, 32))
-            if self.rank == previous and self.rows >= self.count + 64:
-                return
+        step, enough = max(self.count // 4, _LEAST), self.count + _LEAST
+        while self.rows < min(enough, limit):
+            self._add(min(step, enough - self.rows))
+        self._rank_grows()
+        self._add(step)
+        while self._rank_grows():
             if self.rows > limit:
                 raise RuntimeError(
-                    f"verify_complete: the rank still grew after {self.rows} random points; pass "
-                    "a larger max_rows"
+                    f"verify_complete: the rank still grew after {self.rows} derivatives; pass a "
+                    "larger max_rows"
                 )
+            self._add(step)
 
     def _add(self, number: int) -> None:
-        block = torch.cat([self.source.draw() for _ in range(number)]).cpu()
+        drawn, count = [], 0
+        while count < number:
+            drawn.append(self.source.draw(self._together))
+            count += len(drawn[-1])
+        block = torch.cat(drawn).cpu()
         self.effect = np.maximum(self.effect, block.abs().amax(0).numpy())
         self.rows += len(block)
         along, slopes = self.candidates.sums(block), self.group.adjoint(block)
@@ -206,8 +220,12 @@ class _Stack:
             np.vstack([self.along, _directed(along.numpy())]), "r"
         )
         self.slopes = np.linalg.qr(np.vstack([self.slopes, slopes.numpy()]), "r")
-        self.values = np.linalg.svd(self.along, compute_uv=False)
+
+    def _rank_grows(self) -> bool:
+        """Whether it has since it was last looked at."""
+        previous, self.values = self.rank, np.linalg.svd(self.along, compute_uv=False)
         self.rank = int((self.values > _NEGLIGIBLE * self.values[0]).sum())
+        return self.rank != previous
 
     @property
     def extra(self) -> int:

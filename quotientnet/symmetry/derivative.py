@@ -46,7 +46,7 @@ class Slopes:
             args: Positional arguments of the model.
             kwargs: Keyword arguments.
             weigh: The weights of a result in each of a number of sums, one more axis in front.
-            count: The number of sums.
+            count: The number of sums, of which there are no more than results.
 
         Returns:
             Shape ``(count, n)``.
@@ -61,7 +61,6 @@ class Slopes:
         )
         entries = [entry for entry in replica.layout.entries if entry.name in tensors]
         leaves = [tensors[entry.name] for entry in entries]
-        result = w.new_zeros(count, *w.shape)
         try:
             with torch.enable_grad():
                 for leaf in leaves:
@@ -72,12 +71,13 @@ class Slopes:
                 outputs = [torch.where(torch.isfinite(y), y, 0.0) for y in outputs]
                 updated = [mode.statistics.get(id(leaf)) for leaf in leaves]
                 results = outputs + [u for u in updated if u is not None]
+                count = min(count, sum(y.numel() for y in results))
                 weights = [weigh(y, count) for y in results]
                 slopes = self._gradients(results, weights, leaves)
         finally:
             for leaf in leaves:
                 leaf.requires_grad_(False)
-        own = iter(weights[len(outputs) :])
+        own, result = iter(weights[len(outputs) :]), w.new_zeros(count, *w.shape)
         for entry, leaf, by_leaf, value in zip(entries, leaves, slopes, updated):
             along = result[:, entry.slice].view(count, *entry.shape)
             # Some slopes come back tracked by autograd in torch 2.9.

@@ -97,7 +97,7 @@ class Replica:
         devices = [self.w.device] if self.w.is_cuda else []
         try:
             with torch.random.fork_rng(devices=devices), eagerly(self.model), mode:
-                torch.manual_seed(0)
+                _seed(devices)
                 outputs = self.model(*_copied(args), **_copied(dict(kwargs)))
         except Degenerate:
             raise
@@ -125,6 +125,15 @@ class Replica:
                 (noise / 2).exp() if entry.passive else noise / max(fan, 1) ** 0.5
             )
         return torch.cat(pieces).to(self.w.device)
+
+
+def _seed(devices: list[torch.device]) -> None:
+    """What draws next from the global generators draws the same each time. ``torch.manual_seed``
+    formats the whole stack for every kind of device that this machine does not have."""
+    torch.default_generator.manual_seed(0)
+    for device in devices:
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(0)
 
 
 def first_line(error: BaseException) -> str:

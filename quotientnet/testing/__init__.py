@@ -22,7 +22,9 @@ from quotientnet.testing.hessian_laws import HESSIAN_LAWS, check_hessian
 from quotientnet.testing.laws import Law, Verdict
 from quotientnet.testing.manifold_laws import MANIFOLD_LAWS, check_manifold
 from quotientnet.testing.measure_laws import check_invariance
+from quotientnet.testing.number_laws import check_batches, check_repeatable, fingerprint
 from quotientnet.testing.operator_laws import OPERATOR_LAWS, check_operator
+from quotientnet.testing.precision import BOUNDS, Bound, Precision, check_precision, precision
 from quotientnet.testing.profiles import PROFILES, REGIMES, Profile
 from quotientnet.testing.riemannian_laws import RIEMANNIAN_LAWS
 from quotientnet.testing.samples import Sample
@@ -37,5 +39,7 @@ __all__ = [
     "DERIVATIVE_LAWS",
     "check_group", "check_manifold", "check_hessian", "check_derivatives", "check_operator",
     "check_invariance", "check_equivariant_training", "retraction_slope",
+    "check_precision", "check_batches", "check_repeatable", "precision", "Precision", "Bound",
+    "BOUNDS", "fingerprint",
     "architectures", "random_architecture", "Architecture", "Step", "minimised", "without_effect",
 ]  # fmt: skip

@@ -13,12 +13,15 @@ from quotientnet.group import as_group
 from quotientnet.manifolds import NodeWiseQuotient
 from quotientnet.objective import Objective
 from quotientnet.options import require_kind, require_seed
+from quotientnet.sharpness.catalogue import couples_samples
 from quotientnet.symmetry import discover, verify_complete, verify_sound
 from quotientnet.symmetry.replica import require_layout
 from quotientnet.testing.group_laws import GROUP_LAWS
 from quotientnet.testing.laws import Verdict, check_laws
 from quotientnet.testing.manifold_laws import applies, laws_of
 from quotientnet.testing.measure_laws import check_invariance
+from quotientnet.testing.number_laws import check_batches
+from quotientnet.testing.precision import check_precision
 from quotientnet.testing.profiles import Profile, profile_named
 
 __all__ = ["Case", "conformance"]
@@ -85,7 +88,9 @@ def conformance(
 
     The cases are: the group that is derived leaves the model unchanged; up to 5,000 parameters, it
     is all there is; the laws of that group; the laws of the manifold; and with ``data`` and
-    ``loss``, for each measure whether it is as invariant as it claims to be.
+    ``loss``, for each measure whether it is as invariant as it claims to be, whether numbers in
+    float32 are near those in float64, and whether a split of the data changes any, which it does
+    with batch normalisation in train mode.
 
     Args:
         model: Any module that ``discover`` takes; nothing of it is changed.
@@ -141,6 +146,8 @@ def conformance(
     cases += [_of_law(name, law, drawn) for law in laws_of(manifold).values()]
     if data is not None and group.dimension:
         cases += list(_of_measures(model, loss, data, group, measures, chosen, seed))
+    if data is not None:
+        cases += list(_of_numbers(model, loss, data, group, seed))
     return cases
 
 
@@ -154,6 +161,21 @@ def _of_law(subject: str, law, drawn) -> Case:
         )
 
     return Case(f"{subject}: {law.name.replace('_', ' ')}", verify)
+
+
+def _of_numbers(model, loss, data, group, seed: int):
+    @cache
+    def point():
+        objective = Objective(model, loss, data)
+        return objective.at(objective.layout.flatten(model))
+
+    def verify() -> Verdict:
+        return check_precision(point(), group, seed=seed)
+
+    yield Case("numbers: float32 is near float64", verify)
+    if not couples_samples(model):
+        name = "numbers: splits of the data change nothing"
+        yield Case(name, lambda: check_batches(point(), seed=seed))
 
 
 def _of_measures(model, loss, data, group, measures, profile: Profile, seed: int):

@@ -115,7 +115,7 @@ def check_derivatives(
 
     Along a curve that leaves :math:`x` with velocity :math:`u`, the function departs from
     :math:`f(x) + h \langle \mathrm{grad} f, u\rangle` as :math:`h^2`, and along a geodesic from the
-    same with :math:`\tfrac12 h^2 \langle u, \mathrm{Hess} f[u]\rangle` as :math:`h^3`. A wrong
+    same with :math:`\tfrac{1}{2} h^2 \langle u, \mathrm{Hess} f[u]\rangle` as :math:`h^3`. A wrong
     gradient makes the first order 1, a wrong Hessian the second order 2, at every point. Curves are
     retractions for the gradient and geodesics for the Hessian; without an exponential map the
     retraction, which must then be of second order. Rounding hides errors of less than about 1e-5 of

@@ -34,13 +34,13 @@ def decay(w: Tensor, manifold: QuotientManifold) -> Decay:
     r"""Half the squared norm of the canonical network, and its gradient.
 
     With :math:`w^* = E w` the canonical point of the orbit, the value is
-    :math:`\tfrac12 \|w^*\|^2`, and the gradient is :math:`E P w^*`, where :math:`P` projects to
+    :math:`\tfrac{1}{2} \|w^*\|^2`, and the gradient is :math:`E P w^*`, where :math:`P` projects to
     the orthogonal complement of the orbit of :math:`w^*`. It is what ambient L2,
-    :math:`\tfrac12 \|w\|^2`, is not: the same for all networks of an orbit, so that an optimizer
+    :math:`\tfrac{1}{2} \|w\|^2`, is not: the same for all networks of an orbit, so an optimizer
     that is led by it stays equivariant.
 
     Where no generator has a level (see :func:`~quotientnet.symmetry.default_levels`) it is the
-    least :math:`\tfrac12 \|w\|^2` of the orbit. A filter before a normalisation, whose scale is
+    least :math:`\tfrac{1}{2} \|w\|^2` of the orbit. A filter before a normalisation, whose scale is
     of no effect, has norm 1 in the canonical network and does not decay.
 
     Args:

@@ -28,7 +28,7 @@ class RiemannianAdam(RiemannianOptimizer):
 
     .. math:: m \leftarrow \beta_1 \Gamma m + (1 - \beta_1) g, \qquad
         v_b \leftarrow \beta_2 v_b + (1 - \beta_2) \|g_b\|_w^2, \qquad
-        w \leftarrow R_w\left(-\eta \left[P \frac{\hat m_b}{\sqrt{\hat v_b} + \epsilon}
+        w \leftarrow R_w\left(-\eta \left[P \frac{\hat{m_b}}{\sqrt{\hat{v_b}} + \epsilon}
         + \lambda \operatorname{grad} F\right]\right).
 
     Blocks are those of a log-polar metric (tensors, filters or entries), and on other quotients the
@@ -43,7 +43,7 @@ class RiemannianAdam(RiemannianOptimizer):
         lr: Learning rate: about the length of a step in each block.
         betas: :math:`\beta_1` and :math:`\beta_2`, in [0, 1).
         eps: :math:`\epsilon`, positive, in units of the metric gradient, so that it is invariant,
-            too. On quotients :math:`\sqrt{\hat v_b}` counts as 3e-4 times the largest at least:
+            too. On quotients :math:`\sqrt{\hat{v_b}}` counts as 3e-4 times the largest at least:
             far smaller gradients, as those of a bias before batch normalisation, are rounding or
             the normalisation's own ``eps``, which are not equivariant.
         weight_decay: :math:`\lambda`, decoupled from the moments; ``F`` is :func:`decay` on a

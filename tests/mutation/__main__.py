@@ -40,6 +40,7 @@ def main() -> None:
     judged = Judged(options.output / f"{options.room}.jsonl")
     known = _tests(options)
     warm_up()
+    _require_sound(known)
     left = [m for m in _chosen(options) if judged.is_open(m, options.again)]
     print(f"{options.room}: {len(left)} mutants to judge", flush=True)
     seconds = options.seconds * (10 if options.again else 1)
@@ -103,6 +104,19 @@ def _tests(options) -> dict:
         record(room.files(), room.tests, target)
         raise SystemExit("recorded; call again to judge")
     return json.loads(target.read_text())
+
+
+def _require_sound(known: dict, seconds: float = 60.0) -> None:
+    """Tests that fail on the library as it is would notice everything."""
+    tests, total = [], 0.0
+    for test in sorted(known["seconds"].keys() - set(known["failed"]), key=known["seconds"].get):
+        total += known["seconds"][test]
+        if total > seconds:
+            break
+        tests.append(test)
+    if verdict(None, tests, 10 + 4 * seconds) != SURVIVED:
+        raise RuntimeError(f"one of {len(tests)} tests fails without a change; mend it first")
+    print(f"{len(tests)} of {len(known['seconds'])} tests pass without a change", flush=True)
 
 
 def _reaching(mutant: Mutant, known: dict, seconds: float) -> list[str]:

@@ -14,6 +14,9 @@ from time import monotonic, sleep
 from mutants import Mutant
 
 KILLED, SURVIVED, TIMEOUT = "killed", "survived", "timeout"
+_OPTIONS = (  # hypothesis is imported before pytest could rewrite its asserts
+    "-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning",
+)  # fmt: skip
 
 
 def warm_up() -> None:
@@ -97,6 +100,6 @@ def _run(mutant: Mutant | None, tests: list[str], seconds: float) -> None:
         os.dup2(quiet, 2)
         if mutant is not None:
             sys.meta_path.insert(0, Mutated(mutant))
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+        code = pytest.main([*_OPTIONS, *tests])
     finally:
         os._exit(int(code))
