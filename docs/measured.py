@@ -15,6 +15,7 @@ def substitutions() -> dict[str, str]:
         **_canonical(),
         **_large(),
         **_random(),
+        **_faults(),
         **_sgds_tables(),
         **_sgds_memory(),
     }
@@ -59,6 +60,15 @@ def _random() -> dict[str, str]:
     return {
         "random architectures": f"{facts['networks']:,}",
         "incomplete architectures": str(facts["outcomes"].get("not complete", 0)),
+    }
+
+
+def _faults() -> dict[str, str]:
+    rows = _read("faults")["rows"]
+    return {
+        "malformed inputs": f"{sum(r['tried'] for r in rows):,}",
+        "mended faults": f"{sum(r['mended'] for r in rows):,}",
+        "unanswered inputs": f"{sum(r['left'] for r in rows):,}",
     }
 
 

@@ -26,6 +26,7 @@ def write() -> None:
 
     (target / "random_architectures.rst").write_text(_random_architectures())
     (target / "invariance.rst").write_text(_invariance())
+    (target / "faults.rst").write_text(_faults())
     (target / "operations.rst").write_text(_operations())
     (target / "families.rst").write_text(_families())
     (target / "laws.rst").write_text(_laws())
@@ -134,6 +135,14 @@ def _random_architectures() -> str:
     ]
     sizes = facts["operations_per_network"].items()
     rows += [[f"of {size} operations", str(count)] for size, count in sizes]
+    return _table(rows)
+
+
+def _faults() -> str:
+    """Malformed inputs by part of the package."""
+    rows = [["", "Malformed inputs", "Not answered before", "Not answered now"]]
+    for r in json.loads((FOLDER / "results/faults.json").read_text())["rows"]:
+        rows.append([r["room"], f"{r['tried']:,}", str(r["mended"]), str(r["left"])])
     return _table(rows)
 
 

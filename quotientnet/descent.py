@@ -35,6 +35,9 @@ _HALVINGS = 40
 _FAR, _STRIDE = 1000.0, 30.0
 """The largest move of one sweep, and the largest change of a coordinate in one multiplication."""
 
+_STAGES = 10_000
+"""Multiplications at most: what is further has left the range of numbers."""
+
 _BALANCED = 1e-10
 """The largest relative residual of a minimum."""
 
@@ -121,7 +124,7 @@ class Descent:
     def follow(self, step: np.ndarray) -> None:
         """Multiply the terms by what a step makes of them."""
         # A far step in stages, so that no factor leaves the range of numbers.
-        stages = 1 + int(abs(step).max(initial=0.0) / _STRIDE)
+        stages = 1 + int(min(abs(step).max(initial=0.0) / _STRIDE, _STAGES))
         if self._matrix is not None:
             factors = torch.from_numpy(np.exp(self._matrix.a @ (step / stages)))
             for _ in range(stages):

@@ -17,6 +17,7 @@ from quotientnet.exponents import compact_group, fixed_entries
 from quotientnet.gram import Gram
 from quotientnet.group import ScalingGroup, as_group
 from quotientnet.layout import Entry
+from quotientnet.options import require_number
 from quotientnet.recession import Recession, recession
 
 __all__ = ["Minimum", "minimise_exponentials"]
@@ -90,8 +91,10 @@ def minimise_exponentials(
         The minimum; where it is not attained, the infimum and the generators that run away.
 
     Raises:
+        TypeError: ``coefficients`` is no tensor or function, ``factor`` no number.
         ValueError: Coefficients that are negative, NaN or infinite, named by entry; ``linear`` of
-            another shape or not finite; a factor of 0.
+            another shape or not finite; a factor of 0; a minimum or coefficients, all of them,
+            beyond the range of float64.
 
     Note:
         Each iteration reads the coefficients a few times, after summing them over axes along which
@@ -110,6 +113,11 @@ def minimise_exponentials(
     """
     group = as_group(group, "minimise_exponentials")
     program = _Program(group, coefficients, linear, factor)
+    if 0 < float(program.terms.max()) < torch.finfo(torch.float64).tiny:
+        raise ValueError(
+            "minimise_exponentials: all coefficients are below 2e-308, where float64 loses its "
+            "digits; multiply linear and coefficients by a number"
+        )
     lost, compact = (
         recession(program.group, program.terms, program.linear),
         program.group.layout,
@@ -120,12 +128,17 @@ def minimise_exponentials(
     else:
         program.drop(lost)
         if start is not None:
-            program.begin(factor * start.cpu().numpy())
+            program.begin(factor * start.detach().cpu().numpy())
         program.descend(max_iterations)
         # Once more from the coefficients themselves: what over- or underflowed on the way is right.
         program.restart(lost)
         state = program.minimise(max_iterations)
         state.value += program.constant
+    if np.isnan(state.value):
+        raise ValueError(
+            "minimise_exponentials: the minimum is beyond all numbers; divide linear and "
+            "coefficients by a number"
+        )
     t = torch.from_numpy(np.where(lost.moving, nan, program.coordinates) / factor)
     masks = {e.name: lost.vanishing[e.slice].reshape(e.shape) for e in compact.entries}
     return Minimum(t, state.value, names, *astuple(state)[1:], masks if names else {})
@@ -139,6 +152,7 @@ class _Program(Descent):
     """
 
     def __init__(self, whole: ScalingGroup, coefficients, linear, factor: float):
+        require_number(factor, "minimise_exponentials", "factor", least=-inf, most=inf)
         if not factor or not np.isfinite(factor):
             raise ValueError(
                 f"minimise_exponentials: factor must be finite and not 0, got {factor}"
@@ -146,6 +160,11 @@ class _Program(Descent):
         level = _checked_linear(whole, linear) / factor
         if not callable(coefficients):
             whole.layout.check(coefficients, "minimise_exponentials", "coefficients")
+            if coefficients.ndim != 1:
+                raise ValueError(
+                    f"minimise_exponentials: coefficients must have shape ({whole.layout.size},), "
+                    f"got {tuple(coefficients.shape)}"
+                )
             coefficients = partial(_piece, coefficients.detach())
         self._source = whole, coefficients
         _check_coefficients(whole, coefficients)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 
-__all__ = ["plain", "write_json", "write_text"]
+__all__ = ["plain", "replaced", "write_json", "write_text"]
 
 
 def plain(value):
@@ -32,6 +33,23 @@ def write_json(path: Path, facts) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace the file by a text and the end of its last line."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A file beside another, for the block to write, which then takes the other's place.
+
+    It is on the disk before it does. After any exception, as of a full disk, the other file is as
+    it was, and there is none beside it; a kill may leave one, which the next write replaces.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

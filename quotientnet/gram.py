@@ -14,6 +14,7 @@ from torch import Tensor
 from quotientnet import exact
 from quotientnet.couplings import class_couplings, spanning_rows
 from quotientnet.exponent_matrix import ExponentMatrix, exponent_matrix
+from quotientnet.options import require_kind
 
 __all__ = ["Gram"]
 
@@ -40,6 +41,8 @@ class Gram:
     """
 
     def __init__(self, group, weight: Tensor | None = None):
+        if weight is not None:
+            require_kind(weight, Tensor, "Gram", "weight")
         if weight is not None and tuple(weight.shape) != (group.layout.size,):
             raise ValueError(
                 f"Gram: weight has shape {tuple(weight.shape)}, it needs ({group.layout.size},)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from quotientnet.axis_sums import broadcast_sum, sums_to
 from quotientnet.gram import Gram
 from quotientnet.layout import ParameterLayout
-from quotientnet.options import require_number
+from quotientnet.options import require_kind, require_number
 from quotientnet.units import Term, Unit, unit_index
 
 __all__ = ["ScalingGroup", "as_group"]
@@ -38,6 +38,7 @@ class ScalingGroup:
         names: A name for each generator.
 
     Raises:
+        TypeError: A layout, incidence, matrix or names of another kind.
         ValueError: An index array that does not fit its parameter or refers to no class, a name
             that is not in the layout, or a generator that scales nothing.
 
@@ -57,6 +58,15 @@ class ScalingGroup:
         classes: sparse.sparray | np.ndarray | None = None,
         names: Sequence[str] | None = None,
     ):
+        _require_layout(layout, "ScalingGroup")
+        require_kind(incidence, Mapping, "ScalingGroup", "incidence")
+        if classes is not None and not (
+            (sparse.issparse(classes) or isinstance(classes, np.ndarray)) and classes.ndim == 2
+        ):
+            raise TypeError(
+                "ScalingGroup: classes must be a sparse or dense array of two axes, classes × "
+                f"generators, got {type(classes).__name__}"
+            )
         self.layout = layout
         self.incidence = _validated(layout, incidence)
         used = [
@@ -96,6 +106,7 @@ class ScalingGroup:
             units: What each unit scales. Names that are not in the layout are an error.
 
         Raises:
+            TypeError: A layout, or a unit, that is none.
             ValueError: An axis that is no multiple of the unit's channels.
 
         Example:
@@ -107,7 +118,13 @@ class ScalingGroup:
         """
         incidence: dict[str, list[Term]] = {}
         names: list[str] = []
+        _require_layout(layout, "ScalingGroup.from_units")
+        if isinstance(units, (Unit, str)) or not isinstance(units, Iterable):
+            raise TypeError(
+                f"ScalingGroup.from_units: units must be a list of Unit, got {type(units).__name__}"
+            )
         for unit in units:
+            require_kind(unit, Unit, "ScalingGroup.from_units", "each of units")
             for scale in unit.scales:
                 if scale.name not in layout:
                     raise ValueError(
@@ -269,12 +286,36 @@ class ScalingGroup:
         return self.exponents(t.to(w)) * w
 
     def gram(self, weight: Tensor | None = None) -> Gram:
-        """A solver for ``Aᵀ diag(weight) A`` with ``weight ≥ 0``, shape ``(size,)``, or 1."""
+        """A solver for ``Aᵀ diag(weight) A`` with ``weight ≥ 0``, shape ``(size,)``, or 1.
+
+        Raises:
+            TypeError: ``weight`` is no tensor.
+            ValueError: It is of another shape.
+        """
         return Gram(self, weight)
 
     def without(self, generators) -> ScalingGroup:
-        """The subgroup in which the generators of a boolean mask, shape ``(dimension,)``, rest."""
-        kept = np.flatnonzero(~np.asarray(generators, dtype=bool))
+        """The subgroup in which the generators of a boolean mask, shape ``(dimension,)``, rest.
+
+        Raises:
+            TypeError: What is no mask.
+            ValueError: A mask of another shape.
+        """
+        if isinstance(generators, Tensor):
+            dense = generators.layout == torch.strided and not generators.is_meta
+            generators = generators.detach().cpu().numpy() if dense else None
+        if not isinstance(generators, (np.ndarray, list, tuple)):
+            raise TypeError(
+                "ScalingGroup.without: generators must be a mask, a dense array of booleans, got "
+                f"{type(generators).__name__}"
+            )
+        generators = np.asarray(generators)
+        if generators.shape != (self.dimension,):
+            raise ValueError(
+                f"ScalingGroup.without: the mask has shape {generators.shape}, it needs "
+                f"({self.dimension},), one entry a generator"
+            )
+        kept = np.flatnonzero(~generators.astype(bool))
         names = [self.names[j] for j in kept]
         return ScalingGroup(self.layout, self.incidence, self.classes[:, kept], names)
 
@@ -422,6 +463,11 @@ class ScalingGroup:
         return f"ScalingGroup(dimension={self.dimension}, size={self.layout.size})"
 
 
+def _require_layout(layout, caller: str) -> None:
+    remedy = "ParameterLayout.from_module(model) makes one"
+    require_kind(layout, ParameterLayout, caller, "layout", remedy)
+
+
 def as_group(group, caller: str) -> ScalingGroup:
     """A scaling group, or that of what :func:`discover` returned."""
     found = getattr(group, "group", group)
@@ -440,6 +486,7 @@ def _validated(layout: ParameterLayout, incidence) -> dict[str, tuple[Term, ...]
             raise ValueError(f"ScalingGroup: {name!r} is not in the layout")
         entry = layout[name]
         for term in terms:
+            require_kind(term, Term, "ScalingGroup", f"each of the terms of {name!r}")
             ok = term.index.ndim == len(entry.shape) and all(
                 i in (1, s) for i, s in zip(term.index.shape, entry.shape)
             )

@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from quotientnet.options import require_kind, require_module
 from quotientnet.wrappers import unwrapped
 
 __all__ = ["Entry", "ParameterLayout", "tensors_of"]
@@ -51,7 +52,8 @@ class ParameterLayout:
         aliases: For tied parameters, each further name and the name it is stored under.
 
     Raises:
-        ValueError: No parameters, or a name given twice.
+        TypeError: Shapes or aliases that are no mapping from names.
+        ValueError: No parameters, a length that is negative, or a name given twice.
 
     Example:
         >>> import torch
@@ -68,7 +70,12 @@ class ParameterLayout:
         passive: Mapping[str, Sequence[int]] | None = None,
         aliases: Mapping[str, str] | None = None,
     ):
-        passive = passive or {}
+        passive = {} if passive is None else passive
+        aliases = {} if aliases is None else aliases
+        for name, given in (
+            ("parameters", parameters), ("passive", passive), ("aliases", aliases)
+        ):  # fmt: skip
+            require_kind(given, Mapping, "ParameterLayout", name)
         if not parameters:
             raise ValueError("ParameterLayout: needs at least one parameter, got none")
         twice = sorted(set(parameters) & set(passive))
@@ -77,8 +84,7 @@ class ParameterLayout:
                 f"ParameterLayout: {twice[0]!r} is both parameter and passive"
             )
         for name, shape in (*parameters.items(), *passive.items()):
-            if any(int(length) < 0 for length in shape):
-                raise ValueError(f"ParameterLayout: {name!r} has shape {tuple(shape)}")
+            _require_shape(name, shape)
         entries, start = [], 0
         for is_passive, group in ((False, parameters), (True, passive)):
             for name, shape in group.items():
@@ -88,7 +94,7 @@ class ParameterLayout:
                 start += entries[-1].numel
         self.entries: tuple[Entry, ...] = tuple(entries)
         self.size: int = start
-        self.aliases: dict[str, str] = dict(aliases or {})
+        self.aliases: dict[str, str] = dict(aliases)
         self._by_name = {entry.name: entry for entry in entries}
         self._sizes = [entry.numel for entry in entries]
 
@@ -108,10 +114,12 @@ class ParameterLayout:
             include_frozen: Whether parameters with ``requires_grad=False`` take part.
 
         Raises:
+            TypeError: ``module`` is no module.
             ValueError: No parameters; an uninitialised parameter; a parameter or running
                 statistic that is not float32 or float64, or whose dtype or device differs from
                 the first one's.
         """
+        require_module(module, "ParameterLayout.from_module")
         module = unwrapped(module)
         first_names: dict[int, str] = {}
         parameters: dict[str, Tensor] = {}
@@ -125,9 +133,14 @@ class ParameterLayout:
                 first_names[id(tensor)] = name
                 parameters[name] = tensor
         if not parameters:
+            some = any(True for _ in module.parameters())
+            remedy = (
+                "that require a gradient; pass include_frozen=True to take the frozen ones"
+                if some and not include_frozen
+                else "at all; there is nothing to be a point of"
+            )
             raise ValueError(
-                f"ParameterLayout.from_module: {type(module).__name__} has no parameters that "
-                "require a gradient; pass include_frozen=True to take the frozen ones"
+                f"ParameterLayout.from_module: {type(module).__name__} has no parameters {remedy}"
             )
         passive = _running_statistics(module)
         _check_homogeneous({**parameters, **passive})
@@ -181,7 +194,7 @@ class ParameterLayout:
         dimensions, if all have the same).
 
         Raises:
-            TypeError: ``tensors`` is neither a module nor a mapping.
+            TypeError: ``tensors`` is neither a module nor a mapping to tensors.
             ValueError: A tensor is missing, or its trailing shape is not the layout's; dtypes
                 or devices are mixed.
         """
@@ -199,7 +212,9 @@ class ParameterLayout:
                     f"ParameterLayout.flatten: {entry.name!r} is missing; this layout needs "
                     f"{', '.join(self.names)}"
                 )
-            tensor = tensors[entry.name].detach()
+            tensor = require_kind(
+                tensors[entry.name], Tensor, "ParameterLayout.flatten", repr(entry.name)
+            ).detach()
             batch = tensor.shape[: tensor.ndim - len(entry.shape)]
             if (*batch, *entry.shape) != tuple(tensor.shape):
                 raise ValueError(
@@ -220,7 +235,12 @@ class ParameterLayout:
         Args:
             module: A module with this layout.
             w: A point, shape ``(size,)``.
+
+        Raises:
+            TypeError: ``module`` is no module, or ``w`` no tensor.
+            ValueError: The last dimension of ``w`` is not ``size``.
         """
+        require_module(module, "ParameterLayout.substitutes")
         views, tensors = self.unflatten(w), {}
         for prefix, child in module.named_modules():
             prefix = f"{prefix}." if prefix else ""
@@ -243,11 +263,7 @@ class ParameterLayout:
             ValueError: ``w`` has another shape, or the module does not have this layout; the
                 module is then unchanged.
         """
-        if not isinstance(module, nn.Module):
-            raise TypeError(
-                f"ParameterLayout.assign: module must be a torch.nn.Module, got "
-                f"{type(module).__name__}"
-            )
+        require_module(module, "ParameterLayout.assign")
         self.check(w, "ParameterLayout.assign")
         if w.ndim != 1:
             raise ValueError(
@@ -304,7 +320,19 @@ class ParameterLayout:
         return mask
 
     def count(self, mask: Tensor) -> dict[str, int]:
-        """How often ``mask``, shape ``(..., size)``, is true in each entry where it is at all."""
+        """How often ``mask``, shape ``(..., size)``, is true in each entry where it is at all.
+
+        Raises:
+            TypeError: ``mask`` is no tensor.
+            ValueError: It has another length or layout, or no values.
+        """
+        require_kind(mask, Tensor, "ParameterLayout.count", "mask")
+        dense = mask.layout == torch.strided and not mask.is_meta
+        if not (dense and mask.ndim and mask.shape[-1] == self.size):
+            raise ValueError(
+                f"ParameterLayout.count: mask must be dense, with a last dimension of {self.size}, "
+                f"got shape {tuple(mask.shape)} of layout {mask.layout} on {mask.device}"
+            )
         counts = {
             e.name: int(p.sum())
             for e, p in zip(self.entries, mask.split(self._sizes, -1))
@@ -324,6 +352,17 @@ class ParameterLayout:
         shapes = ", ".join(f"{entry.name}: {entry.shape}" for entry in self.entries[:6])
         more = ", ..." if len(self.entries) > 6 else ""
         return f"ParameterLayout(size={self.size}, {shapes}{more})"
+
+
+def _require_shape(name: str, shape) -> None:
+    try:
+        ok = all(int(length) == length >= 0 for length in shape)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"ParameterLayout: {name!r} must have a shape, a tuple of integers, got {shape!r}"
+        ) from error
+    if not ok:
+        raise ValueError(f"ParameterLayout: {name!r} has shape {tuple(shape)}")
 
 
 def _running_statistics(module: nn.Module) -> dict[str, Tensor]:

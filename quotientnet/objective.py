@@ -139,8 +139,13 @@ class Objective:
 
     def __call__(self, w: Tensor) -> Tensor:
         """``f(w)``, a scalar, differentiable in ``w``, shape ``(size,)``; works under
-        :func:`torch.func.vmap` for batches of points."""
-        self.layout.check(w, "Objective")
+        :func:`torch.func.vmap` for batches of points.
+
+        Raises:
+            TypeError: ``w`` is no tensor.
+            ValueError: It has another shape.
+        """
+        self._require_one(w, "Objective")
         with self._preserved(w):
             return self._total(w.clone())  # some modules write to their parameters
 
@@ -153,8 +158,12 @@ class Objective:
         Returns:
             Both detached; the gradient is zero on passive coordinates. The value may be NaN or
             infinite, as at a neighbour that is far from any sensible network.
+
+        Raises:
+            TypeError: ``w`` is no tensor.
+            ValueError: It has another shape.
         """
-        self.layout.check(w, "Objective.value_and_gradient")
+        self._require_one(w, "Objective.value_and_gradient")
 
         def term(batch):
             # Backward within, too: checkpointed modules are run again.
@@ -173,6 +182,14 @@ class Objective:
             both = self._processes.sum("a gradient", local, point=w).mean
         slope = torch.nn.functional.pad(both[1:], (0, len(w) + 1 - len(both)))
         return both[0], slope
+
+    def _require_one(self, w: Tensor, caller: str) -> None:
+        self.layout.check(w, caller)
+        if w.ndim != 1:
+            raise ValueError(
+                f"{caller}: needs one point, got shape {tuple(w.shape)}; "
+                "torch.func.vmap(objective)(w) takes rows of them, a loop takes less memory"
+            )
 
     def streamed(self, w: Tensor) -> Tensor:
         """``f(w)``, a scalar, with a first derivative in ``w`` for which no graph is kept: on a

@@ -241,8 +241,9 @@ class DenseOperator(Operator):
         matrix: Shape ``(size, size)``, float32 or float64.
 
     Raises:
-        ValueError: Not square, or not symmetric to 1e-5 (float32) or 1e-10 (float64), relative
-            to the largest entry.
+        TypeError: No tensor, or another dtype.
+        ValueError: Not square, without values, sparse, or not symmetric to 1e-5 (float32) or 1e-10
+            (float64), relative to the largest entry.
     """
 
     def __init__(self, matrix: Tensor):
@@ -253,6 +254,11 @@ class DenseOperator(Operator):
             kind = getattr(matrix, "dtype", type(matrix).__name__)
             raise TypeError(
                 f"DenseOperator: matrix must be a float32 or float64 tensor, got {kind}"
+            )
+        if matrix.is_meta or matrix.layout != torch.strided:
+            raise ValueError(
+                f"DenseOperator: matrix must be dense and have values, got one of layout "
+                f"{matrix.layout} on {matrix.device}"
             )
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from time import process_time
+from zlib import crc32
 
 import numpy
 import scipy
@@ -34,14 +35,15 @@ class Journal:
     A run is known by its settings alone, so put everything into them that decides its result. Its
     line is written, and flushed to the disk, when it is finished: a kill at any moment loses at
     most the run in progress. What a kill leaves of a line has no end; it is cut off when the
-    journal is opened again, and that run is made anew.
+    journal is opened again, and that run is made anew. Every line has a checksum.
 
     Args:
         path: The file, made with its folder if it is not there.
 
     Raises:
         RuntimeError: Another process has the journal open (where the system has ``flock``).
-        ValueError: A line, other than an unfinished last one, is no run: something else wrote here.
+        ValueError: A line, other than an unfinished last one, is no run, or not as it was written:
+            something else wrote here.
 
     Example:
         >>> import tempfile
@@ -157,7 +159,7 @@ class Journal:
         whole, _, rest = self._file.read().rpartition(b"\n")
         for number, text in enumerate(whole.split(b"\n") if whole else (), 1):
             try:
-                line = json.loads(text)
+                line = json.loads(_checked(text))
                 self._lines[_key(line["settings"])] = line
                 line["result"], line["seconds"], line["versions"]
             except (ValueError, KeyError, TypeError) as error:
@@ -171,15 +173,39 @@ class Journal:
     def _append(self, key: str, line: dict) -> None:
         """Write a line to the disk; if that fails, leave no part of it."""
         text = json.dumps(line)
-        data, end = text.encode() + b"\n", self._file.seek(0, os.SEEK_END)
+        data, end = _with_checksum(text) + b"\n", self._file.seek(0, os.SEEK_END)
         try:
-            if self._file.write(data) < len(data):
-                raise OSError(f"Journal: {self.path} could not be written in full")
+            while data:  # a disk that is nearly full takes a part
+                data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
         except BaseException:
             self._file.truncate(end)
             raise
         self._lines[key] = json.loads(text)
+
+
+_CHECKSUM = b', "crc32": '
+"""What stands before the checksum, the last entry of a line."""
+
+
+def _with_checksum(text: str) -> bytes:
+    data = text.encode()
+    return data[:-1] + _CHECKSUM + b"%d}" % crc32(data)
+
+
+def _checked(line: bytes) -> bytes:
+    """A line without its checksum; older ones have none.
+
+    Raises:
+        ValueError: It has another.
+    """
+    data, found, number = line.rpartition(_CHECKSUM)
+    if not found:
+        return line
+    data += b"}"
+    if number != b"%d}" % crc32(data):
+        raise ValueError("the line does not have its checksum")
+    return data
 
 
 def _key(settings) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 
 import numpy as np
 
@@ -11,7 +12,9 @@ __all__ = ["Term", "Scale", "Unit", "unit_index"]
 
 
 def _integer(value, what: str) -> int:
-    if int(value) != value:
+    if not isinstance(value, Real):
+        raise TypeError(f"{what} must be an integer, got {type(value).__name__}")
+    if value % 1:
         raise ValueError(f"{what} must be an integer, got {value}")
     return int(value)
 
@@ -61,6 +64,10 @@ class Scale:
 
     The axis is as long as the unit has channels, or a multiple (after a flatten each channel
     owns a run of consecutive columns). ``axis=None`` scales the whole tensor.
+
+    Raises:
+        TypeError: An axis or exponent that is no number.
+        ValueError: One that is no integer.
     """
 
     name: str
@@ -69,15 +76,33 @@ class Scale:
 
     def __post_init__(self):
         _integer(self.exponent, f"Scale of {self.name!r}: exponent")
+        if self.axis is not None:
+            _integer(self.axis, f"Scale of {self.name!r}: axis")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """``channels`` generators of the same shape, one a channel, and the tensors they scale."""
+    """``channels`` generators of the same shape, one a channel, and the tensors they scale.
+
+    Raises:
+        TypeError: A number of channels that is none, or something among the scales that is none.
+        ValueError: Fewer than one channel, or no integer.
+    """
 
     name: str
     channels: int
     scales: tuple[Scale, ...]
+
+    def __post_init__(self):
+        if _integer(self.channels, f"Unit {self.name!r}: channels") < 1:
+            raise ValueError(f"Unit {self.name!r}: needs a channel or more, got {self.channels}")
+        if not (
+            isinstance(self.scales, (tuple, list))
+            and all(isinstance(scale, Scale) for scale in self.scales)
+        ):
+            raise TypeError(
+                f"Unit {self.name!r}: scales must be a tuple of Scale, got {self.scales!r}"
+            )
 
 
 def unit_index(unit: Unit, scale: Scale, shape: tuple[int, ...]) -> np.ndarray:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from hostile_rest import add_all
 from torch import nn
 
 import quotientnet as qn
@@ -45,6 +47,23 @@ class World:
         self.manifold = qn.LayerScaleQuotient(self.symmetry)
         self.balanced = qn.BalancedQuotient(self.symmetry)
         self.node_wise = qn.NodeWiseQuotient(self.symmetry)
+
+    @cached_property
+    def trials(self):
+        """One trial, for matrices."""
+        return [sharpness.Trial(
+            "Unit scales", "units", "unit scales", self.objective, self.group,
+            lambda w, g: self.group.act(w, self.group.random(generator=g)))]  # fmt: skip
+
+    @cached_property
+    def report(self):
+        """A small report."""
+        return sharpness.report(self.point, self.symmetry, points=1, measures=["minimum sharpness"])
+
+    @cached_property
+    def matrix(self):
+        """A small invariance matrix."""
+        return sharpness.invariance_matrix(["minimum sharpness"], self.trials, elements=1)
 
     def group_blind(self, w):
         """An invariant function: rows of points, values; its maximum is where weights vanish."""
@@ -92,18 +111,22 @@ class Call:
     Attributes:
         function: What is called.
         arguments: By the parameters' names, from a world.
+        room: Of what part of the package.
     """
 
     function: Callable
     arguments: Callable[[World], dict]
+    room: str
 
 
 def calls() -> dict[str, Call]:
     """Every call by a label."""
     found = {}
 
-    def add(function, arguments, label=None):
-        found[label or function.__name__] = Call(function, arguments)
+    def add(function, arguments, label=None, room=None):
+        label = label or function.__name__
+        room = room or (label.split(".")[0] if "." in label else _room_of(function))
+        found[label] = Call(function, arguments, ROOMS.get(room, room))
 
     add(qn.discover, lambda o: {"model": o.model, "example_inputs": o.x, "layout": o.layout})
     add(qn.verify_sound, lambda o: {
@@ -152,7 +175,21 @@ def calls() -> dict[str, Call]:
     _add_optimization(add)
     _add_sharpness(add)
     _add_reparametrisation(add)
+    add_all(add)
     return found
+
+
+ROOMS = {
+    "layout": "layouts and groups", "group": "layouts and groups", "exponential":
+    "layouts and groups", "manifold": "manifolds", "balanced": "manifolds", "node_wise":
+    "manifolds", "objective": "objective", "operator": "objective", "plot": "pictures",
+    "testing": "kit for tests",
+}  # fmt: skip
+"""What a table calls them, where not by the package's own name."""
+
+
+def _room_of(function) -> str:
+    return function.__module__.removeprefix("quotientnet.").split(".")[0]
 
 
 def _add_methods(add) -> None:
@@ -229,12 +266,13 @@ def _add_sharpness(add) -> None:
     add(sharpness.trace, lambda o: {"point": o.point, "samples": 2, "block": 1})
     add(sharpness.second_order_sharpness, lambda o: {"point": o.point, "epsilon": 1e-2})
     for function in (sharpness.ball_sharpness, sharpness.box_sharpness):
-        add(function, lambda o: {"point": o.point, "epsilon": 1e-2, **quick})
+        add(function, lambda o: {
+            "point": o.point, "epsilon": 1e-2, "max_iterations": 3, **quick})
     add(sharpness.adaptive_sharpness, lambda o: {
         "point": o.point, "rho": 1e-2, "eta": 0.0, **quick})
     add(sharpness.volume_flatness, lambda o: {
         "point": o.point, "group": o.symmetry, "epsilon": 0.5, "boxes": 1, "tolerance": 0.5,
-        **quick})
+        "max_iterations": 3, **quick})
     add(sharpness.riemannian_spectral_norm, lambda o: {
         "point": o.point, "manifold": o.manifold, "which": "algebraic"})
     add(sharpness.riemannian_trace, lambda o: {

@@ -271,7 +271,7 @@ def test_bad_input_is_refused():
     for delta in (0.0, -1e-3, inf, float("nan")):
         with pytest.raises(ValueError, match="delta must be positive and finite"):
             bn_sharpness(point, symmetry, 2.0, delta)
-    with pytest.raises(ValueError, match="nodes must be at least 1"):
+    with pytest.raises(ValueError, match="nodes must be an integer of at least 1"):
         bn_sharpness(point, symmetry, nodes=0)
     with pytest.raises(ValueError, match="q must be above 2 and finite"):
         power_bound(1.0, 1.0, 2.0, 2.0)

@@ -288,7 +288,7 @@ def test_radial_transformations_that_do_not_exist():
     for rho, r_hat in ((0.0, 0.5), (1.0, 0.5), (0.5, 1.0), (0.5, -0.1)):
         with pytest.raises(ValueError, match="strictly between 0 and delta"):
             rp.RadialTransformation(torch.zeros(2), 1.0, rho, r_hat)
-    with pytest.raises(ValueError, match="centre must be a vector"):
+    with pytest.raises(ValueError, match="centre needs 1 axes"):
         rp.RadialTransformation(torch.tensor(0.0), 1.0, 0.5, 0.5)
     with pytest.raises(ValueError, match="needs a last dimension of 3"):
         radial((1.0, 0.5, 0.5)).forward(torch.zeros(2))

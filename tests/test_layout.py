@@ -113,8 +113,11 @@ def test_mixed_or_unsupported_parameters_are_refused_by_name(second, message):
 
 
 def test_other_refusals():
-    with pytest.raises(ValueError, match="no parameters that require a gradient"):
-        ParameterLayout.from_module(nn.ReLU())
+    with pytest.raises(ValueError, match="no parameters that require a gradient; pass include_"):
+        ParameterLayout.from_module(nn.Linear(2, 2).requires_grad_(False))
+    for frozen in (False, True):
+        with pytest.raises(ValueError, match="no parameters at all"):
+            ParameterLayout.from_module(nn.ReLU(), include_frozen=frozen)
     with pytest.raises(ValueError, match="uninitialised; run the module once"):
         ParameterLayout.from_module(nn.LazyLinear(3))
     layout = ParameterLayout({"a": (2, 3)})

@@ -230,7 +230,7 @@ def test_numbers_that_cannot_be_drawn_are_refused():
             plot.plot_against_gap(values, gaps_, labels=labels)
     density = spectral_density(problem()[0].hessian, samples=2, steps=5)
     for width in (0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="width=.* must be positive"):
+        with pytest.raises(ValueError, match="width must be above 0"):
             plot.plot_density({"a": density}, width=width)
 
 

@@ -260,7 +260,7 @@ def test_bad_input_is_refused():
     with pytest.raises(TypeError, match="group must be a ScalingGroup"):
         report(point, "group")
     for options, message in (
-        ({"points": -1}, "points >= 0"),
+        ({"points": -1}, "points must be an integer of at least 0"),
         ({"points": 0}, "nothing to compare with"),
         ({"spread": 0.0}, "spread"),
         ({"measures": []}, "measures is empty"),
@@ -354,7 +354,7 @@ def test_a_measure_with_a_false_claim_is_found_out():
     assert cell.claimed and cell.symbol == "✓" and cell.change < 1e-13
     assert found["product", "rows and columns, without biases"].symbol == "✗"
     assert json.loads(found.to_json())["cells"][1][0]["invariant"] is True
-    with pytest.raises(ValueError, match="elements=0"):
+    with pytest.raises(ValueError, match="elements must be an integer of at least 1"):
         invariance_matrix(trials=trials, elements=0)
 
 

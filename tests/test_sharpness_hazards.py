@@ -185,7 +185,7 @@ def test_volumes_that_nothing_bounds_are_refused():
         volume_flatness(flat.at(point.w), symmetry, 2.0, restarts=0)
     with pytest.raises(ValueError, match="no nonzero parameter grows"):
         volume_flatness(point.objective.at(0 * point.w), symmetry, 0.1)
-    with pytest.raises(ValueError, match="boxes must be at least 1"):
+    with pytest.raises(ValueError, match="boxes must be an integer of at least 1"):
         volume_flatness(point, symmetry, 0.1, boxes=0)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
 from quotientnet.commands.refusal import Refusal
-from quotientnet.files import write_text
+from quotientnet.files import replaced, write_text
 
 __all__ = ["require_folder", "write_figure", "can_draw"]
 
@@ -33,6 +32,5 @@ def can_draw() -> bool:
 
 def write_figure(path: Path, figure) -> None:
     """Replace the picture as a whole."""
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=150)
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=path.suffix[1:])

@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import warnings
+import zipfile
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,9 @@ _INSIDE = ("state_dict", "model_state_dict", "model")
 
 _PREFIX = "module."
 """What ``nn.DataParallel`` puts before every name."""
+
+_FOLDER = 0x10
+"""The bit of a zip record's attributes that makes it one."""
 
 _TRAILING = (
     "Please file an issue",
@@ -108,12 +112,14 @@ def load_state(path: Path) -> dict[str, Tensor]:
             ``model_state_dict`` or ``model``.
 
     Raises:
-        Refusal: The file cannot be read, has code in it, or has no state dict.
+        Refusal: The file cannot be read, is damaged, declares more than it holds, has code in it,
+            or has no state dict.
     """
     if not path.is_file():
         raise Refusal(f"--checkpoint {path}: no such file")
     if not _plausible(path):
         raise Refusal(f"--checkpoint {path}: not a checkpoint that torch.save wrote")
+    _require_whole(path)
     found = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     if not _is_state(found) and isinstance(found, Mapping):
         found = next((found[k] for k in _INSIDE if _is_state(found.get(k))), found)
@@ -132,6 +138,36 @@ def _plausible(path: Path) -> bool:
         return True
     with path.open("rb") as file:
         return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
+
+
+def _require_whole(path: Path) -> None:
+    """Refuse a zip, as ``torch.save`` makes them, with a bit that has changed, or whose records
+    claim more bytes than the file has: they would be allocated. torch looks at neither."""
+    if path.suffix == ".safetensors":
+        return
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            claimed = sum(record.file_size for record in records)
+            if claimed > path.stat().st_size:
+                raise Refusal(
+                    f"--checkpoint {path}: its records claim {claimed} bytes, more than the file "
+                    "has; it is damaged, or compressed as torch.save does not: save it again"
+                )
+            # torch leaves the memory of what is marked as a folder as it finds it.
+            folders = (r.filename for r in records if r.external_attr & _FOLDER)
+            damaged = archive.testzip() or next(folders, None)
+    except Refusal:
+        raise
+    except Exception as error:  # zipfile, too, raises any
+        raise Refusal(f"--checkpoint {path}: cannot be read: {_reason(error)}") from error
+    if damaged is not None:
+        raise Refusal(
+            f"--checkpoint {path}: is damaged: the record {damaged!r} is not as it was written. "
+            "Copy the file again, or save it again without set_crc32_options(False)"
+        )
 
 
 def _is_state(value) -> bool:
@@ -171,7 +207,7 @@ def _torch(path: Path):
             "pickle of more than tensors, which runs code when it is loaded. Save "
             f"model.state_dict(), or safetensors ({_reason(error)})"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # of a damaged file torch's reader raises any
         raise Refusal(
             f"--checkpoint {path}: cannot be read: {type(error).__name__}: {_reason(error)}"
         ) from error
@@ -190,6 +226,11 @@ def _reason(error: BaseException) -> str:
     for trailing in _TRAILING:
         text = text.partition(trailing)[0].strip()
     return text[:160].rstrip(" :.") or type(error).__name__
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    """Whether a tensor has fractions, and whether it has imaginary parts: neither is rounded."""
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -211,12 +252,18 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         for n in own
         if n in state and state[n].shape != own[n].shape
     ]
+    kinds = [
+        f"{n} is {state[n].dtype}, the model has {own[n].dtype}"
+        for n in own
+        if n in state and _kind(state[n]) != _kind(own[n])
+    ]
     problems = [
         f"{what} {', '.join(names[:6])}{', …' if len(names) > 6 else ''}"
         for what, names in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("shape:", other),
+            ("dtype:", kinds),
         )
         if names
     ]

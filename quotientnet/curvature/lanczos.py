@@ -183,4 +183,4 @@ def _columns(operator: Operator, value, name: str, most: int) -> Tensor | None:
             f"lanczos: {name} has shape {tuple(value.shape)}, it needs ({operator.size},) or "
             f"({operator.size}, m) with m at most {most}"
         )
-    return columns
+    return columns.detach()

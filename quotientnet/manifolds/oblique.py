@@ -28,6 +28,7 @@ from quotientnet.manifolds.vectors import (
     positive_radii,
     safe_sqrt,
 )
+from quotientnet.options import require_kind
 from quotientnet.symmetry.normalised import normalised_blocks
 
 __all__ = ["ProductOblique"]
@@ -55,7 +56,7 @@ class ProductOblique(LayoutManifold):
     Raises:
         ValueError: A radius that is not positive, blocks that do not fit the layout or the radii,
             or a mask of another shape.
-        TypeError: Block numbers that are not integer.
+        TypeError: An argument of another kind; block numbers that are not integer.
 
     Example:
         >>> import torch
@@ -78,6 +79,9 @@ class ProductOblique(LayoutManifold):
         frozen: Tensor | None = None,
     ):
         super().__init__()
+        remedy = "ParameterLayout.from_module(model) makes one"
+        require_kind(layout, ParameterLayout, self.name, "layout", remedy)
+        require_kind(blocks, Mapping, self.name, "blocks", "pass numbers by the tensor's name")
         count = len(positive_radii(self.name, radii, rest_radius)) - 1
         self._layout = layout
         self._frozen = Frozen(held_at_zero(self.name, layout, frozen))

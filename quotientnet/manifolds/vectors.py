@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from math import inf
 
 import geoopt
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from quotientnet.layout import ParameterLayout
 from quotientnet.manifolds.frozen import Frozen
+from quotientnet.options import require_number
 
 __all__ = ["LayoutManifold"]
 
@@ -131,7 +133,7 @@ def held_at_zero(name: str, layout: ParameterLayout, frozen: Tensor | None) -> T
     held[layout.parameter_size :] = True
     if frozen is None:
         return held
-    frozen = torch.as_tensor(frozen)
+    frozen = _as_tensor(frozen, name, "frozen")
     if frozen.dtype != torch.bool or frozen.shape != (layout.size,):
         raise ValueError(
             f"{name}: frozen must be a boolean mask of shape ({layout.size},), got "
@@ -142,7 +144,8 @@ def held_at_zero(name: str, layout: ParameterLayout, frozen: Tensor | None) -> T
 
 def positive_radii(name: str, radii: Tensor, rest_radius: float) -> Tensor:
     """The radii of blocks in one vector, the joint block's last, checked."""
-    radii = torch.as_tensor(radii).detach().cpu().to(torch.float64)
+    radii = _as_tensor(radii, name, "radii").detach().cpu().to(torch.float64)
+    require_number(rest_radius, name, "rest_radius", least=-inf)
     if radii.ndim != 1:
         raise ValueError(
             f"{name}: radii must have shape (count,), got {tuple(radii.shape)}"
@@ -159,6 +162,22 @@ def positive_radii(name: str, radii: Tensor, rest_radius: float) -> Tensor:
             "filter out, or freeze it"
         )
     return radii
+
+
+def _as_tensor(value, caller: str, name: str) -> Tensor:
+    """A dense tensor with values, of a tensor, an array or a list."""
+    try:
+        found = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{caller}: {name} must be a tensor, got {type(value).__name__}"
+        ) from error
+    if found.is_meta or found.layout != torch.strided or found.is_complex():
+        raise ValueError(
+            f"{caller}: {name} must be a dense tensor of real numbers with values, got "
+            f"{found.dtype} of layout {found.layout} on {found.device}"
+        )
+    return found
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

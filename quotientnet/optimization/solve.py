@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 import geoopt
 import torch
@@ -21,6 +22,7 @@ from quotientnet.optimization.power import Power
 from quotientnet.optimization.problem import Problem
 from quotientnet.optimization.second_order import HESSIANS
 from quotientnet.optimization.trust_region import TrustRegion
+from quotientnet.options import require_count, require_number
 from quotientnet.orbit import require_flat_orbit
 
 __all__ = ["maximize", "minimize"]
@@ -166,11 +168,8 @@ def _solve(
     tolerance, max_iterations, batched, callback,
 ) -> Optimum:  # fmt: skip
     chosen = _method(caller, method, line_search, hessian)
-    if not tolerance >= 0 or max_iterations < 0:
-        raise ValueError(
-            f"{caller}: tolerance={tolerance} and max_iterations={max_iterations} must not be "
-            "negative"
-        )
+    require_number(tolerance, caller, "tolerance", most=inf)
+    require_count(max_iterations, caller, "max_iterations", least=0)
     with torch.inference_mode(False), torch.no_grad():
         x, single = _rows(caller, manifold, start)
         path = path_on(manifold, along, caller)
@@ -210,6 +209,11 @@ def _rows(caller: str, manifold, start: Tensor) -> tuple[Tensor, bool]:
         got = start.dtype if isinstance(start, Tensor) else type(start).__name__
         raise TypeError(f"{caller}: start must be a floating-point tensor, got {got}")
     extra = start.ndim - manifold.ndim
+    if start.is_meta or start.layout != torch.strided:
+        raise ValueError(
+            f"{caller}: start must be a dense tensor with values, got one of layout "
+            f"{start.layout} on {start.device}"
+        )
     if extra not in (0, 1) or not start.numel():
         raise ValueError(
             f"{caller}: start has shape {tuple(start.shape)}; it must be one point, with "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-__all__ = ["COLOURS", "MARKERS", "STYLES", "new_figure", "require_named"]
+__all__ = ["COLOURS", "MARKERS", "STYLES", "new_figure", "require_named", "require_results"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The palette of Okabe and Ito, without its yellow."""
@@ -42,3 +42,16 @@ def require_named(caller: str, parameter: str, named) -> None:
         )
     if not named:
         raise ValueError(f"{caller}: {parameter} is empty; there is nothing to draw")
+
+
+def require_results(caller: str, parameter: str, found: Iterable, maker: str, *names: str) -> None:
+    """Refuse what lacks the attributes of the results that are drawn.
+
+    Raises:
+        TypeError: It is something else; says which function makes it.
+    """
+    for each in found:
+        if not all(hasattr(each, name) for name in names):
+            raise TypeError(
+                f"{caller}: {parameter} must be what {maker} returned, got {type(each).__name__}"
+            )

@@ -7,7 +7,13 @@ from math import log10
 
 import numpy as np
 
-from quotientnet.plot.canvas import COLOURS, MARKERS, new_figure, require_named
+from quotientnet.plot.canvas import (
+    COLOURS,
+    MARKERS,
+    new_figure,
+    require_named,
+    require_results,
+)
 
 __all__ = ["plot_changes", "plot_matrix", "plot_against_gap"]
 
@@ -119,7 +125,10 @@ def plot_matrix(matrix):
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
+        TypeError: ``matrix`` is something else.
     """
+    needs = "measures", "trials", "cells"
+    require_results("plot_matrix", "matrix", [matrix], "invariance_matrix", *needs)
     rows, columns = len(matrix.measures), len(matrix.trials)
     figure = new_figure("plot_matrix", 0.55 * columns + 4.6, 0.29 * max(rows, 6) + 3.6)
     axis = figure.subplots()

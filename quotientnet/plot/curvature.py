@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf
 
 import torch
 
-from quotientnet.plot.canvas import COLOURS, STYLES, new_figure, require_named
+from quotientnet.options import require_kind, require_number
+from quotientnet.plot.canvas import (
+    COLOURS,
+    STYLES,
+    new_figure,
+    require_named,
+    require_results,
+)
 
 __all__ = ["plot_density", "plot_layers"]
 
@@ -28,15 +34,16 @@ def plot_density(
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        TypeError: ``densities`` is no mapping.
-        ValueError: It is empty, or ``width`` is not positive and finite.
+        TypeError: ``densities`` is no mapping, or has something else; ``width`` is no number.
+        ValueError: It is empty, or ``width`` is not positive and finite, or so small that the
+            density is beyond all numbers.
     """
     require_named("plot_density", "densities", densities)
-    if width is not None and not 0 < width < inf:
-        raise ValueError(
-            f"plot_density: width={width} must be positive and finite; leave it out for a "
-            "hundredth of the range"
-        )
+    require_kind(unit, str, "plot_density", "unit")
+    results = densities.values()
+    require_results("plot_density", "densities", results, "spectral_density", "nodes", "weights")
+    if width is not None:
+        require_number(width, "plot_density", "width", strict=True)
     used = [d.nodes[d.weights > 0] for d in densities.values()]
     low, high = min(float(x.min()) for x in used), max(float(x.max()) for x in used)
     width = width or max(high - low, 1e-12 * max(abs(high), 1.0)) / 100
@@ -45,6 +52,11 @@ def plot_density(
     axis, peak = figure.subplots(), 0.0
     for number, (name, density) in enumerate(densities.items()):
         values, errors = density.density(grid, width)
+        if not torch.isfinite(values).all():
+            raise ValueError(
+                f"plot_density: smoothed over width={width:g} the density is beyond all numbers; "
+                "leave it out for a hundredth of the range"
+            )
         peak, colour = max(peak, float(values.max())), COLOURS[number % 7]
         axis.plot(grid, values, STYLES[number % 4], color=colour, label=name)
         axis.fill_between(
@@ -75,10 +87,11 @@ def plot_layers(estimates: Mapping[str, object], *, unit: str = "", log: bool = 
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        TypeError: ``estimates`` is no mapping.
+        TypeError: ``estimates`` is no mapping, or ``unit`` no text.
         ValueError: It is empty, or an estimate without parts.
     """
     require_named("plot_layers", "estimates", estimates)
+    require_kind(unit, str, "plot_layers", "unit")
     parts = {name: _parts(name, each) for name, each in estimates.items()}
     layers = list(dict.fromkeys(layer for found in parts.values() for layer in found))
     figure = new_figure(

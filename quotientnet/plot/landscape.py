@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from quotientnet.plot.canvas import COLOURS, STYLES, new_figure, require_named
+from quotientnet.options import require_kind
+from quotientnet.plot.canvas import (
+    COLOURS,
+    STYLES,
+    new_figure,
+    require_named,
+    require_results,
+)
 
 __all__ = ["plot_lines", "plot_plane"]
 
@@ -24,10 +31,14 @@ def plot_lines(lines: Mapping[str, Sequence], *, log: bool = True):
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        TypeError: ``lines`` is no mapping.
+        TypeError: ``lines`` is no mapping of lists of lines.
         ValueError: It is empty.
     """
     require_named("plot_lines", "lines", lines)
+    for name, found in lines.items():
+        what = f"lines[{name!r}]"
+        require_kind(found, Sequence, "plot_lines", what, "pass a list of lines")
+        require_results("plot_lines", f"each of {what}", found, "loss_along", "steps", "losses")
     figure = new_figure("plot_lines", 6.4, 4.2)
     axis = figure.subplots()
     for number, (name, found) in enumerate(lines.items()):
@@ -61,8 +72,10 @@ def plot_plane(plane, *, title: str = ""):
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
+        TypeError: ``plane`` is something else.
         ValueError: The loss is nowhere positive and finite.
     """
+    require_results("plot_plane", "plane", [plane], "loss_over", "losses")
     losses = plane.losses.cpu().numpy().astype(float)
     fine = np.isfinite(losses) & (losses > 0)
     if not fine.any():

@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from quotientnet.operator import Operator
+from quotientnet.operator import Operator, require_operator, require_vectors
+from quotientnet.options import require_kind
 
 __all__ = ["Bijection", "transformed_hessian"]
 
@@ -49,7 +50,8 @@ def transformed_hessian(
         theta: The critical point in the old parameter, shape ``(size,)``.
 
     Raises:
-        ValueError: A point of another shape.
+        TypeError: An argument of another kind.
+        ValueError: A point of another shape, dtype or device, or that is not finite.
 
     Example:
         >>> import torch
@@ -60,6 +62,9 @@ def transformed_hessian(
         >>> transformed_hessian(bend, steep, torch.zeros(2)).to_dense().diagonal().tolist()
         [100.0, 100.0]
     """
+    require_kind(bijection, Bijection, "transformed_hessian", "bijection")
+    require_operator(hessian, "transformed_hessian")
+    require_vectors(hessian, theta, "transformed_hessian", "theta")
     if tuple(theta.shape) != (hessian.size,):
         raise ValueError(
             f"transformed_hessian: theta has shape {tuple(theta.shape)}, it needs ({hessian.size},)"

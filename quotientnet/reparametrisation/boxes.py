@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quotientnet.group import ScalingGroup, as_group
+from quotientnet.options import require_number
 from quotientnet.reparametrisation.exact_part import exact_part
 from quotientnet.reparametrisation.scales import coordinates_of
 from quotientnet.symmetry import Symmetry, layer_scale_group
@@ -149,9 +150,10 @@ def disjoint_boxes(
             element scales whole tensors).
 
     Raises:
-        ValueError: A point of another shape; a radius that is not positive and finite; a group
-            without generators; a direction along which volumes fall, or along which no nonzero
-            parameter grows.
+        TypeError: ``radius`` is no number, ``w`` no tensor.
+        ValueError: A point of another shape, or so large that its double is no number; a radius
+            that is not positive and finite; a group without generators; a direction along which
+            volumes fall, or along which no nonzero parameter grows.
 
     Example:
         >>> import torch
@@ -168,6 +170,7 @@ def disjoint_boxes(
     """
     part, group = exact_part(group, "disjoint_boxes"), as_group(group, "disjoint_boxes")
     group.layout.check(w, "disjoint_boxes")
+    require_number(radius, "disjoint_boxes", "radius", least=-inf, most=inf)
     if w.ndim != 1 or not torch.isfinite(w).all() or not 0 < radius < inf:
         raise ValueError(
             "disjoint_boxes: needs one finite point and a positive, finite radius, got shape "
@@ -184,6 +187,11 @@ def disjoint_boxes(
         )
     place = int(size.argmax())
     largest = float(size[place])
+    if 2 * largest == inf:
+        raise ValueError(
+            f"disjoint_boxes: w is as large as {largest:.1e}, and the next box lies beyond all "
+            "numbers; choose a smaller equivalent point, such as canonical(w, group)"
+        )
     inner = min(radius, largest / 2)
     alpha = 2 * (largest + inner) / (largest - inner)
     t = t * (log(alpha) / exponents[place])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from quotientnet.options import require_module, require_values
+
 __all__ = ["AffinePreprocessing", "OnPreprocessed", "standardise", "whiten"]
 
 
@@ -16,7 +18,9 @@ class AffinePreprocessing(nn.Module):
         matrix: ``M``, shape ``(features, features)``, invertible.
 
     Raises:
-        ValueError: Shapes that do not fit, or a matrix that is singular to rounding.
+        TypeError: What is no tensor.
+        ValueError: Shapes that do not fit, entries that are not finite, or a matrix that is
+            singular to rounding.
 
     Example:
         >>> import torch
@@ -28,6 +32,8 @@ class AffinePreprocessing(nn.Module):
 
     def __init__(self, shift: Tensor, matrix: Tensor):
         super().__init__()
+        require_values(shift, "AffinePreprocessing", "shift")
+        require_values(matrix, "AffinePreprocessing", "matrix")
         size = shift.numel()
         if shift.ndim != 1 or tuple(matrix.shape) != (size, size):
             raise ValueError(
@@ -68,6 +74,9 @@ class OnPreprocessed(nn.Module):
         model: ``f``, not copied; its parameters are those of this module, under ``model.``.
         preprocessing: ``ξ⁻¹``, with a method ``inverse``.
 
+    Raises:
+        TypeError: ``model`` is no module, or ``preprocessing`` none with this method.
+
     Example:
         >>> import torch
         >>> from quotientnet.reparametrisation import OnPreprocessed, standardise
@@ -80,6 +89,13 @@ class OnPreprocessed(nn.Module):
 
     def __init__(self, model: nn.Module, preprocessing: nn.Module):
         super().__init__()
+        require_module(model, "OnPreprocessed", "model")
+        require_module(preprocessing, "OnPreprocessed", "preprocessing")
+        if not callable(getattr(preprocessing, "inverse", None)):
+            raise TypeError(
+                f"OnPreprocessed: preprocessing needs a method inverse, and "
+                f"{type(preprocessing).__name__} has none; standardise(x) or whiten(x) makes one"
+            )
         self.model, self.preprocessing = model, preprocessing
 
     def forward(self, u: Tensor) -> Tensor:
@@ -95,7 +111,8 @@ def standardise(x: Tensor) -> AffinePreprocessing:
 
     Raises:
         TypeError: ``x`` is no tensor.
-        ValueError: Another dtype or number of axes, or a feature that is constant.
+        ValueError: Another dtype or number of axes, numbers whose squares overflow, or a feature
+            that is constant.
 
     Example:
         >>> import torch
@@ -105,6 +122,7 @@ def standardise(x: Tensor) -> AffinePreprocessing:
     """
     _require_samples(x, "standardise")
     deviation = x.std(0, correction=0)
+    _require_range(deviation, x, "standardise")
     constant = (x == x[:1]).all(0)
     if constant.any():
         raise ValueError(
@@ -123,7 +141,8 @@ def whiten(x: Tensor) -> AffinePreprocessing:
 
     Raises:
         TypeError: ``x`` is no tensor.
-        ValueError: Another dtype or number of axes, or features that depend on each other linearly.
+        ValueError: Another dtype or number of axes, numbers whose squares overflow, or features
+            that depend on each other linearly.
 
     Example:
         >>> import torch
@@ -135,7 +154,9 @@ def whiten(x: Tensor) -> AffinePreprocessing:
     """
     _require_samples(x, "whiten")
     mean = x.mean(0)
-    values, vectors = torch.linalg.eigh((x - mean).mT @ (x - mean) / len(x))
+    covariance = (x - mean).mT @ (x - mean) / len(x)
+    _require_range(covariance, x, "whiten")
+    values, vectors = torch.linalg.eigh(covariance)
     rank = int((values > values[-1] * len(values) * torch.finfo(x.dtype).eps).sum())
     if rank < len(values):
         raise ValueError(
@@ -143,6 +164,14 @@ def whiten(x: Tensor) -> AffinePreprocessing:
             "depend on each other; leave some out"
         )
     return AffinePreprocessing(mean, vectors @ torch.diag(values**-0.5) @ vectors.mT)
+
+
+def _require_range(moments: Tensor, x: Tensor, caller: str) -> None:
+    if not torch.isfinite(moments).all():
+        raise ValueError(
+            f"{caller}: squares of x, which is as large as {float(x.abs().max()):.1e}, are beyond "
+            "all numbers; choose another unit"
+        )
 
 
 def _require_samples(x: Tensor, caller: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from quotientnet.options import require_kind, require_values
 from quotientnet.reparametrisation.bijections import Bijection
 
 __all__ = ["PowerTransformation"]
@@ -29,7 +31,8 @@ class PowerTransformation(Bijection):
             or infinite unless ``a = 0``.
 
     Raises:
-        ValueError: ``a`` or ``b`` out of range, or not finite.
+        TypeError: ``centre`` is no tensor, or ``a`` or ``b`` no number.
+        ValueError: ``a`` or ``b`` out of range, or not finite; a centre that is not finite.
 
     Example:
         >>> import torch
@@ -44,6 +47,9 @@ class PowerTransformation(Bijection):
     b: float
 
     def __post_init__(self):
+        require_values(self.centre, "PowerTransformation", "centre")
+        for name in "a", "b":
+            require_kind(getattr(self, name), Real, "PowerTransformation", name)
         if not (-0.5 < self.a < inf and 0 <= self.b < inf):
             raise ValueError(
                 f"PowerTransformation: needs a > -1/2 and b >= 0, finite, got a={self.a} and "

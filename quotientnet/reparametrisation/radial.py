@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from quotientnet.options import require_kind, require_values
 from quotientnet.reparametrisation.bijections import Bijection
 
 __all__ = ["RadialTransformation"]
@@ -28,8 +30,9 @@ class RadialTransformation(Bijection):
         r_hat: ``r̂``, between 0 and ``δ``.
 
     Raises:
+        TypeError: ``centre`` is no tensor, or a radius no number.
         ValueError: ``rho`` or ``r_hat`` not strictly between 0 and ``delta``, or a centre that is
-            no vector.
+            no finite vector.
 
     Example:
         >>> import torch
@@ -47,15 +50,13 @@ class RadialTransformation(Bijection):
     r_hat: float
 
     def __post_init__(self):
+        require_values(self.centre, "RadialTransformation", "centre", ndim=1)
+        for name in "delta", "rho", "r_hat":
+            require_kind(getattr(self, name), Real, "RadialTransformation", name)
         if not (0 < self.rho < self.delta < inf and 0 < self.r_hat < self.delta):
             raise ValueError(
                 "RadialTransformation: rho and r_hat must lie strictly between 0 and delta, got "
                 f"rho={self.rho}, r_hat={self.r_hat} and delta={self.delta}"
-            )
-        if self.centre.ndim != 1:
-            raise ValueError(
-                f"RadialTransformation: centre must be a vector, got shape "
-                f"{tuple(self.centre.shape)}"
             )
 
     def psi(self, r: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from math import inf
 
 import torch
 from torch import Tensor, nn
 
 from quotientnet.layout import ParameterLayout
+from quotientnet.options import require_kind, require_module, require_number
 from quotientnet.symmetry.discover import call_arguments
 from quotientnet.symmetry.replica import Replica, relative_change
 
@@ -47,6 +49,7 @@ def share_branches(
         A copy of the model, with the sum of each pair divided anew.
 
     Raises:
+        TypeError: An argument of another kind.
         ValueError: No pairs, a name that the model does not have, one parameter under two names, a
             share outside 0 to 1, tensors that are no non-negative multiples of each other with one
             ratio for all pairs, or outputs that change because the branches are not parallel.
@@ -67,6 +70,9 @@ def share_branches(
         >>> torch.equal(merged.a.weight, 2 * model.a.weight), merged.b.weight.any().item()
         (True, False)
     """
+    require_module(model, "share_branches", "model")
+    require_kind(branches, Mapping, "share_branches", "branches", "pass names by names")
+    require_number(share, "share_branches", "share", least=-inf)
     if not branches or not 0 <= share <= 1:
         raise ValueError(
             f"share_branches: needs pairs of names and a share from 0 to 1, got {branches} and "
@@ -75,6 +81,7 @@ def share_branches(
     args, kwargs = call_arguments(inputs, "share_branches")
     layout = ParameterLayout.from_module(model, include_frozen=True)
     w = layout.flatten(model)
+    layout.check(w, "share_branches", "the model")
     first, second = _parallel(layout, w, branches)
     total, moved = w[first] + w[second], w.clone()
     moved[first], moved[second] = (1 - share) * total, share * total

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quotientnet.curvature.draws import normal
 from quotientnet.estimate import Estimate
+from quotientnet.options import require_number
 from quotientnet.point import require_finite, require_point
 from quotientnet.progress import progress
 from quotientnet.sharpness.normalised import normalised_sharpness
@@ -78,6 +79,7 @@ def alternative_normalised_sharpness(
             f"{caller}: needs at least 2 samples and an iteration, got {samples} and "
             f"{max_iterations}"
         )
+    require_number(lambda_, caller, "lambda_", strict=True)
     start = normalised_sharpness(point, curvature=curvature, lambda_=lambda_)
     search = _Search(point, start.variances, lambda_, samples, generator)
     x = search.start

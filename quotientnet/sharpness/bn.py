@@ -11,6 +11,7 @@ from torch import Tensor
 from quotientnet.estimate import Estimate
 from quotientnet.manifolds.oblique import ProductOblique
 from quotientnet.optimization import maximize
+from quotientnet.options import require_count
 from quotientnet.point import require_point
 from quotientnet.sharpness.arguments import (
     checked_power,
@@ -22,6 +23,9 @@ from quotientnet.sharpness.quadrature import power_rule
 from quotientnet.symmetry.normalised import normalised_blocks
 
 __all__ = ["bn_sharpness", "bn_sharpness_limit", "integral_diameter", "BNSharpness"]
+
+_MOST = 1000.0
+"""The largest exponent for which there are rules of quadrature."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,5 +226,6 @@ def _directions(point, group) -> tuple[Tensor, ProductOblique]:
 def _check(p: float, delta: float, nodes: int, caller: str) -> None:
     checked_power(p, caller)
     checked_radius(delta, caller, "delta")
-    if nodes < 1:
-        raise ValueError(f"{caller}: nodes must be at least 1, got {nodes}")
+    require_count(nodes, caller, "nodes")
+    if p > _MOST:
+        raise ValueError(f"{caller}: p must be at most {_MOST:g}, got {p}: |t|^p is no number")

@@ -120,7 +120,8 @@ def trace_bound(
     require_number(bn_sharpness, "trace_bound", "bn_sharpness")
     require_number(trace, "trace_bound", "trace", least=-inf)
     require_number(direction_norm, "trace_bound", "direction_norm")
-    right = delta / 2 * (2 / (2 * p + 1)) ** (1 / p) * direction_norm**2 * trace
+    factor = delta / 2 * (2 / (2 * p + 1)) ** (1 / p)
+    right = factor * direction_norm * direction_norm * trace if trace else 0.0
     return Inequality("yi2019 Theorem B.2, corrected", bn_sharpness, right)
 
 
@@ -157,9 +158,10 @@ def generalisation_bound(
     checked_radius(delta, "generalisation_bound", "delta")
     caller = "generalisation_bound"
     require_number(bn_sharpness, caller, "bn_sharpness")
-    if divergence != inf:  # that of a segment from a density
+    infinite = isinstance(divergence, float) and divergence == inf
+    if not infinite:  # that of a segment from a density is
         require_number(divergence, caller, "divergence")
     require_count(samples, caller, "samples")
     require_number(confidence, caller, "confidence", strict=True, below=1.0)
-    spread = 4 * sqrt((divergence + log(2 * samples / confidence)) / samples)
+    spread = 4 * sqrt((divergence + log(2 * samples) - log(confidence)) / samples)
     return 2 ** (-1 / p) * delta * bn_sharpness + spread

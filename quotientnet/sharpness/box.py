@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quotientnet.curvature.draws import normal
 from quotientnet.estimate import Estimate
+from quotientnet.options import require_count, require_number
 from quotientnet.point import require_point
 from quotientnet.reparametrisation import DisjointBoxes, disjoint_boxes
 from quotientnet.sharpness.arguments import checked_loss, checked_radius
@@ -137,7 +138,7 @@ def volume_flatness(
         group: The scaling group, or what :func:`~quotientnet.discover` returned.
         epsilon: The rise of the loss that is allowed.
         boxes: How many images to count.
-        tolerance: The relative accuracy of the cube's half width.
+        tolerance: The relative accuracy of the cube's half width, at least 1e-6.
         restarts: Random starts of each ascent.
         generator: Their source; a fresh one with seed 0 if omitted.
         options: Passed to :func:`~quotientnet.optimization.maximize`.
@@ -154,9 +155,8 @@ def volume_flatness(
     caller = "volume_flatness"
     require_point(point, caller)
     epsilon = checked_radius(epsilon, caller)
-    tolerance = checked_radius(tolerance, caller, "tolerance")
-    if boxes < 1:
-        raise ValueError(f"{caller}: boxes must be at least 1, got {boxes}")
+    require_number(tolerance, caller, "tolerance", least=1e-6)
+    require_count(boxes, caller, "boxes")
     disjoint_boxes(point.w, group, 1.0)  # refuses what has no boxes at all
     options |= {"restarts": restarts, "generator": generator}
     radius, cost = _cube(caller, point, epsilon, tolerance, options)

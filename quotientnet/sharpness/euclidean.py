@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import torch
 
@@ -119,7 +120,9 @@ def second_order_sharpness(point, epsilon: float, **options) -> Estimate:
     epsilon = checked_radius(epsilon, caller)
     base = 1 + checked_loss(point, caller)
     found = spectral_norm(point, which="algebraic", **options)
-    unit = epsilon**2 / (2 * base)
+    unit = epsilon * epsilon / (2 * base)
+    if unit == inf:
+        raise ValueError(f"{caller}: the square of epsilon={epsilon:g} is beyond all numbers")
     value = max(found.value, 0.0) * unit
     omitted = epsilon * float(point.gradient.norm()) / base
     return Estimate(

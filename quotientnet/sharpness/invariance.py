@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from time import perf_counter
@@ -11,6 +11,7 @@ from time import perf_counter
 import torch
 
 from quotientnet.estimate import Estimate
+from quotientnet.options import require_count, require_kind, require_seed
 from quotientnet.progress import progress
 from quotientnet.sharpness.catalogue import as_measures
 from quotientnet.sharpness.measure import KINDS, Measure, covers
@@ -111,12 +112,17 @@ def invariance_matrix(
         A cell for each measure and column.
 
     Raises:
+        TypeError: An argument of another kind.
         ValueError: No moves, or an unknown measure.
     """
-    if elements < 1:
-        raise ValueError(f"invariance_matrix: elements={elements} must be at least 1")
+    require_count(elements, "invariance_matrix", "elements")
+    require_seed(seed, "invariance_matrix")
     started, measures = perf_counter(), as_measures(measures)
+    if trials is not None:
+        require_kind(trials, Iterable, "invariance_matrix", "trials")
     trials = digits_trials() if trials is None else tuple(trials)
+    for trial in trials:
+        require_kind(trial, Trial, "invariance_matrix", "each of trials")
     columns, drifts = [], []
     for number, trial in enumerate(progress(trials, "invariance")):
         generator = torch.Generator().manual_seed(seed + number)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quotientnet.curvature.draws import normal
 from quotientnet.manifolds.base import QuotientManifold
+from quotientnet.point import require_point
 
 __all__ = ["Line", "Plane", "layer_normalised_direction", "loss_along", "loss_over"]
 
@@ -75,6 +76,10 @@ def layer_normalised_direction(
     """
     _require_manifold(manifold, "layer_normalised_direction")
     manifold.layout.check(w, "layer_normalised_direction")
+    if w.ndim != 1:
+        raise ValueError(
+            f"layer_normalised_direction: needs one point, got shape {tuple(w.shape)}"
+        )
     generator = generator or torch.Generator(w.device).manual_seed(0)
     frame, layout = manifold.frame(w), manifold.layout
     noise = normal(*w.shape, like=w, generator=generator)
@@ -182,8 +187,11 @@ def _require_manifold(manifold, caller: str) -> None:
 
 
 def _require_directions(point, caller: str, **directions) -> None:
+    require_point(point, caller)
     for name, xi in directions.items():
-        if not isinstance(xi, Tensor) or xi.shape != point.w.shape:
+        if isinstance(xi, Tensor) and xi.shape == point.w.shape:
+            point.layout.check(xi, caller, name)
+        else:
             got = tuple(xi.shape) if isinstance(xi, Tensor) else type(xi).__name__
             raise ValueError(
                 f"{caller}: {name} must be a tangent vector of shape {tuple(point.w.shape)}, got "

@@ -85,15 +85,11 @@ def pac_bayes_terms(
     """
     caller = "pac_bayes_terms"
     require_point(point, caller)
-    if samples < 1 or not 0 < delta <= 1:
-        raise ValueError(
-            f"{caller}: needs samples ≥ 1 and 0 < delta ≤ 1, got {samples} and {delta}"
-        )
-    lambda_ = (
-        lambda_ if lambda_ is not None else sqrt(2 * samples * log(1 / delta)) or 1.0
-    )
-    if not 0 < lambda_ < inf:
-        raise ValueError(f"{caller}: lambda_ must be positive, got {lambda_}")
+    require_count(samples, caller, "samples")
+    require_number(delta, caller, "delta", most=1.0, strict=True)
+    if lambda_ is None:
+        lambda_ = sqrt(2 * samples * -log(delta)) or 1.0
+    require_number(lambda_, caller, "lambda_", strict=True)
     traces, variances, products = traces_of(point, curvature, caller), {}, []
     errors, counted = [], []
     for entry in parameters_of(point):
@@ -109,7 +105,7 @@ def pac_bayes_terms(
     noise, empirical = sum(products) / (2 * sqrt(lambda_)), float(point.value)
     divergence, confidence, deviation = (
         noise * lambda_,
-        log(1 / delta),
+        -log(delta),
         lambda_**2 / (2 * samples),
     )
     value = empirical + noise + (divergence + confidence + deviation) / lambda_

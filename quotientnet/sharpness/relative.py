@@ -93,7 +93,8 @@ def _matrix(point, layer: str | None):
         ]
         if dense:
             return dense[-1]
-    found = point.layout[layer].name if layer and layer in point.layout else None
+    named = isinstance(layer, str) and layer in point.layout
+    found = point.layout[layer].name if named else None
     if found not in matrices:
         raise ValueError(
             f"relative_flatness: layer={layer!r} is no matrix; choose one of "

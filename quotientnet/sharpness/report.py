@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from math import inf
 from statistics import median
 from time import perf_counter
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from quotientnet.files import plain
 from quotientnet.group import ScalingGroup, as_group
+from quotientnet.options import require_count, require_number
 from quotientnet.orbit import require_invariant
 from quotientnet.point import Point
 from quotientnet.progress import progress
@@ -213,10 +213,8 @@ def _checked(point, group, points: int, spread: float) -> ScalingGroup:
             "report: the group acts on another layout than the point's; derive it from the "
             "objective's model, with layout=objective.layout"
         )
-    if points < 0 or not 0 < spread < inf:
-        raise ValueError(
-            f"report: needs points >= 0 and a positive finite spread, got {points} and {spread}"
-        )
+    require_count(points, "report", "points", least=0)
+    require_number(spread, "report", "spread", strict=True)
     return group
 
 
@@ -228,7 +226,12 @@ def _places(w, group, points, spread, elements, seed) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     for number in range(points):
         t = group.random(spread=spread, generator=generator)
-        places[f"random {number + 1}"] = group.act(w, t)
+        places[f"random {number + 1}"] = moved = group.act(w, t)
+        if not torch.isfinite(moved).all():
+            raise ValueError(
+                f"report: with spread={spread:g} a random equivalent point leaves the range of "
+                f"{w.dtype}; use a smaller spread"
+            )
     if len(places) == 1:
         raise ValueError("report: nothing to compare with; pass points=1 or elements")
     return places

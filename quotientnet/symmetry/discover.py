@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from scipy import sparse
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -56,8 +57,9 @@ def discover(
 
     Raises:
         TypeError: ``model`` is not a module, or ``layout`` no layout.
-        ValueError: The module cannot be exported, or a shape in it depends on data (the message
-            names the place); the layout is another model's; an input is empty; a rule fails.
+        ValueError: The module cannot be exported, returns no tensor, or a shape in it depends on
+            data (the message names the place); the layout is another model's; an input is empty; a
+            rule fails; torch's default device is meta.
 
     Note:
         Beyond the time of the export, linear in the number of operations and channels. One run of
@@ -96,17 +98,24 @@ def layout_of(
     model: nn.Module, layout: ParameterLayout | None, caller: str
 ) -> ParameterLayout:
     """A layout that fits the model, by default that of all that requires a gradient."""
+    if torch.get_default_device().type == "meta":
+        raise ValueError(
+            f"{caller}: torch's default device is meta, where nothing has values; call it outside "
+            "of torch.device('meta')"
+        )
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}"
         )
     if layout is None:
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ValueError(
-                f"{caller}: {type(model).__name__} has no parameters that require a gradient; pass "
+        parameters = list(model.parameters())
+        if not any(parameter.requires_grad for parameter in parameters):
+            remedy = "at all, so there is nothing to scale" if not parameters else (
+                "that require a gradient; pass "
                 "layout=ParameterLayout.from_module(model, include_frozen=True) to scale frozen "
                 "ones"
             )
+            raise ValueError(f"{caller}: {type(model).__name__} has no parameters {remedy}")
         layout = ParameterLayout.from_module(model)
     if not isinstance(layout, ParameterLayout):
         raise TypeError(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import TensorArgument
 
 from quotientnet.symmetry.replica import first_line
 from quotientnet.wrappers import unwrapped
@@ -23,18 +24,25 @@ def export(model: nn.Module, args: tuple, kwargs: Mapping) -> ExportedProgram:
     """The model's graph, with an error that names the place where there is none.
 
     Raises:
-        ValueError: The model does not run on the inputs, or cannot be exported: it branches on
-            data, say.
+        ValueError: The model does not run on the inputs, returns no tensor, or cannot be exported:
+            it branches on data, say.
     """
     model = unwrapped(model)
     try:
         with _attributes_kept(model), _quietly():
-            return torch.export.export(model, args, dict(kwargs), strict=False)
+            program = torch.export.export(model, args, dict(kwargs), strict=False)
     except Exception as error:
         raise ValueError(
             f"discover: the model cannot be exported as one graph {_place_of(error, model)}: "
             f"{type(error).__name__}: {first_line(error)}. {_remedy(error, kwargs)}"
         ) from error
+    outputs = program.graph_signature.output_specs
+    if not any(isinstance(output.arg, TensorArgument) for output in outputs):
+        raise ValueError(
+            f"discover: the forward of {type(model).__name__} returns no tensor, so that every "
+            "change of its parameters leaves it as it is; return what the loss is made of"
+        )
+    return program
 
 
 def _remedy(error: Exception, kwargs: Mapping) -> str:

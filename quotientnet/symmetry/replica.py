@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from quotientnet.layout import ParameterLayout, tensors_of
+from quotientnet.options import require_module
 from quotientnet.symmetry.exactly import Degenerate, Exact
 from quotientnet.wrappers import eagerly, unwrapped
 
@@ -22,10 +23,7 @@ __all__ = [
 
 def require_layout(model: nn.Module, layout: ParameterLayout, caller: str) -> None:
     """Refuse a layout whose coordinates are not the model's, and what is no model."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}"
-        )
+    require_module(model, caller, "model")
     own = tensors_of(model)
     buffers = dict(unwrapped(model).named_buffers())
     shared = {name for name, t in own.items() if not isinstance(t, nn.Parameter)} - buffers.keys()

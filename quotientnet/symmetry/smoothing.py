@@ -23,6 +23,7 @@ from quotientnet.symmetry.export import export
 from quotientnet.symmetry.graph import Walk
 from quotientnet.symmetry.migration import ScaleMapping, scale_mappings
 from quotientnet.symmetry.refusals import errors_of
+from quotientnet.symmetry.replica import first_line, shapes_of
 from quotientnet.symmetry.rules import find_rule
 from quotientnet.symmetry.scales import LogScale, compact
 
@@ -266,7 +267,13 @@ class _Observer:
         devices = [tensors[0].device] if tensors and tensors[0].is_cuda else []
         quietly = np.errstate(invalid="ignore", over="ignore")  # require_finite tells
         with torch.no_grad(), torch.random.fork_rng(devices=devices), quietly:
-            _Watch(self).run(*inputs)
+            try:
+                _Watch(self).run(*inputs)
+            except RuntimeError as error:
+                raise ValueError(
+                    "channel_sizes: the model does not run on inputs of shape "
+                    f"{shapes_of(args, kwargs)}: {first_line(error)}"
+                ) from error
 
     def lines(self, x: LogScale, values: Mapping[int, int]):
         """The exponents of the distinct log-scales of a tensor, and which each entry has.

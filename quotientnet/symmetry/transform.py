@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from quotientnet.group import ScalingGroup, as_group
-from quotientnet.options import require_number
+from quotientnet.options import require_number, require_values
 from quotientnet.symmetry.discover import call_arguments
 from quotientnet.symmetry.explanation import Symmetry
 from quotientnet.symmetry.replica import (
@@ -133,14 +133,14 @@ def _copied(model: nn.Module) -> nn.Module:
 def _moved(model, group: ScalingGroup, t: Tensor) -> tuple[Tensor, Tensor]:
     """``A t`` in float64, and the point ``t·w`` in the model's dtype."""
     w = group.layout.flatten(model)
+    group.layout.check(w, "transform", "the model")
     if not isinstance(t, Tensor) or tuple(t.shape) != (group.dimension,):
         got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
         raise ValueError(
             f"transform: t must be a tensor of shape ({group.dimension},), one coordinate a "
             f"generator; got {got}"
         )
-    if not torch.isfinite(t).all():
-        raise ValueError("transform: t has NaN or infinite coordinates")
+    require_values(t, "transform", "t")
     scales = group.exponents(t.to(device=w.device, dtype=torch.float64))
     moved = (w.double() * scales.exp()).to(w.dtype)
     lost = (torch.isinf(moved) | (moved == 0)) & torch.isfinite(w) & (w != 0)

@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
+import geoopt
 from torch import Tensor, nn
 
+from quotientnet.group import as_group
 from quotientnet.manifolds import NodeWiseQuotient
 from quotientnet.objective import Objective
+from quotientnet.options import require_kind, require_seed
 from quotientnet.sharpness.catalogue import couples_samples
 from quotientnet.symmetry import discover, verify_complete, verify_sound
+from quotientnet.symmetry.replica import require_layout
 from quotientnet.testing.group_laws import GROUP_LAWS
 from quotientnet.testing.laws import Verdict, check_laws
 from quotientnet.testing.manifold_laws import applies, laws_of
@@ -106,6 +110,7 @@ def conformance(
         The cases, in the order above. Collecting them costs what ``discover`` costs.
 
     Raises:
+        TypeError: A model, manifold, symmetry or seed that is none.
         ValueError: ``data`` without ``loss`` or the other way round, measures without both, another
             profile; what ``discover`` and the manifold refuse.
     """
@@ -115,8 +120,13 @@ def conformance(
             "conformance: measures need data and loss, both of them: data=(inputs, targets), "
             "loss=nn.CrossEntropyLoss()"
         )
+    require_seed(seed, "conformance")
     symmetry = discover(model, inputs) if symmetry is None else symmetry
-    group = getattr(symmetry, "group", symmetry)
+    group = as_group(symmetry, "conformance")
+    require_layout(model, group.layout, "conformance")
+    if manifold is not None:
+        remedy = "such as NodeWiseQuotient(symmetry), an object and not the class"
+        require_kind(manifold, geoopt.Manifold, "conformance", "manifold", remedy)
     cases = [
         Case("symmetry is sound", lambda: verify_sound(model, group, inputs, seed=seed))
     ]

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from quotientnet.options import require_count
+from quotientnet.options import require_count, require_seed, require_values
 from quotientnet.testing.curve_laws import ORDER
 from quotientnet.testing.laws import Verdict, check_laws, registry
 from quotientnet.testing.riemannian_laws import supports
@@ -134,7 +134,8 @@ def check_derivatives(
         One verdict a law; laws of the Hessian only if there is one.
 
     Raises:
-        ValueError: ``x`` is not float64: no order can be read from fewer digits.
+        TypeError: An argument of another kind.
+        ValueError: ``x`` is not finite, or not float64: no order can be read from fewer digits.
 
     Example:
         >>> import geoopt
@@ -154,6 +155,8 @@ def check_derivatives(
         hessian_is_self_adjoint True
         hessian_makes_a_model_of_third_order False
     """
+    require_values(x, "check_derivatives", "x")
+    require_seed(seed, "check_derivatives")
     if x.dtype != torch.float64:
         raise ValueError(
             f"check_derivatives: x is {x.dtype}, orders need float64; use x.double()"

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from quotientnet.manifolds import QuotientManifold
+from quotientnet.objective import Objective
+from quotientnet.options import require_seed, require_values
 from quotientnet.testing.laws import Verdict, check_laws, registry
 from quotientnet.testing.manifold_laws import supports
 from quotientnet.testing.samples import Sample
@@ -61,7 +64,20 @@ def check_hessian(manifold, objective, w, *, seed: int = 0) -> list[Verdict]:
         objective: An objective that is invariant under the manifold's group.
         w: A point, shape ``(n,)``, float64.
         seed: Of the vectors drawn.
+
+    Raises:
+        TypeError: An argument of another kind.
+        ValueError: A point of another shape, or that is not finite; a seed out of range.
     """
+    caller = "check_hessian"
+    if not isinstance(manifold, QuotientManifold) or not isinstance(objective, Objective):
+        raise TypeError(
+            f"{caller}: needs a QuotientManifold and an Objective, got {type(manifold).__name__} "
+            f"and {type(objective).__name__}"
+        )
+    require_values(w, caller, "w", ndim=1)
+    objective.layout.check(w, caller)
+    require_seed(seed, caller)
     sample = HessianSample(manifold, objective, w, seed)
     laws = [law for law in HESSIAN_LAWS.values() if supports(manifold, law.requires)]
     return check_laws(laws, [sample], lambda law, sample: True)

@@ -9,8 +9,9 @@ import torch
 
 from quotientnet.estimate import Estimate
 from quotientnet.group import as_group
-from quotientnet.options import require_count, require_number
+from quotientnet.options import require_count, require_kind, require_number, require_seed
 from quotientnet.orbit import require_invariant
+from quotientnet.point import require_point
 from quotientnet.sharpness.catalogue import as_measures
 from quotientnet.sharpness.measure import KINDS, Measure, covers
 from quotientnet.testing.laws import Verdict
@@ -57,7 +58,8 @@ def check_invariance(
 
     Raises:
         ValueError: A group without generators, or that the loss does not have; no point.
-        TypeError: A measure that returns neither an estimate nor a number.
+        TypeError: A measure that returns neither an estimate nor a number, or another argument of
+            another kind.
         Exception: What the measure raises at the point itself.
 
     Example:
@@ -75,6 +77,11 @@ def check_invariance(
         >>> check_invariance("minimum sharpness", point, qn.discover(model, x)).holds
         True
     """
+    require_point(point, "check_invariance")
+    require_kind(moves, str, "check_invariance", "moves")
+    if tolerance is not None:
+        require_number(tolerance, "check_invariance", "tolerance")
+    require_seed(seed, "check_invariance")
     group = as_group(group, "check_invariance")
     require_count(points, "check_invariance", "points")
     require_number(spread, "check_invariance", "spread", strict=True)

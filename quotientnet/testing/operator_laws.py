@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quotientnet.operator import Operator, require_operator
+from quotientnet.options import require_seed
 from quotientnet.testing.laws import Verdict, check_laws, registry, worst
 
 __all__ = ["OPERATOR_LAWS", "OperatorSample", "check_operator"]
@@ -68,10 +69,11 @@ def check_operator(operator: Operator, *, seed: int = 0) -> list[Verdict]:
         seed: Of the vectors.
 
     Raises:
-        TypeError: It is none.
+        TypeError: It is none, or ``seed`` no integer.
+        ValueError: ``seed`` is out of range.
     """
     require_operator(operator, "check_operator")
-    sample = OperatorSample(operator, seed)
+    sample = OperatorSample(operator, require_seed(seed, "check_operator"))
     return check_laws(OPERATOR_LAWS.values(), [sample], lambda law, sample: True)
 
 

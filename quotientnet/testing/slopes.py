@@ -8,6 +8,8 @@ from math import inf, isfinite, log10, nan
 
 import numpy as np
 
+from quotientnet.options import require_number
+
 __all__ = ["Slope", "STEPS", "fit_slope", "measure_slope"]
 
 STEPS = tuple(10.0 ** (-k / 3) for k in range(28))
@@ -93,8 +95,12 @@ def fit_slope(steps, errors, wanted: float, *, rounding: float = 0.0) -> Slope:
         are above rounding.
 
     Raises:
-        ValueError: Fewer than seven steps, steps that do not fall, or another number of errors.
+        TypeError: ``wanted`` or ``rounding`` is no number.
+        ValueError: One of them is NaN; fewer than seven steps, steps that do not fall, or another
+            number of errors.
     """
+    require_number(wanted, "fit_slope", "wanted", least=-inf)
+    require_number(rounding, "fit_slope", "rounding")
     steps, errors = tuple(map(float, steps)), tuple(map(float, errors))
     falling = all(a > b > 0 for a, b in zip(steps, steps[1:]))
     if len(steps) <= _WINDOW or len(errors) != len(steps) or not falling:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 
 import torch
 from torch import Tensor, nn
 
 from quotientnet.group import as_group
+from quotientnet.options import (
+    require_count,
+    require_kind,
+    require_module,
+    require_number,
+    require_seed,
+)
 from quotientnet.symmetry import transform
 from quotientnet.testing.laws import Verdict, worst
 
@@ -58,6 +65,7 @@ def check_equivariant_training(
         it in a test.
 
     Raises:
+        TypeError: An argument of another kind.
         ValueError: Fewer than two batches, no points, or a group without generators.
         Exception: What the run from the model's own parameters raises.
 
@@ -80,6 +88,15 @@ def check_equivariant_training(
         [True, False]
     """
     group = as_group(group, "check_equivariant_training")
+    require_module(model, "check_equivariant_training", "model")
+    require_kind(batches, Sized, "check_equivariant_training", "batches")
+    for batch in batches:
+        remedy = "pass pairs (inputs, targets)"
+        require_kind(batch, Sequence, "check_equivariant_training", "each of batches", remedy)
+    require_count(points, "check_equivariant_training", "points", least=0)
+    require_number(spread, "check_equivariant_training", "spread")
+    require_number(tolerance, "check_equivariant_training", "tolerance")
+    require_seed(seed, "check_equivariant_training")
     if len(batches) < 2 or points < 1 or not group.dimension:
         raise ValueError(
             "check_equivariant_training: needs two batches or more, a point or more and a group "
@@ -120,6 +137,12 @@ class _Run:
                 model.zero_grad()
                 outputs = model(inputs)
                 value = self.loss(outputs, targets)
+                require_kind(value, Tensor, "check_equivariant_training", "what loss returns")
+                if not value.requires_grad:
+                    raise ValueError(
+                        "check_equivariant_training: the loss depends on no parameter that "
+                        "requires a gradient; is the model frozen?"
+                    )
                 value.backward()
                 seen.append((value.detach(), outputs.detach().clone()))
                 return value

@@ -12,6 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from quotientnet.errors import NotOnManifoldError
 from quotientnet.layout import tensors_of
+from quotientnet.options import require_module
 from quotientnet.manifolds.vectors import LayoutManifold
 
 __all__ = ["BoundParameter", "bind", "require_unbound"]
@@ -150,9 +151,12 @@ def bind(module: nn.Module, manifold: LayoutManifold) -> BoundParameter:
         The point, shape ``(n,)``, whose ``grad`` is made of the module's gradients.
 
     Raises:
-        TypeError: A manifold without a layout.
-        ValueError: The layout has a tensor that the module lacks, or of another shape.
+        TypeError: A manifold without a layout, or no module.
+        ValueError: A tensor without values; the layout has a tensor that the module lacks, or of
+            another shape.
         NotOnManifoldError: The module's parameters are no point of the manifold.
+        RuntimeError: On a balanced quotient, weights so far apart in scale that float64 finds no
+            canonical network.
 
     Example:
         >>> import torch
@@ -169,7 +173,14 @@ def bind(module: nn.Module, manifold: LayoutManifold) -> BoundParameter:
             "bind: manifold must be one on a layout, such as NodeWiseQuotient(symmetry), got "
             f"{type(manifold).__name__}"
         )
+    require_module(module, "bind")
     own = _require_layout(module, manifold)
+    without = [name for name, tensor in own.items() if tensor.is_meta]
+    if without:
+        raise ValueError(
+            f"bind: {without[0]!r} is on the meta device and has no values; use "
+            "module.to_empty(device=...) and set them first"
+        )
     reason = manifold._check_point_on_manifold(manifold.layout.flatten(own))[1]
     if reason is not None:
         raise NotOnManifoldError(

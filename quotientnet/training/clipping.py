@@ -10,6 +10,7 @@ import geoopt
 import torch
 from torch import Tensor
 
+from quotientnet.options import require_kind
 from quotientnet.training.binding import require_unbound
 from quotientnet.training.riemannian import manifold_of
 
@@ -41,7 +42,7 @@ def clip_grad_norm_(
         The length before, a scalar and a class invariant.
 
     Raises:
-        TypeError: ``max_norm`` is no number.
+        TypeError: ``max_norm`` is no number, or a parameter no tensor.
         ValueError: It is not positive; or a parameter is a view of a bound vector.
         FloatingPointError: The length is NaN or infinite. Nothing is changed.
 
@@ -56,7 +57,7 @@ def clip_grad_norm_(
         >>> bool(before > 1e-3), round(float(qn.training.clip_grad_norm_(w, 1.0)), 6)
         (True, 0.001)
     """
-    if not isinstance(max_norm, (Real, Tensor)):
+    if not (isinstance(max_norm, Real) or _is_scalar(max_norm)):
         raise TypeError(f"clip_grad_norm_: max_norm must be a number, got {max_norm!r}")
     if isnan(max_norm) or max_norm <= 0:
         raise ValueError(
@@ -65,6 +66,7 @@ def clip_grad_norm_(
         )
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     for parameter in parameters:
+        require_kind(parameter, Tensor, "clip_grad_norm_", "each of parameters")
         require_unbound(parameter, "clip_grad_norm_")
     found = [(p, p.grad) for p in parameters if p.grad is not None]
     if not found:
@@ -79,6 +81,10 @@ def clip_grad_norm_(
         for _, gradient in found:
             gradient.mul_((max_norm / total).to(gradient))
     return total
+
+
+def _is_scalar(value) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
 
 
 def _squared_length(parameter: Tensor, gradient: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ def decay(w: Tensor, manifold: QuotientManifold) -> Decay:
     Raises:
         TypeError: ``manifold`` is no quotient.
         NotOnManifoldError: The point has no canonical network: units run away, by name.
+        RuntimeError: Weights are so far apart in scale that float64 finds none.
 
     Note:
         One convex problem a point, see :func:`~quotientnet.canonical`.

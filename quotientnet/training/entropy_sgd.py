@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import sqrt
 
 import torch
@@ -116,5 +116,13 @@ class EntropySGD(Wrapper):
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Go on from a saved state, bit for bit."""
+        if isinstance(state_dict, Mapping) and "generator" in state_dict:
+            try:
+                torch.Generator(self.generator.device).set_state(state_dict["generator"])
+            except (TypeError, RuntimeError) as error:
+                raise ValueError(
+                    "EntropySGD.load_state_dict: 'generator' is no state of a torch.Generator: "
+                    f"{error}"
+                ) from error
         super().load_state_dict(state_dict)
         self.generator.set_state(state_dict["generator"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from quotientnet.options import require_count
+from quotientnet.options import require_count, require_module
 from quotientnet.progress import progress as bar
 from quotientnet.training.last_good import LastGood
 
@@ -92,10 +92,11 @@ def train(
     Raises:
         NotFiniteError: A loss, a gradient or, at the end of an epoch, a parameter or a running
             statistic is NaN or infinite.
-        TypeError: A batch that is no pair; a loss that is no scalar; no number of epochs; an
-            optimizer or schedule that is none, or a schedule that needs a loss.
-        ValueError: ``epochs`` below 1; an epoch without batches, such as the second one through a
-            generator.
+        TypeError: A batch that is no pair; a loss that is no scalar; no number of epochs; a
+            module, loss, optimizer, schedule or ``on_epoch`` that is none, or a schedule that needs
+            a loss.
+        ValueError: ``epochs`` below 1; a loss that depends on no parameter; an uninitialised
+            module; an epoch without batches, such as the second one through a generator.
 
     Note:
         Memory for one more copy of the parameters and of the optimizer's state and two of the
@@ -115,7 +116,11 @@ def train(
         (20, True)
     """
     epochs = require_count(epochs, "train", "epochs")
+    for name, parameter in require_module(module, "train").named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"train: {name!r} is uninitialised; run the module once")
     _require_kinds(optimizer, scheduler)
+    _require_callables(loss, on_epoch)
     _require_repeatable(batches, epochs)
     run, ends = _Run(module, optimizer, loss, scheduler), []
     label = progress if isinstance(progress, str) else "training"
@@ -135,6 +140,21 @@ def train(
             on_epoch(epoch, run.losses[start:])
     run.forget_gradients()
     return History(tuple(run.losses), tuple(ends))
+
+
+def _require_callables(loss, on_epoch) -> None:
+    """Refuse before the first step what would fail after it."""
+    if isinstance(loss, type) or not callable(loss):
+        got = f"the class {loss.__name__}" if isinstance(loss, type) else type(loss).__name__
+        raise TypeError(
+            f"train: loss must be a function of outputs and targets, such as "
+            f"nn.CrossEntropyLoss(), got {got}"
+        )
+    if on_epoch is not None and not callable(on_epoch):
+        raise TypeError(
+            f"train: on_epoch must be a function of a number and losses, got "
+            f"{type(on_epoch).__name__}"
+        )
 
 
 class _Run:
@@ -196,6 +216,11 @@ class _Run:
             raise TypeError(
                 f"train: loss must return a scalar tensor, got {got}; take its mean, and return "
                 "the tensor that backward() starts from"
+            )
+        if not loss.requires_grad:
+            raise ValueError(
+                "train: the loss depends on no parameter that requires a gradient; is the module "
+                "frozen, or were its outputs detached?"
             )
         loss.backward()
         value = loss.detach().reshape(())

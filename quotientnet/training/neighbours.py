@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quotientnet.layout import ParameterLayout, tensors_of
+from quotientnet.options import require_module
 
 __all__ = ["Neighbours", "require_loss"]
 
@@ -28,11 +29,12 @@ class Neighbours:
         caller: Who is to be named in errors.
 
     Raises:
+        TypeError: ``module`` is none.
         ValueError: The layout has a parameter that the module lacks, or of another shape.
     """
 
     def __init__(self, module: nn.Module, layout: ParameterLayout, caller: str):
-        own = tensors_of(module)
+        own = tensors_of(require_module(module, caller))
         self.layout, self.caller = layout, caller
         entries = [e for e in layout.entries if not e.passive]
         for entry in entries:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 from numbers import Real
@@ -89,6 +89,24 @@ class Here:
         return self.path.transport(self.x, u, y, v)
 
 
+def _listed(params, caller: str) -> list:
+    """Parameters, or groups of them, one or more."""
+    if isinstance(params, (Tensor, str, Mapping)) or not isinstance(params, Iterable):
+        raise TypeError(
+            f"{caller}: params must be a list of tensors, or of dicts with them under 'params', "
+            f"got {type(params).__name__}; for a bound module pass [bind(module, manifold)]"
+        )
+    found = list(params)
+    if not found:
+        raise ValueError(f"{caller}: params is empty; pass [bind(module, manifold)]")
+    for each in found:
+        if not isinstance(each, (Tensor, Mapping, tuple)):
+            raise TypeError(
+                f"{caller}: each of params must be a tensor or a dict, got {type(each).__name__}"
+            )
+    return found
+
+
 class RiemannianOptimizer(torch.optim.Optimizer):
     """Steps along curves of each parameter's manifold.
 
@@ -104,7 +122,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     def __init__(self, params, defaults: dict, check_invariance: bool):
         self.check_invariance = check_invariance
         self._checked: dict[Tensor, tuple[bool, ...]] = {}
-        super().__init__(params, defaults)
+        super().__init__(_listed(params, type(self).__name__), defaults)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_checked": {}}
@@ -126,10 +144,9 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     def require_range(self, options: dict, name: str, low: float, high: float) -> None:
         """Raise ValueError unless ``low <= options[name] < high``, TypeError for no number."""
-        if not isinstance(options[name], (Real, Tensor)):
-            raise TypeError(
-                f"{type(self).__name__}: {name} must be a number, got {options[name]!r}"
-            )
+        value = options[name]
+        if not (isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)):
+            raise TypeError(f"{type(self).__name__}: {name} must be a number, got {value!r}")
         if not low <= options[name] < high:
             raise ValueError(
                 f"{type(self).__name__}: {name} must be at least {low} and less than {high}, got "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import Parameter, signature
 
 import torch
 from torch import Tensor, nn
 
 from quotientnet.layout import ParameterLayout
+from quotientnet.options import require_count, require_kind
 from quotientnet.training.binding import BoundParameter
 from quotientnet.training.neighbours import Neighbours
 
@@ -109,7 +110,22 @@ class Wrapper(torch.optim.Optimizer):
         return {"base": self.base.state_dict(), "steps": self.steps}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on from a saved state, bit for bit."""
+        """Go on from a saved state, bit for bit.
+
+        Raises:
+            TypeError: It is no state.
+            ValueError: It is another optimizer's; nothing is changed.
+        """
+        name = f"{type(self).__name__}.load_state_dict"
+        require_kind(state_dict, Mapping, name, "state_dict")
+        own = self.state_dict().keys()
+        if state_dict.keys() != own:
+            raise ValueError(
+                f"{name}: a state of this optimizer has {', '.join(map(repr, own))}, got "
+                f"{', '.join(map(repr, state_dict)) or 'nothing'}; pass what its state_dict() "
+                "returned"
+            )
+        require_count(state_dict["steps"], name, "steps", least=0)
         self.base.load_state_dict(state_dict["base"])
         self._share()
         self.steps = state_dict["steps"]

@@ -104,18 +104,20 @@ def match_channels(
         if not aligned.sweep(torch.randperm(len(classes), generator=generator)):
             break
     after, steps = aligned.similarity, tuple(aligned.steps)
-    return Matching(aligned.w.to(reference), before, after, done, steps)
+    return Matching(aligned.point.to(reference), before, after, done, steps)
 
 
 class _Aligned:
     """A point while it is aligned: its channels, and the steps so far."""
 
     def __init__(self, w: Tensor, target: Tensor, classes: PermutationClasses):
-        self.w, self.target, self.classes = w, target, classes
+        # Similarities are of points of size 1, whose squares are numbers.
+        self.point, self.classes = w, classes
+        self.w, self.target = (x / (x.abs().max() or 1.0) for x in (w, target))
         self.steps: list[tuple[int, Tensor]] = []
         count = classes.layout.parameter_size
-        self._scale = float(w[:count].norm() * target[:count].norm()) or 1.0
-        self.similarity = self._similarity(w)
+        self._scale = float(self.w[:count].norm() * self.target[:count].norm()) or 1.0
+        self.similarity = self._similarity(self.w)
 
     def _similarity(self, w: Tensor) -> float:
         count = self.classes.layout.parameter_size
@@ -130,6 +132,7 @@ class _Aligned:
             similarity = self._similarity(moved)
             if similarity > self.similarity + _BETTER:
                 self.w, self.similarity = moved, similarity
+                self.point = self.classes[number].apply(self.point, chosen)
                 self.steps.append((number, chosen))
         return len(self.steps) > made
 
