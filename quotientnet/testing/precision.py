@@ -60,7 +60,7 @@ class Precision:
     """One quantity in both dtypes.
 
     Attributes:
-        kind: A key of :data:`BOUNDS`.
+        kind: A key of :data:`~quotientnet.testing.precision.BOUNDS`.
         name: The quantity.
         difference: Between float32 and float64, relative.
         bound: What is allowed, relative to the same.
@@ -106,7 +106,7 @@ def precision(
 def check_precision(
     point: Point, group=None, *, measures: Iterable | None = (), seed: int = 0
 ) -> Verdict:
-    """Whether everything in float32 is within :data:`BOUNDS` of the same in float64.
+    """Whether everything in float32 is within :data:`~quotientnet.testing.precision.BOUNDS` of the same in float64.
 
     Args:
         point: As in :func:`precision`.
