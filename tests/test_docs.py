@@ -186,7 +186,9 @@ NUMBER = re.compile(
 """What may have been measured: a share, a decimal, a power of ten."""
 
 SETTINGS = {
-    "benchmarks": {"1 %", "1.05", "95 %", "1e-6", "1e-9", "1e-10", "1e-12", "2e-4"},  # targets, tolerances
+    "benchmarks": {  # targets, tolerances
+        "1 %", "1.05", "95 %", "1e-6", "1e-9", "1e-10", "1e-12", "2e-4",
+    },
     "channels": {"1e-12"},  # a tolerance
     "curvature": {"2.13"},  # torch
     "optimization": {"1e-8"},  # the root of a rounding error

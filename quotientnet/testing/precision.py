@@ -106,7 +106,8 @@ def precision(
 def check_precision(
     point: Point, group=None, *, measures: Iterable | None = (), seed: int = 0
 ) -> Verdict:
-    """Whether everything in float32 is within :data:`~quotientnet.testing.precision.BOUNDS` of the same in float64.
+    """Whether everything in float32 is as near to the same in float64 as
+    :data:`~quotientnet.testing.precision.BOUNDS` says.
 
     Args:
         point: As in :func:`precision`.
