@@ -45,8 +45,9 @@ NOISE = 0.25
 MORE = 1.05
 """What is above this, with its whole interval, is more than linear."""
 
-SLOW, BLINK = 1.0, 0.02
-"""Seconds of a task that is run once only; of what is repeated until it takes as long."""
+SLOW, BLINK, RUNS = 1.0, 0.02, 3
+"""Seconds of a task whose run for its memory counts as well; of what is repeated until it takes as
+long; and how many runs there are at least."""
 
 
 # --- networks of any size
@@ -159,15 +160,14 @@ class Subject:
 
 
 def cost(task: Callable, budget: float) -> dict[str, float]:
-    """Seconds of the processor, the least of several runs, and MiB at the peak beyond before."""
-    seconds = []
-    peak = _extra(lambda: seconds.append(_seconds(task)))
-    if seconds[0] > SLOW:
-        return {"seconds": seconds[0], "mebibytes": peak, "repeats": 1}
-    peak, seconds = _extra(task), []
-    once = max(_seconds(task), 1e-7)
-    number = max(ceil(BLINK / once), 1)
-    while len(seconds) < 3 or sum(seconds) * number < budget:
+    """Seconds of the processor, the least of several runs after a first one, and MiB at the peak
+    beyond before."""
+    _seconds(task)  # what is set up once
+    first = []
+    peak = _extra(lambda: first.append(_seconds(task)))
+    number = max(ceil(BLINK / max(first[0], 1e-7)), 1)
+    seconds = first if first[0] > SLOW else []
+    while len(seconds) < RUNS or sum(seconds) * number < budget:
         seconds.append(_seconds(task, number) / number)
     return {"seconds": min(seconds), "mebibytes": peak, "repeats": len(seconds)}
 
