@@ -24,11 +24,12 @@ train(network, digits, batch_size=64, epochs=30, seed=SEED)
 data = (digits.train_inputs, digits.train_targets)
 objective = qn.Objective(network, nn.CrossEntropyLoss(), data)
 w = objective.layout.flatten(network)
-print(*objective.layout.entries, sep="\n")
+for entry in objective.layout.entries:
+    print(entry.name, entry.shape)
 
 # %%
 # The layer-scale group has one generator a hidden layer. Along its first one, the first layer grows
-# by ``e^t`` and the second shrinks by as much; the loss does not change.
+# by :math:`e^t` and the second shrinks by as much; the loss does not change.
 
 group = qn.discover(network, data[0]).layer_scales
 manifold = qn.LayerScaleQuotient(group)
@@ -58,7 +59,7 @@ axis.set_ylabel("largest eigenvalue (units of the loss)")
 axis.legend(loc="upper center")
 
 # %%
-# The distance between the orbits is zero.
+# On the quotient these networks are one point: their distance is zero.
 
 assert max(abs(value / riemannian[0] - 1) for value in riemannian) < 1e-9
 assert max(euclidean) / min(euclidean) > 10

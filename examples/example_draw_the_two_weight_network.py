@@ -17,7 +17,8 @@ SEED = 0
 
 # %%
 # The network predicts the ink in the lower half of a handwritten digit from that in its upper half,
-# ``w2 relu(w1 x)``. Its group has one generator: ``w1`` times ``e^t``, ``w2`` times ``e^-t``.
+# ``w2 relu(w1 x)``. Its group has one generator: ``w1`` times :math:`e^t`, and ``w2`` times
+# :math:`e^{-t}`.
 
 images = load_digits(SEED).train_inputs.unflatten(1, (8, 8))
 x, y = images[:, :4].mean((1, 2))[:, None], images[:, 4:].mean((1, 2))[:, None]

@@ -228,7 +228,7 @@ def accuracy_text(r: dict) -> str:
 def ratio_text(r: dict, name: str) -> str:
     """The quotient of a measure and its interval."""
     ratio, low, high = r["ratios"][name]
-    return f"{SHOWN[name]} × {ratio:.2g} [{low:.2g}, {high:.2g}]"
+    return f"{SHOWN[name]} × {ratio:.3g} [{low:.3g}, {high:.3g}]"
 
 
 if __name__ == "__main__":
