@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from quotientnet.symmetry.exactly import EXACT, Exact, refuse_constant
 from quotientnet.symmetry.replica import Replica, first_line
@@ -30,6 +32,8 @@ class Slopes:
         self.replica = replica
         self._batched: bool | None = None
         """Whether autograd can take many sums at once; not known before it has been tried."""
+        self._copies = False
+        """Whether what autograd needs is copied when the model writes over it."""
 
     def __call__(
         self,
@@ -54,15 +58,23 @@ class Slopes:
         Raises:
             Degenerate: A channel is constant where it is to be normalised.
         """
+        try:
+            return self._at(w, args, kwargs, weigh, count)
+        except _WrittenOver:
+            self._copies = True
+            return self._at(w, args, kwargs, weigh, count)
+
+    def _at(self, w: Tensor, args: tuple, kwargs: Mapping, weigh: Callable, count: int) -> Tensor:
         replica = self.replica
         replica.move(w)
+        copying = allow_mutation_on_saved_tensors() if self._copies else nullcontext()
         tensors = dict(replica.model.named_parameters()) | dict(
             replica.model.named_buffers()
         )
         entries = [entry for entry in replica.layout.entries if entry.name in tensors]
         leaves = [tensors[entry.name] for entry in entries]
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), copying:
                 for leaf in leaves:
                     leaf.requires_grad_()
                 mode = Differentiable()
@@ -75,6 +87,8 @@ class Slopes:
                 weights = [weigh(y, count) for y in results]
                 slopes = self._gradients(results, weights, leaves)
         finally:
+            for buffer in replica.model.buffers():
+                buffer.detach_()  # it may have been written into
             for leaf in leaves:
                 leaf.requires_grad_(False)
         own, result = iter(weights[len(outputs) :]), w.new_zeros(count, *w.shape)
@@ -122,10 +136,16 @@ class Slopes:
                 materialize_grads=True,
             )
         except RuntimeError as error:
+            if "modified by an inplace operation" in str(error) and not self._copies:
+                raise _WrittenOver from error
             raise ValueError(
                 f"{self.replica.caller}: autograd has no derivative of this model: "
                 f"{first_line(error)}"
             ) from error
+
+
+class _WrittenOver(RuntimeError):
+    """The model writes over something that its derivative needs."""
 
 
 def _all_at_once(results, weights, leaves) -> list[Tensor] | None:
