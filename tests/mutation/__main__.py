@@ -1,12 +1,12 @@
 """Judge the tests by mutation: which small changes of the library does no test notice?
 
-``python tests/mutation ROOM [--output FOLDER] [--sample N] [--seconds S] [--workers N] [--again]``,
-from the repository's root; it needs coverage. ROOM is one of ``geometry``, ``groups`` and
-``solver``, of which every line is changed, or ``elsewhere``, of which a seeded sample is. First the
-room's own tests run once, to know which of them reaches which line (``ROOM_tests.json``); then each
-mutant is tried on those that reach its line, the quickest first, until their time is over or one
-fails. Every verdict is a line of ``ROOM.jsonl``, and a second call goes on where the first one
-stopped; ``--again`` gives mutants that survived ten times as long.
+``python tests/mutation ROOM [--output FOLDER] [--sample N] [--seconds S] [--workers N] [--again]
+[--report] [--write FILE]``, from the repository's root; it needs coverage. ROOM is one of
+``geometry``, ``groups`` and ``solver``, of which every line is changed, or ``elsewhere``, of which a
+seeded sample is. First the room's own tests run once, to know which of them reaches which line
+(``ROOM_tests.json``); then each mutant is tried on those that reach its line, the quickest first,
+until their time is over or one fails. Every verdict is a line of ``ROOM.jsonl``, and a second call
+goes on where the first one stopped; ``--again`` gives mutants that survived ten times as long.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from coverage_map import record
-from judge import SURVIVED, verdict, warm_up
+from judge import KILLED, SURVIVED, TIMEOUT, verdict, warm_up
 from mutants import Mutant, mutants
 from rooms import ROOMS
 
@@ -35,9 +35,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="for each mutant")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="try survivors for longer")
+    parser.add_argument("--report", action="store_true", help="only say what is known")
+    parser.add_argument("--write", type=Path, help="a JSON file for what is known of the room")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     judged = Judged(options.output / f"{options.room}.jsonl")
+    if options.report:
+        return _report(options, judged)
     known = _tests(options)
     warm_up()
     _require_sound(known)
@@ -52,7 +56,16 @@ def main() -> None:
 
     with ThreadPoolExecutor(options.workers) as pool:
         list(pool.map(judge, left))
-    print(judged.summary())
+    _report(options, judged)
+
+
+def _report(options, judged: Judged) -> None:
+    facts = judged.facts(len(_chosen(options)))
+    if options.write:
+        _written(options.write, options.room, facts)
+    noticed = 1 - len(facts["survivors"]) / max(facts["judged"], 1)
+    print(*facts["survivors"], sep="\n")
+    print(f"{facts['judged']} of {facts['mutants']} judged: {noticed:.1%} noticed")
 
 
 class Judged:
@@ -74,17 +87,24 @@ class Judged:
         with self.path.open("a") as file:
             file.write(json.dumps({"mutant": fields, "verdict": found}) + "\n")
 
-    def summary(self) -> str:
-        counts = {}
-        for found in self.verdicts.values():
-            counts[found] = counts.get(found, 0) + 1
-        survivors = [
-            str(m)
-            for m, found in self.verdicts.items()
-            if found in (SURVIVED, UNREACHED)
-        ]
-        share = 1 - len(survivors) / max(len(self.verdicts), 1)
-        return "\n".join([*sorted(survivors), f"{counts}: {share:.1%} noticed"])
+    def facts(self, total: int) -> dict:
+        """Counts, and those that no test notices."""
+        found = list(self.verdicts.values())
+        missed = [str(m) for m, v in self.verdicts.items() if v in (SURVIVED, UNREACHED)]
+        return {
+            "mutants": total,
+            "judged": len(found),
+            "killed": found.count(KILLED),
+            "timeout": found.count(TIMEOUT),
+            "unreached": found.count(UNREACHED),
+            "survivors": sorted(missed),
+        }
+
+
+def _written(path: Path, room: str, facts: dict) -> None:
+    """One room of a file of results; the others are kept."""
+    rooms = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(rooms | {room: facts}, indent=1, sort_keys=True) + "\n")
 
 
 def _chosen(options) -> list[Mutant]:
