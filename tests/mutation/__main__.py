@@ -2,8 +2,8 @@
 
 ``python tests/mutation ROOM [--output FOLDER] [--sample N] [--seconds S] [--workers N] [--again]
 [--report] [--write FILE]``, from the repository's root; it needs coverage. ROOM is one of
-``geometry``, ``groups`` and ``solver``, of which every line is changed, or ``elsewhere``, of which a
-seeded sample is. First the room's own tests run once, to know which of them reaches which line
+``geometry``, ``groups`` and ``solver``, of which every line is changed, or ``elsewhere``, of which
+a seeded sample is. First the room's own tests run once, to know which of them reaches which line
 (``ROOM_tests.json``); then each mutant is tried on those that reach its line, the quickest first,
 until their time is over or one fails. Every verdict is a line of ``ROOM.jsonl``, and a second call
 goes on where the first one stopped; ``--again`` gives mutants that survived ten times as long.
