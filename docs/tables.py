@@ -367,7 +367,7 @@ def _laws() -> str:
             bounds = [f"{bound:.0e}" for bound in law.tolerances.values()]
             statement = " ".join(law.measure.__doc__.split("\n\n")[0].split())
             rows.append([f"``{name}``", kind, statement, *(bounds + ["—"])[:2]])
-    return f"{_table(rows)}\n{len(seen)} laws.\n"
+    return f"{_table(rows, '30 13 37 10 10')}\n{len(seen)} laws.\n"
 
 
 def _regimes() -> str:
@@ -408,7 +408,7 @@ def _geoopt_manifolds() -> str:
             rows.append([*head, f"``{f['law']}``", _violation(f), _where(f)])
             head = ["", "", ""]
     return (
-        f"{_table(rows)}\ngeoopt {facts['geoopt']}, torch {facts['torch']}, profile "
+        f"{_table(rows, '20 10 8 30 17 15')}\ngeoopt {facts['geoopt']}, torch {facts['torch']}, profile "
         f"``{facts['profile']}``.\n"
     )
 
@@ -471,7 +471,7 @@ def _operations() -> str:
             if own == kind:
                 names = ", ".join(f"``{row['operation']}``" for row in operations)
                 rows.append([names, title, reason or _HANDLES_CONSTANTS])
-    return f"{_table(rows)}\n{len(facts['operations'])} operations.\n"
+    return f"{_table(rows, '40 15 45')}\n{len(facts['operations'])} operations.\n"
 
 
 _TREATMENTS = {"rule": "rule", "pins": "pins", "constant": "constants"}
@@ -517,8 +517,8 @@ def _completeness(rows: list[dict]) -> str:
     return f"all but {', '.join(others)}" if others else "yes"
 
 
-def _table(rows: list[list[str]]) -> str:
-    lines = [".. list-table::", "   :header-rows: 1", ""]
+def _table(rows: list[list[str]], widths: str = "auto") -> str:
+    lines = [".. list-table::", "   :header-rows: 1", f"   :widths: {widths}", ""]
     for row in rows:
         whole = (re.sub(r"(?<=\de)-(?=\d)", "\u2011", cell) for cell in row)
         lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(whole)]
