@@ -173,9 +173,9 @@ REFUSED = {
     "line_search": (dict(line_search="exact"), "line_search must be one of"),
     "hessian": (dict(hessian="bfgs"), "hessian must be one of"),
     "along": (dict(along="line"), "along must be"),
-    "tolerance": (dict(tolerance=-1.0), "must not be negative"),
-    "NaN tolerance": (dict(tolerance=float("nan")), "must not be negative"),
-    "iterations": (dict(max_iterations=-1), "must not be negative"),
+    "tolerance": (dict(tolerance=-1.0), "tolerance must be at least 0"),
+    "NaN tolerance": (dict(tolerance=float("nan")), "tolerance must be at least 0"),
+    "iterations": (dict(max_iterations=-1), "max_iterations must be .* at least 0"),
 }
 
 
