@@ -408,7 +408,8 @@ def _geoopt_manifolds() -> str:
             rows.append([*head, f"``{f['law']}``", _violation(f), _where(f)])
             head = ["", "", ""]
     return (
-        f"{_table(rows, '20 10 8 30 17 15')}\ngeoopt {facts['geoopt']}, torch {facts['torch']}, profile "
+        f"{_table(rows, '20 10 8 30 17 15')}\ngeoopt {facts['geoopt']}, "
+        f"torch {facts['torch']}, profile "
         f"``{facts['profile']}``.\n"
     )
 
