@@ -222,6 +222,15 @@ def prose(text):
     return re.sub(r":[\w:]+:`[^`]*`|``[^`]*``|\|[^|\n]*\|", "", text)
 
 
+def test_formulas_that_docutils_misreads_are_refused(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    formula = importlib.import_module("mathml")._formula
+    for wrong in (r"\tfrac12 x", r"\frac 34", r"\hat m_b"):
+        with pytest.raises(ValueError, match="write the arguments in braces"):
+            formula(wrong, as_block=False)
+    assert "<mfrac>" in formula(r"\frac{1}{2}", as_block=False)
+
+
 @pytest.mark.parametrize("name", [n for n in PAGES if n not in ("errata", "changelog")])
 def test_no_measured_number_is_typed_in(name):
     typed = set(NUMBER.findall(prose(PAGES[name]))) - SETTINGS.get(name, set())

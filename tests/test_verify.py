@@ -289,6 +289,13 @@ def test_options_that_check_nothing_are_refused():
             call(F.relu, group, inputs)
 
 
+def test_no_more_derivatives_at_a_point_than_there_are_results():
+    model = Block(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Linear(20, 25), b=nn.Linear(25, 1))
+    inputs = torch.randn(1, 20).double()  # one number: a second combination would say nothing
+    found = qn.verify_complete(model.double(), qn.discover(model, inputs), inputs).require()
+    assert found.rows < 1.5 * model.a.weight.numel()
+
+
 def test_what_the_derivatives_cannot_see_is_refused():
     model = Block(lambda m, x: m.a(x).argmax(1), a=nn.Linear(4, 3))
     group = qn.ScalingGroup(qn.ParameterLayout.from_module(model), {})

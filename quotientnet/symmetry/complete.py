@@ -132,8 +132,8 @@ def verify_complete(
 
     Note:
         One backward for each candidate at least, and a factorisation of a square matrix of their
-        number every so often: for small copies of an architecture. Jumps (of a
-        threshold, a comparison) are invisible to derivatives; see ``jump``.
+        number every so often: for small copies of an architecture. Jumps (of a threshold, a
+        comparison) are invisible to derivatives; see ``jump``.
 
     Example:
         >>> import torch

@@ -201,7 +201,7 @@ class Differentiable(Exact):
         return super().__torch_function__(function, types, args, kwargs)
 
     def _into(self, function, types, args, kwargs):
-        """What autograd does not follow, a result that is written into a tensor, as a copy."""
+        """A result that is written into a tensor, which autograd does not follow, by a copy."""
         out, options = kwargs["out"], {k: v for k, v in kwargs.items() if k != "out"}
         if not isinstance(out, Tensor):
             with torch.no_grad():
