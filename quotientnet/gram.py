@@ -24,6 +24,9 @@ _DENSE = 1024
 _PATIENCE = 200
 """Iterations at most where the best that is found will do."""
 
+_ROUNDING = 1e-12
+"""Relative residuals below this may have no digit left to win."""
+
 
 class Gram:
     """``M = Aᵀ diag(weight) A``, positive semidefinite, set up once and solved often.
@@ -244,15 +247,15 @@ class Gram:
             stale = 0 if improved.any() else stale + 1
             best_x = np.where(improved, x, best_x)
             best = np.where(improved, error, best)
-            if best.max(initial=0.0) <= tolerance or (
-                stale > 50 and best.max() < 1e-12
-            ):
+            # At rounding level a column that goes on only gathers rounding, where M is singular.
+            going = (best > tolerance) & ((best >= _ROUNDING) | (error <= 10 * best))
+            if not going.any() or (stale > 50 and best.max() < _ROUNDING):
                 break
             p = z + np.divide(rho_next, rho, out=np.zeros_like(rho), where=rho > 0) * p
             q = self._apply(p)
             curvature = (p * q).sum(0)
             step = np.divide(
-                rho_next, curvature, out=np.zeros_like(rho), where=curvature > 0
+                rho_next, curvature, out=np.zeros_like(rho), where=going & (curvature > 0)
             )
             x, r, rho = x + step * p, r - step * q, rho_next
         if strict and best.max(initial=0.0) > max(1e-9, tolerance):
