@@ -94,6 +94,7 @@ def _correlations(axis, facts: dict) -> None:
     axis.axvline(0, color="0.5", linewidth=0.8)
     axis.set_xlim(-1, 1)
     axis.set_xlabel("Kendall's τ with the gap, 95 % intervals (no unit)")
+    axis.set_ylabel("measure", fontsize="small")
     axis.grid(alpha=0.3, axis="x")
     axis.legend(loc="lower left", fontsize="small", bbox_to_anchor=(-0.45, 1))
 
@@ -186,4 +187,5 @@ def _quotients(axis, facts: dict, network: str) -> None:
     axis.set_yticks(range(len(RATIOS)), RATIOS, fontsize="small")
     axis.invert_yaxis()
     axis.set_xlabel("value over that with small batches,\nand 95 % interval (no unit)")
+    axis.set_ylabel("measure")
     axis.grid(alpha=0.3, axis="x")
