@@ -80,7 +80,7 @@ def _judge(options, chosen: list[Mutant], judged: Judged, runs: Path) -> None:
 
 
 def _reaching(mutant: Mutant, reached: dict) -> tuple[set[str], bool]:
-    """Tests that reach a line or, where none does by itself, the file; whether it runs at import."""
+    """Tests that reach a line or else the file, and whether it runs at import."""
     lines = reached["lines"][mutant.path]
     height = len(mutant.before.splitlines())
     found = set().union(*(lines.get(mutant.line + k, ()) for k in range(height)))
@@ -92,7 +92,7 @@ def _reaching(mutant: Mutant, reached: dict) -> tuple[set[str], bool]:
 
 
 def _within(tests: set[str], reached: dict, seconds: float) -> tuple[list[str], float]:
-    """As many as can be run in the time, one at least if there are any; and what to stop them after.
+    """As many as can be run in the time, one at least if there are any; and when to stop them.
 
     Cases of one test take turns with those of others; the quicker come first.
     """

@@ -1,7 +1,7 @@
 """Run tests on one mutant in a process of its own.
 
-Where the change is in the body of a function, the function that is loaded gets other code: the tests
-are collected once, for all mutants. Else the module is imported with another source.
+Where the change is in the body of a function, the function that is loaded gets other code, and the
+tests are collected once, for all mutants. Else the module is imported with another source.
 """
 
 from __future__ import annotations
