@@ -7,6 +7,7 @@ a seeded sample is. First the room's own tests run once, to know which of them r
 then each mutant is tried on those that reach its line, a quick case of each test before its others,
 until their time is over or one fails. Every verdict is a line of ``ROOM.jsonl``, and a second call
 goes on where the first one stopped; ``--again`` gives mutants that survived ten times as long.
+Survivors that were looked at and that no test can notice are in ``reviewed.json``, with the reason.
 ``python tests/mutation coverage`` runs all tests once, and says which lines and branches they run.
 """
 
@@ -26,6 +27,9 @@ from rooms import ROOMS
 
 UNREACHED = "no test"
 SEED = 0
+
+REVIEWED = Path(__file__).with_name("reviewed.json")
+"""Reasons by file and ``Mutant.place``."""
 
 
 def main() -> None:
@@ -53,6 +57,9 @@ def main() -> None:
         _judge(options, chosen, judged, runs)
     facts = judged.facts(chosen)
     print(*facts["survivors"], sep="\n")
+    noticed = facts["killed"] + facts["timeout"]
+    possible = facts["judged"] - len(facts["explained"])
+    print(f"{noticed / max(possible, 1):.1%} of those that a test can notice are noticed")
     _report(options, facts)
 
 
@@ -153,17 +160,21 @@ class Judged:
             file.write(json.dumps({"mutant": fields, "verdict": found}) + "\n")
 
     def facts(self, chosen: list[Mutant]) -> dict:
-        """Counts, and those that no test notices."""
+        """Counts, those that no test can notice with the reasons, and those that none does."""
         found = {m: self.verdicts[m] for m in chosen if m in self.verdicts}
         words = list(found.values())
-        missed = [str(m) for m, word in found.items() if word in (SURVIVED, UNREACHED)]
+        missed = [m for m, word in found.items() if word in (SURVIVED, UNREACHED)]
+        reviewed = json.loads(REVIEWED.read_text())
+        reasons = {m: reviewed.get(m.path, {}).get(m.place) for m in missed}
+        explained = {str(m): reason for m, reason in reasons.items() if reason}
         return {
             "mutants": len(chosen),
             "judged": len(words),
             "killed": words.count(KILLED),
             "timeout": words.count(TIMEOUT),
             "unreached": words.count(UNREACHED),
-            "survivors": sorted(missed),
+            "explained": explained,
+            "survivors": sorted(str(m) for m, reason in reasons.items() if not reason),
         }
 
 
