@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from exponentials import chain, dense_group, numbers, pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
@@ -12,29 +13,6 @@ from quotientnet import gram
 from quotientnet.exponential import minimise_exponentials
 
 OPTIONS = {"deadline": None, "derandomize": True, "database": None}
-
-
-def dense_group(exponents):
-    """A group on one vector with any matrix of exponents."""
-    exponents = np.asarray(exponents, dtype=np.int64)
-    layout = qn.ParameterLayout({"a": (len(exponents),)})
-    terms = {"a": [qn.Term(np.arange(len(exponents)), 1)]}
-    names = [f"g{j}" for j in range(exponents.shape[1])]
-    return qn.ScalingGroup(layout, terms, exponents, names)
-
-
-def pairs(rows, columns):
-    """Rows and columns of a matrix and of its inverse: normalised sharpness."""
-    layout = qn.ParameterLayout({"h": (rows, columns), "w": (rows, columns)})
-    units = [
-        qn.Unit(name, count, (qn.Scale("h", axis), qn.Scale("w", axis, -1)))
-        for name, count, axis in (("row", rows, 0), ("column", columns, 1))
-    ]
-    return qn.ScalingGroup.from_units(layout, units)
-
-
-def numbers(seed, size, spread=1.0):
-    return np.exp(spread * np.random.default_rng(seed).standard_normal(size))
 
 
 def reference(a, c, b=0.0):
@@ -184,16 +162,6 @@ def test_entries_on_which_terms_cancel_do_not_move():
 
 
 # -- infima that are not attained ---
-
-
-def chain(*widths):
-    """Matrices between layers of units; the first and last layers are fixed."""
-    shapes = {f"w{i}": (b, a) for i, (a, b) in enumerate(zip(widths, widths[1:]))}
-    units = [
-        qn.Unit(f"h{i}", n, (qn.Scale(f"w{i - 1}", 0), qn.Scale(f"w{i}", 1, -1)))
-        for i, n in enumerate(widths[1:-1], 1)
-    ]
-    return qn.ScalingGroup.from_units(qn.ParameterLayout(shapes), units)
 
 
 def test_a_unit_without_outgoing_weights_runs_away():

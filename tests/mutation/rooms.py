@@ -61,8 +61,8 @@ ROOMS = {
     "solver": Room(
         ("exponents.py", "recession.py", "aggregation.py", "descent.py", "exponential.py"),
         (
-            "tests/test_exponential.py", "tests/test_warm_starts.py", "tests/test_balance.py",
-            "tests/test_normalised.py",
+            "tests/test_solver_parts.py", "tests/test_exponential.py",
+            "tests/test_warm_starts.py", "tests/test_balance.py", "tests/test_normalised.py",
             "quotientnet/exponential.py", "quotientnet/descent.py",
         ),
     ),
