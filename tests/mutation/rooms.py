@@ -44,7 +44,7 @@ ROOMS = {
             "tests/test_laws.py", "tests/test_log_polar.py", "tests/test_balanced.py",
             "tests/test_oblique.py", "tests/test_oblique_blocks.py",
             "tests/test_without_translations.py", "tests/test_operators.py",
-            "quotientnet/manifolds",
+            "tests/test_hostile.py", "quotientnet/manifolds",
         ),
     ),
     "groups": Room(
@@ -52,7 +52,7 @@ ROOMS = {
          "exact.py", "layout.py"),
         (
             "tests/test_group.py", "tests/test_layout.py", "tests/test_exact.py",
-            "tests/test_balance.py",
+            "tests/test_balance.py", "tests/test_hostile.py",
             "tests/test_discover.py", "quotientnet/group.py", "quotientnet/units.py",
             "quotientnet/layout.py", "quotientnet/gram.py", "quotientnet/exact.py",
             "quotientnet/couplings.py",
