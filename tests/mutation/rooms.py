@@ -41,8 +41,8 @@ ROOMS = {
     "geometry": Room(
         ("manifolds",),
         (
-            "tests/test_geometry_parts.py", "tests/test_laws.py", "tests/test_log_polar.py", "tests/test_balanced.py",
-            "tests/test_oblique.py", "tests/test_oblique_blocks.py",
+            "tests/test_geometry_parts.py", "tests/test_laws.py", "tests/test_log_polar.py",
+            "tests/test_balanced.py", "tests/test_oblique.py", "tests/test_oblique_blocks.py",
             "tests/test_without_translations.py", "tests/test_operators.py",
             "tests/test_hostile.py", "quotientnet/manifolds",
         ),
