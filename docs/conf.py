@@ -75,6 +75,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "write_computation_times": False,
     "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ("alternatives.scraper",),
     "image_srcset": ["2x"],
     "parallel": 2,
     "download_all_examples": False,
