@@ -15,10 +15,11 @@ from quotientnet import __version__  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))
 import figures  # noqa: E402
 import measured  # noqa: E402
+import mutation_lists  # noqa: E402
 import readme  # noqa: E402
 import tables  # noqa: E402
 
-for written in (figures, readme, tables):
+for written in (figures, mutation_lists, readme, tables):
     written.write()
 rst_epilog = measured.as_rst()
 
