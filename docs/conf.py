@@ -15,10 +15,11 @@ from quotientnet import __version__  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))
 import figures  # noqa: E402
 import measured  # noqa: E402
+import mutation_lists  # noqa: E402
 import readme  # noqa: E402
 import tables  # noqa: E402
 
-for written in (figures, readme, tables):
+for written in (figures, mutation_lists, readme, tables):
     written.write()
 rst_epilog = measured.as_rst()
 
@@ -75,6 +76,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "write_computation_times": False,
     "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ("alternatives.scraper",),
     "image_srcset": ["2x"],
     "parallel": 2,
     "download_all_examples": False,

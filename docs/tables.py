@@ -53,7 +53,7 @@ def write() -> None:
                 network, r["dtype"][6:], f"({scales})", f"{r['value']:.8g}",
                 f"{r['difference']:.1e}", f"{r['euclidean_difference']:.1e}", str(r["products"]),
             ])  # fmt: skip
-    (target / "rangamani.rst").write_text(_table(rows))
+    (target / "rangamani.rst").write_text(table(rows))
     rows = [[
         "Parameters", "Generators", "Export, s", "Beyond it, s", "Layer scales, s",
         "Extra peak, MiB", "Parameters, MiB",
@@ -65,7 +65,7 @@ def write() -> None:
             f"{r['parameters']:,}", f"{r['generators']:,}", *(f"{s:.2f}" for s in seconds),
             *(f"{m:.0f}" for m in memory),
         ])  # fmt: skip
-    (target / "discover.rst").write_text(_table(rows))
+    (target / "discover.rst").write_text(table(rows))
     (target / "discover_sizes.rst").write_text(_discover_sizes())
     (target / "scaling.rst").write_text(_scaling())
 
@@ -85,7 +85,7 @@ def _scaling() -> str:
         rows.append([r["family"], r["task"], *fits, *numbers])
     sizes = ", ".join(f"{f}: {r['parameters']:,}" for f, r in largest.items())
     return (
-        f"{_table(rows)}\nLargest sizes {sizes}; torch {facts['versions'][0]['torch']}, one thread "
+        f"{table(rows)}\nLargest sizes {sizes}; torch {facts['versions'][0]['torch']}, one thread "
         "of the processor, which others used, too.\n"
     )
 
@@ -116,7 +116,7 @@ def _discover_sizes() -> str:
             *(f"{m:.0f}" for m in memory),
         ])  # fmt: skip
     return (
-        f"{_table(rows)}\ntorch {facts['torch']}, one thread of {facts['cores']} shared cores, "
+        f"{table(rows)}\ntorch {facts['torch']}, one thread of {facts['cores']} shared cores, "
         "seconds of the processor.\n"
     )
 
@@ -135,7 +135,7 @@ def _random_architectures() -> str:
     ]
     sizes = facts["operations_per_network"].items()
     rows += [[f"of {size} operations", str(count)] for size, count in sizes]
-    return _table(rows)
+    return table(rows)
 
 
 def _faults() -> str:
@@ -143,7 +143,7 @@ def _faults() -> str:
     rows = [["", "Malformed inputs", "Not answered before", "Not answered now"]]
     for r in json.loads((FOLDER / "results/faults.json").read_text())["rows"]:
         rows.append([r["room"], f"{r['tried']:,}", str(r["mended"]), str(r["left"])])
-    return _table(rows)
+    return table(rows)
 
 
 def _ratios(name: str) -> str:
@@ -162,7 +162,7 @@ def _ratios(name: str) -> str:
         ratio, target, *rest = ("" if x is None else f"{x:.2f}" for x in numbers)
         rows.append([m["task"], ratio, target, f"{m['milliseconds']:.1f}", *rest])
     return (
-        f"{_table(rows)}\ntorch {facts['torch']}, threads: {facts['threads']}, "
+        f"{table(rows)}\ntorch {facts['torch']}, threads: {facts['threads']}, "
         f"{facts['gpu'] or 'no GPU'}, peak memory {facts['peak_mebibytes']} MiB.\n"
     )
 
@@ -181,7 +181,7 @@ def _spectrum() -> str:
         ])  # fmt: skip
     ten = facts["top_ten"]
     return (
-        f"{_table(rows)}\nTen largest eigenvalues of a Hessian of {ten['parameters']} parameters: "
+        f"{table(rows)}\nTen largest eigenvalues of a Hessian of {ten['parameters']} parameters: "
         f"{ten['products']} products, largest relative error {ten['error']:.0e} against a dense "
         "eigensolver.\n"
     )
@@ -194,7 +194,7 @@ def _large() -> str:
         numbers = f"{r['seconds']:.1f}", f"{r['peak_gibibytes']:.2f}"
         rows.append([r["task"], *numbers, str(r.get("products", ""))])
     return (
-        f"{_table(rows)}\n{facts['parameters']:,} parameters, {facts['batches']} batches of "
+        f"{table(rows)}\n{facts['parameters']:,} parameters, {facts['batches']} batches of "
         f"{facts['size']}, {facts['threads']} threads.\n"
     )
 
@@ -217,7 +217,7 @@ def _convex_measures() -> str:
             r["problem"], f"{r['value']:.6g}", f"{r['difference']:.0e}", f"{r['milliseconds']:.1f}",
             f"{r['descent_seconds']:.1f}", f"{r['ratio']:.0f}", f"{r['descent_gap']:.0e}",
         ])  # fmt: skip
-    return f"{_table(rows)}\n{facts['threads']} thread.\n"
+    return f"{table(rows)}\n{facts['threads']} thread.\n"
 
 
 def _exact_trace() -> str:
@@ -230,7 +230,7 @@ def _exact_trace() -> str:
             f"{r['naive_seconds']:.0f}", f"{r['ratio']:.0f}", str(r["target"]),
             f"{r['difference']:.0e}",
         ])  # fmt: skip
-    return f"{_table(rows)}\n{facts['threads']} thread.\n"
+    return f"{table(rows)}\n{facts['threads']} thread.\n"
 
 
 def _ascents() -> str:
@@ -245,7 +245,7 @@ def _ascents() -> str:
         ])  # fmt: skip
     known = [["Known optimum", "Method", "Relative error"]]
     known += [[r["problem"], r["method"], f"{r['error']:.0e}"] for r in facts["known"]]
-    return f"{_table(rows)}\n{_table(known)}"
+    return f"{table(rows)}\n{table(known)}"
 
 
 def _trajectories() -> str:
@@ -264,7 +264,7 @@ def _trajectories() -> str:
             f"{multiple:g}" if multiple else "more than 3", f"{curve['difference']:.0e}",
             f"{ratio:.2f}",
         ])  # fmt: skip
-    return _table(rows)
+    return table(rows)
 
 
 def _sgds_tables() -> str:
@@ -288,7 +288,7 @@ def _sgds_tables() -> str:
                 _interval(r, "train_loss", 1, 4), _interval(r, "bn_sharpness", 1, 3),
                 _interval(r, "normalised_sharpness", 1, 1),
             ])  # fmt: skip
-        tables.append(f"Batches of {batch}, {epochs} epochs:\n\n{_table(rows)}")
+        tables.append(f"Batches of {batch}, {epochs} epochs:\n\n{table(rows)}")
     stopped = sum(r["stopped"] for r in facts["rows"])
     return "\n".join(tables) + (
         f"\nMeans over {facts['seeds']} seeds with 95 % intervals; bold: the interval of the "
@@ -320,7 +320,7 @@ def _invariance() -> str:
     )
     drift = facts["drifts"][facts["trials"].index(_APPROXIMATE)]
     return (
-        f"{_table(rows)}\n✓ unchanged, ✗ moved, each with the largest relative change over "
+        f"{table(rows)}\n✓ unchanged, ✗ moved, each with the largest relative change over "
         f"{facts['elements']} random elements; ≈ the symmetry itself is approximate: the loss "
         f"moves by {drift:.0e}; — does not apply.\n\nColumns: {keys}.\n\nWhat does not apply, and "
         f"why:\n\n{why}"
@@ -367,14 +367,14 @@ def _laws() -> str:
             bounds = [f"{bound:.0e}" for bound in law.tolerances.values()]
             statement = " ".join(law.measure.__doc__.split("\n\n")[0].split())
             rows.append([f"``{name}``", kind, statement, *(bounds + ["—"])[:2]])
-    return f"{_table(rows, '30 13 37 10 10')}\n{len(seen)} laws.\n"
+    return f"{table(rows, '30 13 37 10 10')}\n{len(seen)} laws.\n"
 
 
 def _regimes() -> str:
     """The kinds of points that laws are measured on."""
     from quotientnet.testing import REGIMES
 
-    return _table([["Regime", "What"], *([f"``{k}``", v] for k, v in REGIMES.items())])
+    return table([["Regime", "What"], *([f"``{k}``", v] for k, v in REGIMES.items())])
 
 
 def _precision() -> str:
@@ -392,7 +392,7 @@ def _precision() -> str:
             f"{r['difference']:.0e}", f"{r['bound']:.0e}",
             f"{r['name']}, {r['network']}; worst of {r['quantities']}",
         ])  # fmt: skip
-    return f"{_table(rows)}\ntorch {facts['torch']}, {len(facts['networks'])} networks.\n"
+    return f"{table(rows)}\ntorch {facts['torch']}, {len(facts['networks'])} networks.\n"
 
 
 def _geoopt_manifolds() -> str:
@@ -408,7 +408,7 @@ def _geoopt_manifolds() -> str:
             rows.append([*head, f"``{f['law']}``", _violation(f), _where(f)])
             head = ["", "", ""]
     return (
-        f"{_table(rows, '20 10 8 30 17 15')}\ngeoopt {facts['geoopt']}, "
+        f"{table(rows, '20 10 8 30 17 15')}\ngeoopt {facts['geoopt']}, "
         f"torch {facts['torch']}, profile "
         f"``{facts['profile']}``.\n"
     )
@@ -438,7 +438,7 @@ def _small_distances() -> str:
         rows.append(
             [f"{apart:.0e}", *(f"{values[d]:.4g}" for d in ("float32", "float64"))]
         )
-    return _table(rows)
+    return table(rows)
 
 
 def _orbit_curvature() -> str:
@@ -453,7 +453,7 @@ def _orbit_curvature() -> str:
             f"×{r['euclidean_trace']:.0e}", f"×{r['euclidean_norm']:.0e}",
         ])  # fmt: skip
     return (
-        f"{_table(rows)}\nLargest changes over {facts['points']} random points of one orbit, "
+        f"{table(rows)}\nLargest changes over {facts['points']} random points of one orbit, "
         f"with scales over {facts['decades']:g} orders of magnitude.\n"
     )
 
@@ -472,7 +472,7 @@ def _operations() -> str:
             if own == kind:
                 names = ", ".join(f"``{row['operation']}``" for row in operations)
                 rows.append([names, title, reason or _HANDLES_CONSTANTS])
-    return f"{_table(rows, '40 15 45')}\n{len(facts['operations'])} operations.\n"
+    return f"{table(rows, '40 15 45')}\n{len(facts['operations'])} operations.\n"
 
 
 _TREATMENTS = {"rule": "rule", "pins": "pins", "constant": "constants"}
@@ -510,7 +510,7 @@ def _families() -> str:
             f"{max(r['violation'] for r in own):.0e}", _completeness(own),
             f"{max(r['seconds'] for r in own):.1f} at most",
         ])  # fmt: skip
-    return f"{_table(rows)}\ntransformers {facts['transformers']}, torch {facts['torch']}.\n"
+    return f"{table(rows)}\ntransformers {facts['transformers']}, torch {facts['torch']}.\n"
 
 
 def _completeness(rows: list[dict]) -> str:
@@ -518,7 +518,7 @@ def _completeness(rows: list[dict]) -> str:
     return f"all but {', '.join(others)}" if others else "yes"
 
 
-def _table(rows: list[list[str]], widths: str = "auto") -> str:
+def table(rows: list[list[str]], widths: str = "auto") -> str:
     lines = [".. list-table::", "   :header-rows: 1", f"   :widths: {widths}", ""]
     for row in rows:
         whole = (re.sub(r"(?<=\de)-(?=\d)", "\u2011", cell) for cell in row)

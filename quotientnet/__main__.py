@@ -21,12 +21,12 @@ which do not. Without --model, train three small networks on handwritten digits 
 
 _EXAMPLE = """\
 example: a file mine.py in the current directory has the functions model(), which returns a
-torch.nn.Module, and batch(), which returns (inputs, targets), a list of such batches or a
+torch.nn.Module, and batches(), which returns (inputs, targets), a list of such batches or a
 DataLoader; a batch may be a dict of keyword arguments with the targets under 'labels', or under
 --target-key:
-  python -m quotientnet report --model mine:model --data mine:batch --checkpoint weights.pt
-with several processes each calls batch(), which returns its own part of the data:
-  torchrun --nproc-per-node 2 -m quotientnet report --model mine:model --data mine:batch
+  python -m quotientnet report --model mine:model --data mine:batches --checkpoint weights.pt
+with several processes each calls batches(), which returns its own part of the data:
+  torchrun --nproc-per-node 2 -m quotientnet report --model mine:model --data mine:batches
 """
 
 

@@ -58,6 +58,7 @@ class Minimum:
         return not self.runaways
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what comes of either is refused at the end
 def minimise_exponentials(
     group: ScalingGroup,
     coefficients: Tensor | Callable[[Entry], Tensor],

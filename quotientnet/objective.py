@@ -288,8 +288,10 @@ class Objective:
     def _each(self, w: Tensor, term: Callable, weights: list) -> Iterator[tuple]:
         """``term(batch)``, a pair of anything and a weight, for each batch that counts: one of
         weight 0 is a mean over nothing. All weights are added to a list."""
-        for batch in self.data:
-            found, weight = term(self._read(batch, w))
+        for number, batch in enumerate(self.data):
+            batch = self._read(batch, w)
+            with _described(number, batch):
+                found, weight = term(batch)
             weights.append(weight)
             if weight is None or float(weight) != 0:
                 yield found, weight
@@ -434,6 +436,27 @@ def _device_of(model) -> torch.device:
     """The device of a model's first parameter."""
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     return next((p.device for p in parameters), torch.device("cpu"))
+
+
+@contextmanager
+def _described(number: int, batch):
+    """Add to what is raised on a batch which one it is."""
+    try:
+        yield
+    except Exception as error:
+        inputs, targets = (
+            ", ".join(
+                f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}"
+                for t in pytree.tree_leaves(part)
+                if isinstance(t, Tensor)
+            )
+            for part in (batch[:-1], batch[-1])
+        )
+        error.add_note(
+            f"Objective: in the model or the loss, at batch {number} of data, with inputs "
+            f"{inputs} and targets {targets}"
+        )
+        raise
 
 
 def _is_pair(data) -> bool:

@@ -13,8 +13,9 @@ _INVARIANCE = 0.02
 """The change along an orbit put down to a normalisation's ``eps``, relative to its terms."""
 
 _REMEDY = (
-    "Is the group the module's own? (In eval mode the running statistics of batch normalisation "
-    "hold its filters' scales: use train mode.)"
+    "Is the group the module's own, discovered in the mode that it is in? (In eval mode running "
+    "statistics hold the scales of filters. Where a normalisation's eps is not small, the symmetry "
+    "is approximate: take a smaller eps.)"
 )
 
 

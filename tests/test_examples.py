@@ -217,11 +217,15 @@ def build_faults(docs: Path, name: str, source: str) -> list[str]:
     digest = hashlib.md5(source.encode(), usedforsecurity=False).hexdigest()
     if ran.read_text() != digest:
         return ["has changed since; build the docs again, or delete docs/gallery"]
+    page = (gallery / f"{name}.rst").read_text(encoding="utf-8")
+    texts = re.findall(r"^ *:alt: (.*)$", page, re.MULTILINE)
+    nameless = name.replace("_", " ")  # what the gallery writes where it knows nothing
     pictures = list((gallery / "images").glob(f"sphx_glr_{name}_[0-9][0-9][0-9].png"))
     seconds = float(took.read_text())
     wanted = {
         f"made {len(pictures)} figures": len(pictures) == 1,
         f"took {seconds} s": 0 < seconds <= SECONDS,
+        f"has the texts {texts}": len(texts) == 1 and texts[0] not in ("", nameless),
     }
     return [fault for fault, holds in wanted.items() if not holds]
 
@@ -256,6 +260,10 @@ def test_what_a_build_did_not_do_is_found(tmp_path):
     (gallery / f"{name}.py.md5").write_text(digest)
     (gallery / f"{name}.seconds").write_text("29.9\n")
     (images / f"sphx_glr_{name}_001.png").touch()
+    page = gallery / f"{name}.rst"
+    page.write_text(".. image-sg:: /gallery/images/it.png\n   :alt: example draw\n")
+    assert build_faults(tmp_path, name, source) == ["has the texts ['example draw']"]
+    page.write_text(".. image-sg:: /gallery/images/it.png\n   :alt: Loss against step\n")
     assert build_faults(tmp_path, name, source) == []
     assert "changed" in build_faults(tmp_path, name, source + "\n")[0]
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from exponentials import chain, dense_group, numbers, pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
@@ -12,29 +13,6 @@ from quotientnet import gram
 from quotientnet.exponential import minimise_exponentials
 
 OPTIONS = {"deadline": None, "derandomize": True, "database": None}
-
-
-def dense_group(exponents):
-    """A group on one vector with any matrix of exponents."""
-    exponents = np.asarray(exponents, dtype=np.int64)
-    layout = qn.ParameterLayout({"a": (len(exponents),)})
-    terms = {"a": [qn.Term(np.arange(len(exponents)), 1)]}
-    names = [f"g{j}" for j in range(exponents.shape[1])]
-    return qn.ScalingGroup(layout, terms, exponents, names)
-
-
-def pairs(rows, columns):
-    """Rows and columns of a matrix and of its inverse: normalised sharpness."""
-    layout = qn.ParameterLayout({"h": (rows, columns), "w": (rows, columns)})
-    units = [
-        qn.Unit(name, count, (qn.Scale("h", axis), qn.Scale("w", axis, -1)))
-        for name, count, axis in (("row", rows, 0), ("column", columns, 1))
-    ]
-    return qn.ScalingGroup.from_units(layout, units)
-
-
-def numbers(seed, size, spread=1.0):
-    return np.exp(spread * np.random.default_rng(seed).standard_normal(size))
 
 
 def reference(a, c, b=0.0):
@@ -184,16 +162,6 @@ def test_entries_on_which_terms_cancel_do_not_move():
 
 
 # -- infima that are not attained ---
-
-
-def chain(*widths):
-    """Matrices between layers of units; the first and last layers are fixed."""
-    shapes = {f"w{i}": (b, a) for i, (a, b) in enumerate(zip(widths, widths[1:]))}
-    units = [
-        qn.Unit(f"h{i}", n, (qn.Scale(f"w{i - 1}", 0), qn.Scale(f"w{i}", 1, -1)))
-        for i, n in enumerate(widths[1:-1], 1)
-    ]
-    return qn.ScalingGroup.from_units(qn.ParameterLayout(shapes), units)
 
 
 def test_a_unit_without_outgoing_weights_runs_away():
@@ -367,6 +335,22 @@ def test_attained_iff_positive_multipliers_balance(seed, graph, tilted):
         )
 
 
+def test_what_is_said_of_a_sum_without_bound_and_of_one_with():
+    group = dense_group([[1, 0], [0, 1], [0, -1]])
+    c = torch.ones(3, dtype=torch.float64)
+    found = minimise_exponentials(group, c, [-1.0, 0.0])
+    assert (found.value, found.residual, found.error, found.iterations) == (-np.inf, 0, 0, 0)
+    assert found.converged and found.vanishing["a"].tolist() == [True, False, False]
+    bounded = minimise_exponentials(group, c, [1.0, 0.0])
+    assert bounded.vanishing == {} and bounded.attained
+    assert bounded.value == pytest.approx(3.0, rel=1e-14)
+
+
+def test_one_small_coefficient_among_others_is_none_too_few():
+    c = torch.tensor([1.0, 1e-310], dtype=torch.float64)
+    assert minimise_exponentials(dense_group([[1], [-1]]), c).converged
+
+
 # -- refusals ---
 
 
@@ -379,6 +363,10 @@ def test_attained_iff_positive_multipliers_balance(seed, graph, tilted):
         ([1.0], None, 1.0, "coefficients has shape"),
         ([1.0, 1.0], [1.0, 2.0], 1.0, "linear must be finite and of shape"),
         ([1.0, 1.0], [float("nan")], 1.0, "linear must be finite"),
+        ([1.0, 0.0], [float("nan")], 1.0, "linear must be finite"),
+        ([0.0, -1.0], None, 1.0, "1 coefficients of 'a' are negative"),
+        ([[1.0, 1.0]], None, 1.0, "coefficients must have shape"),
+        ([1.0, 1.0], None, float("nan"), "factor must be"),
         ([1.0, 1.0], None, 0.0, "factor must be finite and not 0"),
     ],
 )
@@ -387,3 +375,27 @@ def test_bad_programs_are_refused(c, b, factor, message):
     b = None if b is None else torch.tensor(b)
     with pytest.raises(ValueError, match=message):
         minimise_exponentials(group, torch.tensor(c), b, factor=factor)
+
+
+@pytest.mark.parametrize(
+    "b, message",
+    [
+        ([0.0, float("nan")], "linear must be finite"),
+        ([1.7e308, 1.7e308], "the minimum is beyond all numbers"),
+    ],
+)
+def test_levels_without_a_minimum_in_numbers_are_refused(b, message):
+    group = dense_group([[1, 0], [0, 1]])
+    with pytest.raises(ValueError, match=message):
+        minimise_exponentials(group, torch.ones(2), torch.tensor(b, dtype=torch.float64))
+
+
+def test_coefficients_that_are_all_too_small_are_refused():
+    c = torch.full((2,), 1e-310, dtype=torch.float64)
+    with pytest.raises(ValueError, match="all coefficients are below 2e-308"):
+        minimise_exponentials(dense_group([[1], [-1]]), c)
+
+
+def test_a_factor_must_be_a_number():
+    with pytest.raises(TypeError, match="factor"):
+        minimise_exponentials(dense_group([[1], [-1]]), torch.ones(2), factor="two")

@@ -1,10 +1,13 @@
 """The tool that judges the tests: its changes by hand, and its verdicts on a small module."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from mutation.children import OUT_OF_TIME, Job, run
 from mutation.mutants import mutants
 
 FOLDER = Path(__file__).parent / "mutation"
@@ -54,30 +57,71 @@ def test_a_mutant_differs_from_its_source_in_one_place(tmp_path):
 
 
 JUDGE = """
-import pytest
-from judge import verdict
+import sys
+from judge import judge, judge_loaded
 from mutants import mutants
 
-for mutant in [None, *mutants("module.py")]:
-    after = mutant and mutant.after
-    print(after, verdict(mutant, ["test_module.py"], 1.0))
+way = {"imported": judge, "loaded": judge_loaded}[sys.argv[1]]
+tests = ["test_module.py::test_one", "test_module.py::test_f"]
+tasks = [(mutant, tests, 1.0) for mutant in [None, *mutants("module.py")]]
+way(tasks, lambda mutant, word: print(mutant and mutant.after, word, flush=True), 1)
+"""
+
+TESTED = """
+ONE = 1
+
+
+def f(x):
+    while x > 10:
+        x = x - ONE
+    return x
+"""
+
+TESTS = """
+from module import f
+
+
+def test_one():
+    pass
+
+
+def test_f():
+    assert f(12) == 10 and f(3) == 3
 """
 
 
 @pytest.mark.slow
-def test_verdicts_on_a_small_module(tmp_path):
-    """A boundary that no test looks at survives; an endless loop is a mutant that is noticed."""
-    (tmp_path / "module.py").write_text(
-        "def f(x):\n    while x > 10:\n        x = x - 1\n    return x\n"
-    )
-    (tmp_path / "test_module.py").write_text(
-        "from module import f\n\n\ndef test_f():\n    assert f(12) == 10 and f(3) == 3\n"
-    )
+@pytest.mark.parametrize("way", ["imported", "loaded"])
+def test_verdicts_on_a_small_module(tmp_path, way):
+    """A boundary that no test looks at survives; an endless loop is a mutant that is noticed.
+
+    What is no part of a function cannot be changed once it is loaded.
+    """
+    (tmp_path / "module.py").write_text(TESTED)
+    (tmp_path / "test_module.py").write_text(TESTS)
     found = subprocess.run(
-        [sys.executable, "-c", JUDGE], capture_output=True, text=True, cwd=tmp_path,
+        [sys.executable, "-c", JUDGE, way], capture_output=True, text=True, cwd=tmp_path,
         env={"PYTHONPATH": f"{FOLDER}:{tmp_path}"}, check=True,
     )  # fmt: skip
-    assert found.stdout.splitlines() == [
-        "None survived", "(x <= 10) killed", "(x >= 10) killed", "11 killed",
-        "(x + 1) timeout", "2 survived",
+    in_the_function = [
+        "(x <= 10) killed", "(x >= 10) killed", "11 killed", "(x + ONE) timeout",
     ]  # fmt: skip
+    of_the_module = ["2 survived"] if way == "imported" else []
+    lines = [line for line in found.stdout.splitlines() if line and " ran in " not in line]
+    assert lines == ["None survived", *of_the_module, *in_the_function]
+
+
+def test_a_job_that_ends_in_an_exception_or_a_crash_is_told_from_one_that_is_stopped():
+    jobs = [
+        Job("fine", lambda: 0, 10.0), Job("raises", lambda: 1 // 0, 10.0),
+        Job("crashes", lambda: os.kill(os.getpid(), signal.SIGTERM), 10.0),
+        Job("hangs", endless, 0.0),
+    ]  # fmt: skip
+    found = dict(run(jobs, 2))
+    assert found["fine"] == 0 and found["raises"] == 1
+    assert found["crashes"] == 128 + signal.SIGTERM and found["hangs"] == OUT_OF_TIME
+
+
+def endless():
+    while True:
+        pass

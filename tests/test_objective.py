@@ -433,3 +433,26 @@ def test_labels_that_are_no_class_are_refused(loss):
     targets = targets.clamp(max=2)
     objective = qn.Objective(model, ignoring, (inputs, targets))
     assert torch.isfinite(objective.at(objective.layout.flatten(model)).value)
+
+
+@pytest.mark.parametrize(
+    "inputs, targets",
+    [
+        (torch.zeros(5, 4), torch.zeros(5, dtype=torch.long)),  # too many numbers
+        (torch.zeros(5, 3, dtype=torch.long), torch.zeros(5, dtype=torch.long)),
+        (torch.zeros(5, 3), torch.zeros(4, dtype=torch.long)),
+    ],
+)
+def test_what_the_model_or_the_loss_raises_says_at_which_batch(inputs, targets):
+    good = torch.zeros(5, 3), torch.zeros(5, dtype=torch.long)
+    objective = qn.Objective(nn.Linear(3, 2), nn.CrossEntropyLoss(), [good, (inputs, targets)])
+    w = objective.layout.flatten(objective.model)
+    number = str(inputs.dtype).removeprefix("torch.")
+    said = (
+        "Objective: in the model or the loss, at batch 1 of data, with inputs "
+        f"{tuple(inputs.shape)} {number} and targets {tuple(targets.shape)} int64"
+    )
+    for call in (objective, objective.at, objective.value_and_gradient):
+        with pytest.raises((RuntimeError, ValueError)) as caught:
+            call(w)
+        assert caught.value.__notes__ == [said]

@@ -10,7 +10,7 @@ from torch import nn
 import quotientnet as qn
 from quotientnet.digits import load_digits, make_normalised_network
 from quotientnet.reparametrisation import layer_scales
-from quotientnet.sharpness import MEASURES, report
+from quotientnet.sharpness import MEASURES, catalogue, report
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +190,25 @@ def test_the_notebook_has_the_columns_of_the_text(found):
         ">short *</td>" in starred._repr_html_() and "lowest" in starred._repr_html_()
     )
     assert "* short of the accuracy" in starred._repr_html_()
+
+
+def test_where_the_hessian_is_dear_a_row_says_whose_traces_it_has(monkeypatch):
+    """Beyond some products without a closed form it is the Gauss-Newton matrix."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    data = torch.randn(9, 3).double(), torch.randn(9, 2).double()
+    objective = qn.Objective(model, nn.MSELoss(), data)
+    point, symmetry = objective.at(objective.layout.flatten(model)), qn.discover(model, data[0])
+    labels = [m for m in MEASURES if m.label == "matrix-normalised sharpness"]
+    values = {}
+    for products in (16, 15):  # of the first layer, before whose outputs nothing is linear
+        monkeypatch.setattr(catalogue, "PRODUCTS", products)
+        (row,) = report(point, symmetry, measures=labels, spread=0.3)
+        values[row.note] = row.values[0]
+    said = "of the Gauss-Newton matrix: the Hessian's takes 16 products"
+    function = qn.sharpness.matrix_normalised_sharpness
+    assert values == {
+        None: pytest.approx(function(point).value, rel=1e-12),
+        said: pytest.approx(function(point, curvature="gauss-newton").value, rel=1e-12),
+    }
+    assert values[None] != pytest.approx(values[said], rel=1e-3)

@@ -198,7 +198,7 @@ def require_separate_samples(model: nn.Module) -> None:
         ):
             raise ValueError(
                 f"ggn: {name!r} normalises by the statistics of the batch, so that samples "
-                "interact; use model.eval(), or ggn_traces_estimate"
+                "interact; use model.eval() with a small eps, or ggn_traces_estimate"
             )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from quotientnet.curvature.layers import ggn_traces
 from quotientnet.manifolds import BalancedQuotient, LayerScaleQuotient, NodeWiseQuotient
 from quotientnet.orbit import moves_statistics
 from quotientnet.sharpness.alternative import alternative_normalised_sharpness
@@ -43,7 +44,7 @@ ASCENT = {
 short, the report marks it."""
 
 PRODUCTS = 1000
-"""With the Hessian, for a diagonal where samples interact."""
+"""With the Hessian at most, for its exact diagonal."""
 
 CUBE = ASCENT | {"tolerance": 0.5, "max_iterations": 3}
 """The volume's own tolerance is that of the cube's half width, each of which takes an ascent."""
@@ -87,14 +88,32 @@ def _trace(point, manifold, generator):
     )
 
 
+def _products(point) -> int:
+    """How many with the Hessian its diagonal takes: one for each entry without a closed form."""
+    if couples_samples(point.objective.model):
+        return point.layout.parameter_size
+    try:
+        kinds = point.known("ggn traces", lambda: ggn_traces(point)).kinds
+    except ValueError:  # no closed form at all
+        return point.layout.parameter_size
+    return sum(point.layout[name].numel for name, kind in kinds.items() if kind != "Hessian")
+
+
 def _dear(point) -> bool:
     """Whether the exact diagonal takes more products with the Hessian than a report can wait."""
-    return couples_samples(point.objective.model) and point.layout.parameter_size > PRODUCTS
+    return _products(point) > PRODUCTS
 
 
 def _curvature(point) -> str:
-    """The Hessian; where it would be dear, what refuses and says why."""
+    """The Hessian; where it would be dear its part of Gauss and Newton, or what refuses."""
     return "gauss-newton" if _dear(point) else "hessian"
+
+
+def _without_products(point) -> str | None:
+    """What to say of a value that has not the Hessian's traces."""
+    if not _dear(point):
+        return None
+    return f"of the Gauss-Newton matrix: the Hessian's takes {_products(point):,} products"
 
 
 def _alternative(point, group, generator):
@@ -199,13 +218,16 @@ MEASURES: tuple[Measure, ...] = (
             lambda p, g, r: bn_sharpness(p, g, restarts=0, max_iterations=15, generator=r)),
     Measure("BN-sharpness, small δ", "yi2019", _exact(bn_sharpness_limit)),
     Measure("matrix-normalised sharpness", "tsuzuku2019",
-            lambda p, g, r: matrix_normalised_sharpness(p, curvature=_curvature(p))),
+            lambda p, g, r: matrix_normalised_sharpness(p, curvature=_curvature(p)),
+            note=_without_products),
     Measure("normalised sharpness", "tsuzuku2019",
-            lambda p, g, r: normalised_sharpness(p, curvature=_curvature(p))),
-    Measure("normalised sharpness, sampled", "tsuzuku2019", _alternative, "rough", fresh=False),
+            lambda p, g, r: normalised_sharpness(p, curvature=_curvature(p)),
+            note=_without_products),
+    Measure("normalised sharpness, sampled", "tsuzuku2019", _alternative, "rough", fresh=False,
+            note=_without_products),
     Measure("Fisher–Rao norm, diagonal", "tsuzuku2019",
             lambda p, g, r: diagonal_fisher_rao_norm(p)),
-    Measure("PAC-Bayes bound", "tsuzuku2019", _bound),
+    Measure("PAC-Bayes bound", "tsuzuku2019", _bound, note=_without_products),
     Measure("minimum sharpness", "ibayashi2021", _exact(minimum_sharpness)),
     Measure("Fisher–Rao norm", "liang2019", lambda p, g, r: fisher_rao_norm(p)),
     Measure("relative flatness", "petzka2021",

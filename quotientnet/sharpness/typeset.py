@@ -24,7 +24,7 @@ _VALUE, _SHOWN, _TAIL = 11, 3, 24
 """Columns of a number and of all that follows the numbers; points that are shown one by one."""
 
 _MEANINGS = {
-    "=": "= none", "±": "± none beyond 4 standard errors",
+    "=": "= none (a rough search: below 1 %)", "±": "± none beyond 4 standard errors",
     "≈": f"≈ below {APPROXIMATE:.0e}, where the symmetry itself is approximate",
     "≠": "≠ moved", "!": "! not finite",
 }  # fmt: skip

@@ -133,6 +133,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first round")
     parser.add_argument("--output", type=Path, default=Path("benchmark-results"))
     options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     found = soak(options.hours, options.seed)
     grown = slope(found["resident_mebibytes"])

@@ -3,10 +3,12 @@
 ``python tests/mutation ROOM [--output FOLDER] [--sample N] [--seconds S] [--workers N] [--again]
 [--report] [--write FILE]``, from the repository's root; it needs coverage. ROOM is one of
 ``geometry``, ``groups`` and ``solver``, of which every line is changed, or ``elsewhere``, of which
-a seeded sample is. First the room's own tests run once, to know which of them reaches which line
-(``ROOM_tests.json``); then each mutant is tried on those that reach its line, the quickest first,
+a seeded sample is. First the room's own tests run once, to know which of them reaches which line;
+then each mutant is tried on those that reach its line, a quick case of each test before its others,
 until their time is over or one fails. Every verdict is a line of ``ROOM.jsonl``, and a second call
 goes on where the first one stopped; ``--again`` gives mutants that survived ten times as long.
+Survivors that were looked at and that no test can notice are in ``reviewed.json``, with the reason.
+``python tests/mutation coverage`` runs all tests once, and says which lines and branches they run.
 """
 
 from __future__ import annotations
@@ -14,58 +16,123 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
 from pathlib import Path
 
-from coverage_map import record
-from judge import KILLED, SURVIVED, TIMEOUT, verdict, warm_up
+from children import Job, run
+from coverage_map import covered, known, record
+from judge import KILLED, SURVIVED, TIMEOUT, judge, judge_loaded, warm_up
 from mutants import Mutant, mutants
 from rooms import ROOMS
 
 UNREACHED = "no test"
 SEED = 0
 
+REVIEWED = Path(__file__).with_name("reviewed.json")
+"""Reasons by file and ``Mutant.place``."""
+
 
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("room", choices=ROOMS)
+    parser.add_argument("room", choices=[*ROOMS, "coverage"])
     parser.add_argument("--output", type=Path, default=Path("mutation-results"))
     parser.add_argument("--sample", type=int, default=300, help="mutants of elsewhere")
-    parser.add_argument("--seconds", type=float, default=15.0, help="for each mutant")
+    parser.add_argument("--seconds", type=float, default=6.0, help="for each mutant")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="try survivors for longer")
     parser.add_argument("--report", action="store_true", help="only say what is known")
     parser.add_argument("--write", type=Path, help="a JSON file for what is known of the room")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    judged = Judged(options.output / f"{options.room}.jsonl")
-    if options.report:
-        return _report(options, judged)
-    known = _tests(options)
+    runs = options.output / "runs"
     warm_up()
-    _require_sound(known)
-    left = [m for m in _chosen(options) if judged.is_open(m, options.again)]
-    print(f"{options.room}: {len(left)} mutants to judge", flush=True)
-    seconds = options.seconds * (10 if options.again else 1)
-
-    def judge(mutant: Mutant) -> None:
-        tests = _reaching(mutant, known, seconds)
-        budget = 10 + 4 * sum(known["seconds"][t] for t in tests)
-        judged.add(mutant, verdict(mutant, tests, budget) if tests else UNREACHED)
-
-    with ThreadPoolExecutor(options.workers) as pool:
-        list(pool.map(judge, left))
-    _report(options, judged)
-
-
-def _report(options, judged: Judged) -> None:
-    facts = judged.facts(len(_chosen(options)))
-    if options.write:
-        _written(options.write, options.room, facts)
-    noticed = 1 - len(facts["survivors"]) / max(facts["judged"], 1)
+    if options.room == "coverage":
+        tests = ROOMS["elsewhere"].test_files()
+        record(tests, runs, options.workers)
+        return _report(options, covered(tests, runs))
+    chosen = _chosen(options)
+    judged = Judged(options.output / f"{options.room}.jsonl")
+    if not options.report:
+        record(ROOMS[options.room].test_files(), runs, options.workers)
+        _judge(options, chosen, judged, runs)
+    facts = judged.facts(chosen)
     print(*facts["survivors"], sep="\n")
-    print(f"{facts['judged']} of {facts['mutants']} judged: {noticed:.1%} noticed")
+    noticed = facts["killed"] + facts["timeout"]
+    possible = facts["judged"] - len(facts["explained"])
+    print(f"{noticed / max(possible, 1):.1%} of those that a test can notice are noticed")
+    _report(options, facts)
+
+
+def _judge(options, chosen: list[Mutant], judged: Judged, runs: Path) -> None:
+    room = ROOMS[options.room]
+    reached = known(room.test_files(), runs, room.files())
+    seconds = options.seconds * (10 if options.again else 1)
+    left = [m for m in chosen if judged.is_open(m, options.again)]
+    print(f"{options.room}: {len(left)} mutants to judge", flush=True)
+    loaded, imported = [], []
+    for mutant in left:
+        tests, at_import = _reaching(mutant, reached)
+        tests, budget = _within(tests, reached, seconds)
+        if tests:
+            (imported if at_import else loaded).append((mutant, tests, budget))
+        else:
+            judged.add(mutant, UNREACHED)
+    passing = reached["seconds"].keys() - reached["failed"]
+    sound = None, *_within(passing, reached, 60.0)
+    _in_a_child(lambda: judge_loaded([sound], _require_sound, 1))
+    _in_a_child(lambda: judge_loaded(loaded, judged.add, options.workers))
+    done = judged.read()
+    imported += [task for task in loaded if task[0] not in done]
+    judge(imported, judged.add, options.workers)
+
+
+def _reaching(mutant: Mutant, reached: dict) -> tuple[set[str], bool]:
+    """Tests that reach a line or else the file, and whether it runs at import."""
+    lines = reached["lines"][mutant.path]
+    height = len(mutant.before.splitlines())
+    found = set().union(*(lines.get(mutant.line + k, ()) for k in range(height)))
+    at_import = "" in found
+    tests = found - reached["failed"] - {""}
+    if not tests and at_import:
+        tests = set().union(*lines.values()) - reached["failed"] - {""}
+    return tests, at_import
+
+
+def _within(tests: set[str], reached: dict, seconds: float) -> tuple[list[str], float]:
+    """As many as can be run in the time, one at least if there are any; and when to stop them.
+
+    Cases of one test take turns with those of others; the quicker come first.
+    """
+    costs, turns = reached["seconds"], defaultdict(int)
+    ordered = []
+    for test in sorted(tests, key=lambda t: (costs[t], t)):
+        name = test.partition("[")[0]
+        ordered.append((turns[name], costs[test], test))
+        turns[name] += 1
+    chosen, total = [], 0.0
+    for _, cost, test in sorted(ordered):
+        if not chosen or total + cost <= seconds:
+            chosen.append(test)
+            total += cost
+    return chosen, 10 + 4 * total
+
+
+def _in_a_child(function) -> None:
+    """What imports the library, which this process must not."""
+
+    def job() -> int:
+        function()
+        return 0
+
+    if any(status for _, status in run([Job(None, job, seconds=1e6)], 1)):
+        raise SystemExit("see above")
+
+
+def _require_sound(_, word: str) -> None:
+    """Tests that fail on the library as it is would notice everything."""
+    if word != SURVIVED:
+        raise RuntimeError(f"tests without a change: {word}; mend them first")
+    print("its tests pass without a change", flush=True)
 
 
 class Judged:
@@ -73,9 +140,14 @@ class Judged:
 
     def __init__(self, path: Path):
         self.path, self.verdicts = path, {}
-        for line in path.read_text().splitlines() if path.exists() else []:
+        self.read()
+
+    def read(self) -> set[Mutant]:
+        """Those that were judged, by this process or another."""
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
             row = json.loads(line)
             self.verdicts[Mutant(*row["mutant"])] = row["verdict"]
+        return set(self.verdicts)
 
     def is_open(self, mutant: Mutant, again: bool) -> bool:
         found = self.verdicts.get(mutant)
@@ -87,24 +159,32 @@ class Judged:
         with self.path.open("a") as file:
             file.write(json.dumps({"mutant": fields, "verdict": found}) + "\n")
 
-    def facts(self, total: int) -> dict:
-        """Counts, and those that no test notices."""
-        found = list(self.verdicts.values())
-        missed = [str(m) for m, v in self.verdicts.items() if v in (SURVIVED, UNREACHED)]
+    def facts(self, chosen: list[Mutant]) -> dict:
+        """Counts, those that no test can notice with the reasons, and those that none does."""
+        found = {m: self.verdicts[m] for m in chosen if m in self.verdicts}
+        words = list(found.values())
+        missed = [m for m, word in found.items() if word in (SURVIVED, UNREACHED)]
+        reviewed = json.loads(REVIEWED.read_text())
+        reasons = {m: reviewed.get(m.path, {}).get(m.place) for m in missed}
+        explained = {str(m): reason for m, reason in reasons.items() if reason}
         return {
-            "mutants": total,
-            "judged": len(found),
-            "killed": found.count(KILLED),
-            "timeout": found.count(TIMEOUT),
-            "unreached": found.count(UNREACHED),
-            "survivors": sorted(missed),
+            "mutants": len(chosen),
+            "judged": len(words),
+            "killed": words.count(KILLED),
+            "timeout": words.count(TIMEOUT),
+            "unreached": words.count(UNREACHED),
+            "explained": explained,
+            "survivors": sorted(str(m) for m, reason in reasons.items() if not reason),
         }
 
 
-def _written(path: Path, room: str, facts: dict) -> None:
-    """One room of a file of results; the others are kept."""
-    rooms = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(rooms | {room: facts}, indent=1, sort_keys=True) + "\n")
+def _report(options, facts: dict) -> None:
+    """Print counts, and put them into a file of results, whose others are kept."""
+    print(*(f"{key} {value}" for key, value in facts.items() if isinstance(value, int)), sep=", ")
+    if options.write:
+        rooms = json.loads(options.write.read_text()) if options.write.exists() else {}
+        rooms[options.room] = facts
+        options.write.write_text(json.dumps(rooms, indent=1, sort_keys=True) + "\n")
 
 
 def _chosen(options) -> list[Mutant]:
@@ -113,49 +193,6 @@ def _chosen(options) -> list[Mutant]:
     found = [m for file in files for m in mutants(file)]
     random.Random(SEED).shuffle(found)
     return found[: options.sample] if options.room == "elsewhere" else found
-
-
-def _tests(options) -> dict:
-    """What the room's tests reach, recorded if it is not yet."""
-    target = options.output / f"{options.room}_tests.json"
-    if not target.exists():
-        room = ROOMS[options.room]
-        print(f"{options.room}: its own tests, once", flush=True)
-        record(room.files(), room.tests, target)
-        raise SystemExit("recorded; call again to judge")
-    return json.loads(target.read_text())
-
-
-def _require_sound(known: dict, seconds: float = 60.0) -> None:
-    """Tests that fail on the library as it is would notice everything."""
-    tests, total = [], 0.0
-    for test in sorted(known["seconds"].keys() - set(known["failed"]), key=known["seconds"].get):
-        total += known["seconds"][test]
-        if total > seconds:
-            break
-        tests.append(test)
-    if verdict(None, tests, 10 + 4 * seconds) != SURVIVED:
-        raise RuntimeError(f"one of {len(tests)} tests fails without a change; mend it first")
-    print(f"{len(tests)} of {len(known['seconds'])} tests pass without a change", flush=True)
-
-
-def _reaching(mutant: Mutant, known: dict, seconds: float) -> list[str]:
-    """Tests that reach a line or, where it runs at import, the file; the quickest first."""
-    lines = known["lines"][mutant.path]
-    height = len(mutant.before.splitlines())
-    reaching = {
-        test for k in range(height) for test in lines.get(str(mutant.line + k), ())
-    }
-    if not reaching:
-        reaching = {test for tests in lines.values() for test in tests}
-    ordered = sorted(reaching - set(known["failed"]), key=known["seconds"].get)
-    chosen, total = [], 0.0
-    for test in ordered:
-        total += known["seconds"][test]
-        if chosen and total > seconds:
-            break
-        chosen.append(test)
-    return chosen
 
 
 if __name__ == "__main__":

@@ -54,6 +54,13 @@ class Mutant:
         before, after = (" ".join(text.split()) for text in (self.before, self.after))
         return f"{self.path}:{self.line}:{self.column} {before} -> {after}"
 
+    @property
+    def place(self) -> str:
+        """The change and the line it is on, by their texts: it outlives changes of other lines."""
+        line = Path(self.path).read_text().splitlines()[self.line - 1].strip()
+        before, after = (" ".join(text.split()) for text in (self.before, self.after))
+        return f"{line} | {before} -> {after}"
+
     def source(self) -> str:
         """The text of the file with the change.
 

@@ -211,7 +211,8 @@ def _rows(replica: Replica, w: Tensor, inputs, number: int, generator) -> np.nda
                     slopes = torch.autograd.grad(
                         total, leaves, allow_unused=True, **options
                     )
-                    rows.append(torch.cat([s.reshape(-1) for s in slopes]))
+                    # Zeros that autograd fills in may want a gradient themselves.
+                    rows.append(torch.cat([s.detach().reshape(-1) for s in slopes]))
             finally:
                 for leaf in leaves:
                     leaf.requires_grad_(False)
