@@ -45,7 +45,7 @@ distances["balanced, at least"] = balanced.chordal_distance
 for name, w in (("same start", same_start), ("another start", other_start)):
     differ = (first * w < 0).double().mean()
     apart = ", ".join(f"{kind} {d(first, w):.2f}" for kind, d in distances.items())
-    print(f"{name:>13}: {differ:.0%} of the signs differ; distances: {apart}")
+    print(f"{name}: {differ:.0%} of the signs differ; distances:\n    {apart}")
 
 # %%
 # Units can be exchanged, too, which no distance here knows. Channels are matched in the canonical

@@ -38,7 +38,7 @@ for batches in ("small", "large"):
         cells = [f"{name} {found['measures'][name]:.3g}" for name in NAMES]
         print(
             f"{batches} batch, {moment.replace('_', ' ')}, epoch {found['epoch']}: accuracy "
-            f"{found['test_accuracy']:.1%}; {'; '.join(cells)}"
+            f"{found['test_accuracy']:.1%}\n    {'; '.join(cells)}"
         )
 
 # %%

@@ -6,6 +6,8 @@ What can be scaled in a transformer, what can be shifted, and what stops the res
 keys, values against what reads them, and a stream that every normalisation forgets the scale of.
 """
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
@@ -67,7 +69,8 @@ text = torch.randint(WORDS, (4, LENGTH))
 # the outputs. GELU has no scale, and pins all that it reads; with ReLU these units are free.
 
 symmetry = qn.discover(model, text)
-print(symmetry)
+for line in str(symmetry).splitlines():
+    print(textwrap.fill(line, 85, subsequent_indent=" " * 8))
 relu = qn.discover(GPT(F.relu).double(), text)
 print(f"with ReLU: {relu.group.dimension} generators")
 

@@ -6,6 +6,8 @@ Which channels of a residual network can be scaled without changing what it comp
 parameters have to move together? The stream that blocks add to ties layers that are far apart.
 """
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -54,7 +56,8 @@ inputs = torch.randn(8, 1, 8, 8)
 # the second stage adds up two biases, of which one can make up for the other: a translation.
 
 symmetry = qn.discover(model, inputs)
-print(symmetry)
+for line in str(symmetry).splitlines():
+    print(textwrap.fill(line, 85, subsequent_indent=" " * 8))
 
 # %%
 # Random elements of the group leave the outputs unchanged, and derivatives at random points leave
@@ -69,7 +72,8 @@ scales = (
 layout = symmetry.group.layout
 wrong = qn.ScalingGroup.from_units(layout, [qn.Unit("stem", 4, scales)])
 caught = qn.verify_sound(model, wrong, inputs)
-print(sound, complete, caught, sep="\n")
+for verdict in (sound, complete, caught):
+    print(textwrap.fill(str(verdict), 85, subsequent_indent=" " * 4))
 
 # %%
 # Who moves with whom: a column for each unit of generators, a row for each parameter and running

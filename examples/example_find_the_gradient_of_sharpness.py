@@ -118,7 +118,7 @@ for delta in DELTAS:
     for label, method in curves.items():
         errors[label].append(float((method(delta) - exact).norm() / exact.norm()))
 for label, values in errors.items():
-    print(f"{label:40}", *(f"{value:.0e}" for value in values))
+    print(f"{label}\n   ", *(f"{value:.0e}" for value in values))
 
 # %%
 # One of four is the gradient.

@@ -101,13 +101,14 @@ def interval(values):
 
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
 for number, (axis, measure) in enumerate(zip(axes, MEASURES)):
+    print(measure)
     for (name, values), marker in zip(curves.items(), "os^"):
         middle, width = interval(values[..., number])
         size = 10 if name == "SGD" else 5
         axis.plot(EPOCHS, middle, marker + "-", markersize=size, label=name)
         axis.fill_between(EPOCHS, middle - width, middle + width, alpha=0.2)
         change, around = interval(values[:, -1, number] - curves["SGD"][:, -1, number])
-        end = f"{measure:30} {name:30} {middle[-1]:7.3f} ± {width[-1]:6.3f}"
+        end = f"    {name:30} {middle[-1]:7.3f} ± {width[-1]:6.3f}"
         print(end, "" if name == "SGD" else f"  less SGD {change:+8.3f} ± {around:.3f}")
     axis.set(xlabel="epoch", ylabel=measure, xticks=EPOCHS)
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)

@@ -100,9 +100,8 @@ for axis, (name, make) in zip(axes, optimizers.items()):
     axis.label_outer()
     axis.text(0.04, 0.06, f"differ by {spread:.0e}", transform=axis.transAxes)
     held_out = ", ".join(f"{each:.1f}" for each in accuracies)
-    print(
-        f"{name:>25}: losses differ by up to {spread:.0e}; held-out accuracy {held_out} %"
-    )
+    print(f"{name}: losses differ by up to {spread:.0e},")
+    print(f"    held-out accuracy {held_out} %")
     assert min(accuracies) > 80
     if "quotient" in name:
         assert spread < 1e-8 and len(set(accuracies)) == 1

@@ -61,7 +61,7 @@ class Forgetful(qn.QuotientManifold):
 
 wrong = check_manifold(Forgetful(manifold.group), seed=SEED)
 broken = [verdict.law for verdict in wrong if not verdict.holds]
-print("broken:", ", ".join(broken))
+print("broken:", *broken, sep="\n    ")
 
 # %%
 # Each law against its tolerance.

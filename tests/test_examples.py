@@ -9,6 +9,7 @@ import configparser
 import hashlib
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 LINES, SECONDS = 150, 30
+COLUMNS = 85
+"""Characters of a printed line that the page shows at a width of 1280 pixels; more would scroll."""
 
 MODULES = {"scikit-learn": "sklearn", "sphinx-gallery": "sphinx_gallery"}
 """What is imported, where it is not the name of the package."""
@@ -208,6 +211,10 @@ def test_an_assert_before_the_figure_closes_nothing():
     assert faults(changed) == ["no assert after the figure"]
 
 
+OUTPUT = re.compile(r"^ \.\. code-block:: none\n\n((?: {4}.*\n|\n)+)", re.MULTILINE)
+"""What a cell printed, on the page that the gallery writes."""
+
+
 def build_faults(docs: Path, name: str, source: str) -> list[str]:
     """How the gallery in a folder of docs differs from one that ran an example as it is."""
     gallery = docs / "gallery"
@@ -222,10 +229,13 @@ def build_faults(docs: Path, name: str, source: str) -> list[str]:
     nameless = name.replace("_", " ")  # what the gallery writes where it knows nothing
     pictures = list((gallery / "images").glob(f"sphx_glr_{name}_[0-9][0-9][0-9].png"))
     seconds = float(took.read_text())
+    printed = "\n".join(textwrap.dedent(each) for each in OUTPUT.findall(page))
+    wide = [line for line in printed.splitlines() if len(line) > COLUMNS]
     wanted = {
         f"made {len(pictures)} figures": len(pictures) == 1,
         f"took {seconds} s": 0 < seconds <= SECONDS,
         f"has the texts {texts}": len(texts) == 1 and texts[0] not in ("", nameless),
+        f"prints more than {COLUMNS} characters a line, {wide}": not wide,
     }
     return [fault for fault, holds in wanted.items() if not holds]
 
@@ -266,6 +276,14 @@ def test_what_a_build_did_not_do_is_found(tmp_path):
     page.write_text(".. image-sg:: /gallery/images/it.png\n   :alt: Loss against step\n")
     assert build_faults(tmp_path, name, source) == []
     assert "changed" in build_faults(tmp_path, name, source + "\n")[0]
+
+    text = page.read_text()
+    for length, found in ((85, 0), (86, 1)):
+        line = "no" + "x" * (length - 2)
+        page.write_text(f"{text}\n .. code-block:: none\n\n    one\n    {line}\n\nNext\n")
+        assert len(build_faults(tmp_path, name, source)) == found
+    assert build_faults(tmp_path, name, source)[0].endswith(f"a line, ['{line}']")
+    page.write_text(text)
 
     (gallery / f"{name}.seconds").write_text("30.1\n")
     (images / f"sphx_glr_{name}_002.png").touch()

@@ -168,13 +168,13 @@ def _of_share(share: float, values: list[float], columns: dict) -> float:
 
 
 def show(facts: dict) -> None:
-    """Print a line a measure: τ over all networks, within a share, and of equivalent networks."""
+    """Print two lines a measure: τ over all networks, within a share, of equivalent networks."""
     heads = "all networks", "same share", "equivalent networks"
-    print(f"{'':38}" + "".join(f" {head:>20}" for head in heads) + "   moved")
+    print("   " + "".join(f" {head:>20}" for head in heads) + "   moved")
     for row in facts["correlations"]:
         keys = "all_as_trained", "within_as_trained", "all_equivalent"
         cells = "".join(f" {interval_text(row[key]):>20}" for key in keys)
-        print(f"{row['measure']:38}{cells}   {row['moved']:.0e}")
+        print(f"{row['measure']}\n   {cells}   {row['moved']:.0e}")
 
 
 def interval_text(interval: Sequence[float]) -> str:

@@ -208,11 +208,12 @@ def show(facts: dict) -> None:
     for moment in MOMENTS:
         print(f"{moment.replace('_', ' ')}; quotients to small batches:")
         for r in (r for r in facts["table"] if r["moment"] == moment and r["runs"]):
-            print(
-                f"  {r['network']}, {r['batches']}, {r['runs']} runs: {accuracy_text(r)}"
-            )
+            print(f"  {r['network']}, {r['batches']}, {r['runs']} runs:")
+            print(f"    {accuracy_text(r)}")
             if r["batches"] != SMALL:
-                print("    " + "; ".join(ratio_text(r, name) for name in SHOWN))
+                ratios = [ratio_text(r, name) for name in SHOWN]
+                for first in range(0, len(ratios), 2):
+                    print("    " + "; ".join(ratios[first : first + 2]))
 
 
 def accuracy_text(r: dict) -> str:

@@ -21,11 +21,11 @@ def kept(name: str) -> dict:
 
 
 def origin(facts: dict) -> str:
-    """Where facts are from, in a sentence."""
+    """Where facts are from, in three lines."""
     versions = ", ".join(f"{k} {v}" for k, v in facts["versions"][0].items())
     return (
-        f"{facts['runs']} runs of `{facts['command']}`, {facts['seconds'] / 60:.0f} minutes of the "
-        f"processor, {facts['date'][:10]}, {versions}"
+        f"{facts['runs']} runs of `{facts['command']}`,\n"
+        f"{facts['seconds'] / 60:.0f} minutes of the processor, {facts['date'][:10]},\n{versions}"
     )
 
 
