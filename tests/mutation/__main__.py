@@ -151,7 +151,7 @@ class Judged:
 
     def is_open(self, mutant: Mutant, again: bool) -> bool:
         found = self.verdicts.get(mutant)
-        return found is None or (again and found == SURVIVED)
+        return found is None or (again and found in (SURVIVED, UNREACHED))
 
     def add(self, mutant: Mutant, found: str) -> None:
         self.verdicts[mutant] = found
