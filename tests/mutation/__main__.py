@@ -36,7 +36,7 @@ def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("room", choices=[*ROOMS, "coverage"])
-    parser.add_argument("--output", type=Path, default=Path("mutation-results"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/mutation"))
     parser.add_argument("--sample", type=int, default=300, help="mutants of elsewhere")
     parser.add_argument("--seconds", type=float, default=6.0, help="for each mutant")
     parser.add_argument("--workers", type=int, default=2)
