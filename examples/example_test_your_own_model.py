@@ -122,7 +122,7 @@ for (name, slope), color in zip(slopes.items(), ("C0", "C3")):
     upper.axvspan(*slope.window, color=color, alpha=0.15)
 upper.axhline(slope.floor, color="k", linestyle=":", label="rounding")
 upper.set_xlabel("step along the geodesic (units of the metric)")
-upper.set_ylabel("loss less its quadratic model (units of the loss)")
+upper.set_ylabel("loss less its quadratic\nmodel (units of the loss)")
 upper.legend(title="Hessian; shaded: fitted", loc="upper left")
 shown = broken[:12]
 lower.barh(
