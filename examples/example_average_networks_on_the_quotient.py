@@ -122,7 +122,7 @@ for axis, (pair, end) in zip(axes, pairs.items()):
         changes[pair, name] = change
     axis.set(title=pair, xlabel="part of the way to the second network")
 axes[0].set_ylabel("loss on test images (nats)")
-axes[0].legend(loc="upper center", fontsize="small")
+axes[0].legend(loc="upper center")
 
 # %%
 # The mean of three networks with different starts: the point of the quotient with the least mean

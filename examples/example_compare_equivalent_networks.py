@@ -56,6 +56,7 @@ axis.semilogy(steps, euclidean, "o-", label="Euclidean Hessian")
 axis.semilogy(steps, riemannian, "s-", label="Riemannian Hessian on the quotient")
 axis.set_xlabel("t: the first layer is scaled by exp(t), the second by exp(-t)")
 axis.set_ylabel("largest eigenvalue (units of the loss)")
+axis.set_ylim(top=5e3)
 axis.legend(loc="upper center")
 
 # %%

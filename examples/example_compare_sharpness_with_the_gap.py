@@ -66,7 +66,7 @@ print(f"{facts['seeds']} seeds, {facts['resamples']} resamples\n")
 label_noise.show(facts)
 
 # %%
-# Left, each point is a network. Right, Kendall's τ of every measure with the gap. Circles are all
+# Above, each point is a network. Below, Kendall's τ of every measure with the gap. Circles are all
 # networks as they were trained; squares are the same networks at random equivalent points, the
 # negative control; diamonds compare only networks with the same share of random labels.
 

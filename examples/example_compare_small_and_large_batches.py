@@ -54,9 +54,9 @@ print(pictures.origin(facts), "\n")
 large_batch.show(facts)
 
 # %%
-# Left, the loss along random directions in which every tensor moves by its own size, along straight
-# lines as in the paper and along geodesics of the layer-scale quotient. Right, quotients of
-# measures to those with small batches.
+# For each network: above, the loss along random directions in which every tensor moves by its own
+# size, along straight lines as in the paper and along geodesics of the layer-scale quotient. Below,
+# quotients of measures to those with small batches.
 
 figure = pictures.large_batch(facts)
 plt.show()

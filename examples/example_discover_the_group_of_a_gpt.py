@@ -70,7 +70,7 @@ text = torch.randint(WORDS, (4, LENGTH))
 
 symmetry = qn.discover(model, text)
 for line in str(symmetry).splitlines():
-    print(textwrap.fill(line, 85, subsequent_indent=" " * 8))
+    print(textwrap.fill(line, 85, subsequent_indent=" " * 10))
 relu = qn.discover(GPT(F.relu).double(), text)
 print(f"with ReLU: {relu.group.dimension} generators")
 
@@ -132,7 +132,7 @@ for axis, parts, palette in zip(axes, (bars, dimensions), palettes):
 for pin in symmetry.pinned:
     place = modules.index(pin.place)
     axes[0].text(
-        0.2, place, f"by {pin.operation}", va="center", size=8, backgroundcolor="w"
+        0.2, place, f"by {pin.operation}", va="center", size=9, backgroundcolor="w"
     )
 axes[0].set_yticks(rows, modules)
 axes[0].invert_yaxis()

@@ -57,7 +57,7 @@ inputs = torch.randn(8, 1, 8, 8)
 
 symmetry = qn.discover(model, inputs)
 for line in str(symmetry).splitlines():
-    print(textwrap.fill(line, 85, subsequent_indent=" " * 8))
+    print(textwrap.fill(line, 85, subsequent_indent=" " * 10))
 
 # %%
 # Random elements of the group leave the outputs unchanged, and derivatives at random points leave
@@ -92,9 +92,9 @@ for link in symmetry.table:
 figure, axis = plt.subplots(figsize=(7.5, 9), layout="constrained")
 axis.imshow(exponents, aspect="auto", cmap="RdBu_r", vmin=-2.5, vmax=2.5)
 for row, column in zip(*exponents.nonzero()):
-    axis.text(
-        column, row, f"{exponents[row, column]:+.0f}", ha="center", va="center", size=8
-    )
+    exponent = exponents[row, column]
+    style = {"size": 9, "color": "white" if abs(exponent) > 1 else "black"}
+    axis.text(column, row, f"{exponent:+.0f}", ha="center", va="center", **style)
 labels = [f"{place}, {len(unit)} generators" for (place, _), unit in units.items()]
 axis.set_xticks(range(len(units)), labels, rotation=50, ha="right", fontsize=8)
 for tick, (_, normalised) in zip(axis.get_xticklabels(), units):

@@ -123,13 +123,13 @@ for label, values in errors.items():
 # %%
 # One of four is the gradient.
 
-figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
 for (label, values), marker in zip(errors.items(), "sv^o"):
     axes.loglog(DELTAS, values, marker + "-", label=label)
 axes.axvspan(5e-4, 1e-3, alpha=0.15, color="gray", label="δ in the paper")
-axes.set_xlabel("δ")
-axes.set_ylabel("distance to the gradient of $R$, relative")
-axes.legend()
+axes.set_xlabel("δ, the step along v (no unit)")
+axes.set_ylabel("distance to the gradient of R,\nrelative (no unit)")
+figure.legend(loc="outside lower center", ncols=2)
 
 # %%
 # The printed form keeps none of the gradient at any ``δ``; the paper's form, corrected, lacks a

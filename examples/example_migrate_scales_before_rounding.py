@@ -134,8 +134,8 @@ axes[0].set(xlabel="channels of the second norm, sorted", ylabel="largest magnit
 axes[1].axhline(before, color="grey", label="as it is")
 for name, found in errors.items():
     axes[1].semilogy(alphas, found, "o-", label=name)
-axes[1].set_xlabel(r"$\alpha$ of SmoothQuant (no unit)")
-axes[1].set_ylabel("relative error of outputs, int8")
+axes[1].set_xlabel("α of SmoothQuant (no unit)")
+axes[1].set(ylabel="relative error of outputs, int8 (no unit)", ylim=(0.2, 1))
 for axis in axes:
     axis.legend()
 

@@ -112,28 +112,27 @@ for connection in ("levi-civita", "flat"):
 # %%
 # Where the fit was made, and what it was made of.
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+figure, (upper, lower) = plt.subplots(2, 1, figsize=(7, 7), layout="constrained")
 for (name, slope), color in zip(slopes.items(), ("C0", "C3")):
     seen = [
         (step, error) for step, error in zip(slope.steps, slope.errors) if error > 0
     ]
     label = f"{name}: order {slope.order:.2f}"
-    left.loglog(*zip(*seen), ".-", color=color, label=label)
-    left.axvspan(*slope.window, color=color, alpha=0.15)
-left.axhline(slope.floor, color="k", linestyle=":", label="rounding")
-left.set_xlabel("step along the geodesic (units of the metric)")
-left.set_ylabel("loss less its quadratic model (units of the loss)")
-left.legend(title="Hessian; shaded: fitted", loc="upper left")
+    upper.loglog(*zip(*seen), ".-", color=color, label=label)
+    upper.axvspan(*slope.window, color=color, alpha=0.15)
+upper.axhline(slope.floor, color="k", linestyle=":", label="rounding")
+upper.set_xlabel("step along the geodesic (units of the metric)")
+upper.set_ylabel("loss less its quadratic\nmodel (units of the loss)")
+upper.legend(title="Hessian; shaded: fitted", loc="upper left")
 shown = broken[:12]
-right.barh(
+lower.barh(
     [v.law.replace("_", " ") for v in shown], [min(v.violation, 1e3) for v in shown]
 )
-right.set_xscale("log")
-right.invert_yaxis()
-right.tick_params(axis="y", labelsize=7)
-right.set_ylabel("law")
-right.set_xlabel("relative violation, or what is missing of an order")
-right.set_title("laws that the hasty manifold violates", fontsize=9)
+lower.set_xscale("log")
+lower.invert_yaxis()
+lower.set_ylabel("law")
+lower.set_xlabel("relative violation, or what is missing of an order")
+lower.set_title("laws that the hasty manifold violates")
 
 # %%
 # All is as it should be: the model conforms, and each mistake is called by its name.

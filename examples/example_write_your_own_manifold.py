@@ -76,7 +76,8 @@ axis.plot(
     [v.tolerance for v in measured], places, "k|", markersize=12, label="tolerance"
 )
 axis.set_xscale("log")
-axis.set_yticks(places, [v.law.replace("_", " ") for v in measured], fontsize=7)
+axis.set_xticks([10.0**power for power in range(-18, 0, 4)])
+axis.set_yticks(places, [v.law.replace("_", " ") for v in measured], fontsize=9)
 axis.set(xlabel="relative violation (no unit)", ylabel="law")
 axis.legend()
 

@@ -44,9 +44,9 @@ UNIT = {
 
 def label_noise(facts: dict):
     """Networks by sharpness and gap, and τ of every measure with its interval."""
-    figure = plt.figure(figsize=(12, 7), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15))
-    axes = left.subplots(2, 2, sharey=True)
+    figure = plt.figure(figsize=(7.5, 11), layout="constrained")
+    above, below = figure.subfigures(2, 1)
+    axes = above.subplots(2, 2, sharey=True)
     networks = facts["networks"]
     gaps = [100 * gap for gap in networks["gap"]]
     for axis, (name, place) in zip(axes.flat, PANELS):
@@ -61,11 +61,9 @@ def label_noise(facts: dict):
         axis.set_xlabel(f"{name}{where}\n({UNIT[name]})", fontsize="small")
         axis.grid(alpha=0.3)
     for axis in axes[:, 0]:
-        axis.set_ylabel("generalisation gap (percentage points)", fontsize="small")
-    left.colorbar(
-        dots, ax=axes, location="bottom", label="random labels (%)", aspect=40
-    )
-    _correlations(right.subplots(), facts)
+        axis.set_ylabel("generalisation gap\n(percentage points)", fontsize="small")
+    above.colorbar(dots, ax=axes, label="random labels (%)", aspect=40)
+    _correlations(below.subplots(), facts)
     return figure
 
 
@@ -96,7 +94,7 @@ def _correlations(axis, facts: dict) -> None:
     axis.set_xlabel("Kendall's τ with the gap, 95 % intervals (no unit)")
     axis.set_ylabel("measure", fontsize="small")
     axis.grid(alpha=0.3, axis="x")
-    axis.legend(loc="lower left", fontsize="small", bbox_to_anchor=(-0.45, 1))
+    axis.figure.legend(loc="outside lower center", fontsize="small", ncols=2)
 
 
 def _rule_off(axis, kinds: list[str]) -> None:
@@ -104,7 +102,7 @@ def _rule_off(axis, kinds: list[str]) -> None:
     for i, kind in enumerate(kinds):
         if i == 0 or kinds[i - 1] != kind:
             axis.axhline(i - 0.5, color="0.7", linewidth=0.8)
-            axis.text(-0.98, i - 0.42, kind, fontsize="x-small", color="0.35", va="top")
+            axis.text(-0.98, i - 0.42, kind, fontsize="small", color="0.35", va="top")
 
 
 RATIOS = (
@@ -118,23 +116,21 @@ RATIOS = (
 def large_batch(facts: dict):
     """Loss along random directions, and quotients of measures to those with small batches."""
     names = list(dict.fromkeys(r["network"] for r in facts["table"]))
-    figure = plt.figure(figsize=(12, 4.2 * len(names)), layout="constrained")
-    axes = figure.subplots(len(names), 3, squeeze=False, width_ratios=(1, 1, 1.3))
-    for network, (*lines, ratios) in zip(names, axes):
-        for axis, moment in zip(lines, MOMENTS):
-            rows = _rows(facts, network, moment)
-            _lines(axis, rows, facts)
+    figure = plt.figure(figsize=(7.5, 8 * len(names)), layout="constrained")
+    parts = iter(figure.subfigures(2 * len(names), 1))
+    small = {"fontsize": "small"}
+    for network in names:
+        above, below = next(parts), next(parts)
+        for axis, moment in zip(above.subplots(1, 2), MOMENTS):
+            _lines(axis, _rows(facts, network, moment), facts)
             axis.set_title(f"{network}, {moment.replace('_', ' ')}", fontsize="medium")
+        title = "batches; full line: straight, dashed: geodesic"
+        labels = axis.get_legend_handles_labels()
+        above.legend(*labels, loc="outside upper center", title=title, ncols=3, **small)
+        ratios = below.subplots()
         _quotients(ratios, facts, network)
         ratios.set_title(network, fontsize="medium")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside upper left", fontsize="small",
-        title="batches; full line: straight, dashed: geodesic", ncols=3,
-    )  # fmt: skip
-    figure.legend(
-        *axes[0, 2].get_legend_handles_labels(), loc="outside upper right", fontsize="small",
-        ncols=2,
-    )  # fmt: skip
+        below.legend(loc="outside lower center", ncols=2, **small)
     return figure
 
 
@@ -186,6 +182,6 @@ def _quotients(axis, facts: dict, network: str) -> None:
     axis.axvline(1, color="0.5", linewidth=0.8)
     axis.set_yticks(range(len(RATIOS)), RATIOS, fontsize="small")
     axis.invert_yaxis()
-    axis.set_xlabel("value over that with small batches,\nand 95 % interval (no unit)")
+    axis.set_xlabel("value over that with small batches, and 95 % interval (no unit)")
     axis.set_ylabel("measure")
     axis.grid(alpha=0.3, axis="x")
