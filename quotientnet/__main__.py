@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--mode",
         choices=["train", "eval"],
-        help="of the model (eval; the digits: train)",
+        help="of the model (eval)",
     )
     add("--spread", type=float, default=1.0, help="of random log-scales (%(default)s)")
     add("--seed", type=int, default=0, help="of all that is random (%(default)s)")

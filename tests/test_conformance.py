@@ -218,6 +218,18 @@ def test_bad_subjects_are_refused():
 # -- broken manifolds of users, caught by name ---
 
 
+class Pointless(geoopt.Sphere):
+    """Everything but points to try."""
+
+    random = geoopt.Manifold.random
+
+
+def test_a_manifold_without_points_passes_no_law():
+    verdicts = check_manifold(Pointless(), shape=(5,))
+    assert len(verdicts) > 10 and not any(verdict.holds for verdict in verdicts)
+    assert all("define random(*size, dtype, device)" in verdict.reason for verdict in verdicts)
+
+
 class Birkhoff(geoopt.Sphere):
     """Its ``proju`` projects ``x ⊙ u``: right for gradients, no projection."""
 

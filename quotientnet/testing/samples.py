@@ -81,7 +81,12 @@ class Sample:
             "device": self.device,
             "generator": self._generator(1),
         }
-        x = self.manifold.random(*shape, **options)
+        try:
+            x = self.manifold.random(*shape, **options)
+        except NotImplementedError as error:  # else every law would be left out
+            raise TypeError(
+                "the manifold has no points to try: define random(*size, dtype, device)"
+            ) from error
         return x if self.group is None else self.group.act(x, self.element(2))
 
     @cached_property
