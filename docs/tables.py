@@ -8,6 +8,9 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 
+MOST = 3
+"""Columns of a table that a small screen stacks; others scroll, for they need their heads."""
+
 
 def write() -> None:
     """Write the tables of ``benchmarks.rst`` into ``_generated``."""
@@ -519,7 +522,10 @@ def _completeness(rows: list[dict]) -> str:
 
 
 def table(rows: list[list[str]], widths: str = "auto") -> str:
-    lines = [".. list-table::", "   :header-rows: 1", f"   :widths: {widths}", ""]
+    lines = [".. list-table::", "   :header-rows: 1", f"   :widths: {widths}"]
+    if len(rows[0]) > MOST:
+        lines += ["   :class: numbers"]
+    lines += [""]
     for row in rows:
         whole = (re.sub(r"(?<=\de)-(?=\d)", "\u2011", cell) for cell in row)
         lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(whole)]
